@@ -1,0 +1,1 @@
+"""Visual autoregressive image models and diversity methods for them, in plain PyTorch."""

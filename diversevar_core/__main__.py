@@ -1,0 +1,253 @@
+"""The command line: ``python -m diversevar_core sample --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .checkpoints import load_model, load_tokenizer
+from .draw import PerImage, Shared
+from .families.infinity import Infinity, Text
+from .families.var import VAR
+from .pictures import read_picture, sheet, to_pil
+from .sampler import Settings, Step, sample
+from .schedule import PIXELS, Schedule, square
+from .spectral import SITES, DiverseVAR
+from .tokenizers.autoencoder import to_image
+from .tokenizers.bsq import BSQ
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``4,4,3`` -> (4.0, 4.0, 3.0)."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """``4,6`` -> (4, 6)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def aspect(text: str) -> float:
+    """``4:3`` or ``1.333``, height to width."""
+    height, _, width = text.partition(":")
+    return float(height) / float(width or 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="diversevar_core", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("sample", help="make pictures", description="Make pictures.")
+    one.set_defaults(run=run_sample)
+    files = one.add_argument_group("models")
+    files.add_argument("--model", required=True, help="transformer: a file, or a folder of shards")
+    files.add_argument("--vq", required=True, help="its tokenizer")
+    files.add_argument("--text-encoder", help="T5 folder, or file with tokenizer.json beside it")
+    files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    what = one.add_argument_group("what to make")
+    what.add_argument("--prompt", help="text of the picture")
+    what.add_argument("--negative", help="text to steer away from")
+    what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
+    what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
+    what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
+    what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
+    what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
+    what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
+    what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
+    how = one.add_argument_group("how to sample (defaults: the model family's official settings)")
+    how.add_argument("--cfg", type=numbers, help="guidance, one value or a list by scale")
+    how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
+    how.add_argument("--cfg-layer", type=int, default=0, help="0 guides logits, -m block depth-m")
+    how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
+    how.add_argument("--top-k", type=int, help="0 is off")
+    how.add_argument("--top-p", type=float, help="0 is off")
+    how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
+    diverse = one.add_argument_group("DiverseVAR (arXiv 2511.17074)")
+    diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
+    diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
+    diverse.add_argument("--sides", type=integers, default=(4, 6), help="of the maps it acts on")
+    diverse.add_argument("--site", choices=SITES, default="model")
+    diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
+    diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
+    diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")
+    out = one.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
+    )
+    out.add_argument("--trace", type=Path, help="safetensors of every scale's logits and tokens")
+
+    two = commands.add_parser("encode", help="picture -> token maps -> picture")
+    two.set_defaults(run=run_encode)
+    two.add_argument("--vq", required=True, help="tokenizer")
+    two.add_argument("--image", required=True, help="picture file")
+    two.add_argument("--sides", type=integers, required=True, help="of its maps, as in 1,2,4,6,8")
+    two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
+    two.add_argument("--trace", type=Path, help="safetensors of the token maps")
+    return top
+
+
+def fastest_device() -> str:
+    """cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def read_text_features(path: str) -> Text:
+    """Text features of a file: ``text`` (sum of lengths, Ct) cut by ``lens``; negative ones too."""
+    try:
+        tensors = load_file(path)
+        negative = None
+        if "negative_text" in tensors:
+            negative = tensors["negative_text"].split(tensors["negative_lens"].tolist())
+        return Text(tensors["text"].split(tensors["lens"].tolist()), negative)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the tensor {error.args[0]}; add it.") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path} does not hold text features ({error}).") from error
+
+
+def text_condition(args: argparse.Namespace, device: str) -> Text:
+    """The text of every picture: from a features file, or of the prompt."""
+    if args.text_features:
+        given = read_text_features(args.text_features)
+    elif args.prompt is None:
+        raise ValueError("Infinity paints from text; give --prompt, or --text-features.")
+    elif args.text_encoder is None:
+        raise ValueError("A prompt needs a text encoder; give --text-encoder.")
+    else:
+        from .text import load_text_encoder  # transformers takes seconds to import
+
+        encoder = load_text_encoder(args.text_encoder, device)
+        negative = encoder([args.negative]) if args.negative else None
+        given = Text(encoder([args.prompt]), negative)
+    count = pictures(args, len(given.positive))
+    negative = given.negative and cycle(given.negative, count, device)
+    return Text(cycle(given.positive, count, device), negative)
+
+
+def class_condition(args: argparse.Namespace, model: VAR, device: str) -> Tensor:
+    """The class label of every picture."""
+    if args.labels is None:
+        raise ValueError("VAR paints classes; give --labels.")
+    for label in args.labels:
+        if not 0 <= label < model.config.classes:
+            raise ValueError(f"There is no class {label}; the last is {model.config.classes - 1}.")
+    labels = [torch.tensor(label) for label in args.labels]
+    return torch.stack(cycle(labels, pictures(args, len(labels)), device))
+
+
+def pictures(args: argparse.Namespace, given: int) -> int:
+    """How many pictures to make of ``given`` prompts or labels."""
+    count = given if args.batch is None else args.batch
+    if count < 1:
+        raise ValueError(f"--batch must be 1 or more, not {count}.")
+    return count
+
+
+def cycle(values: list[Tensor], count: int, device: str) -> list[Tensor]:
+    """``count`` values, starting over at the end."""
+    return [values[i % len(values)].to(device) for i in range(count)]
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    """Make pictures, save them, print the path."""
+    device = args.device or fastest_device()
+    model = load_model(args.model, device)
+    tokenizer = load_tokenizer(args.vq, device)
+    if isinstance(model, VAR):
+        condition, schedule = class_condition(args, model, device), model.schedule()
+        batch = len(condition)
+    else:
+        condition = text_condition(args, device)
+        schedule, batch = model.schedule(args.aspect, args.pixels), len(condition.positive)
+    defaults = model.defaults()
+    settings = Settings(
+        cfg=args.cfg or (defaults.cfg,),
+        cfg_schedule=args.cfg_schedule or defaults.cfg_schedule,
+        tau=args.tau or (defaults.tau,),
+        top_k=defaults.top_k if args.top_k is None else args.top_k,
+        top_p=defaults.top_p if args.top_p is None else args.top_p,
+        cfg_layer=args.cfg_layer,
+        more_smooth=args.more_smooth,
+    )
+    method = DiverseVAR(
+        ssr=args.ssr,
+        sar=args.sar,
+        sides=args.sides,
+        site=args.site,
+        ssr_alpha=args.ssr_alpha,
+        sar_alpha=args.sar_alpha,
+        relative=not args.absolute,
+    )
+    per_image = args.rng == "per-image"
+    stream = PerImage(args.seed, batch) if per_image else Shared(args.seed, torch.device(device))
+    steps = list(sample(model, tokenizer, condition, schedule, settings, stream, [method]))
+    f_hat = steps[-1].f_hat
+    with torch.no_grad():
+        image = to_image(tokenizer.decode(f_hat))
+    if args.trace:
+        kind = "bits" if isinstance(model, Infinity) else "tokens"
+        save_trace(args.trace, schedule, trace(steps, kind) | {"f_hat": f_hat, "image": image})
+    save_picture(args.out, image)
+
+
+def trace(steps: list[Step], kind: str) -> dict[str, Tensor]:
+    """``logits.K`` and ``tokens.K`` or ``bits.K`` of every scale K."""
+    logits = {f"logits.{step.scale.k}": step.logits for step in steps}
+    return logits | {f"{kind}.{step.scale.k}": step.tokens for step in steps}
+
+
+def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, the schedule ([h, w] of every scale) in its header."""
+    header = {"schedule": json.dumps([[scale.h, scale.w] for scale in schedule])}
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, header)
+
+
+def save_picture(path: Path, image: Tensor) -> None:
+    """Write a picture, or a sheet of several, and print the path."""
+    columns = math.ceil(math.sqrt(len(image)))
+    to_pil(sheet(image, columns)).save(path)
+    print(path)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    """Take a picture through the tokenizer and back."""
+    tokenizer = load_tokenizer(args.vq)
+    schedule = square(args.sides)
+    bits = isinstance(tokenizer, BSQ)
+    stride = tokenizer.config.stride if bits else tokenizer.config.autoencoder.stride
+    size = schedule[-1].w * stride
+    f_hat = None
+    with torch.no_grad():
+        maps = tokenizer.encode(read_picture(args.image, size, size), schedule)
+        for scale, tokens in zip(schedule, maps, strict=True):
+            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
+        image = to_image(tokenizer.decode(f_hat))
+    if args.trace:
+        kind = "bits" if bits else "tokens"
+        tensors = {f"{kind}.{scale.k}": m for scale, m in zip(schedule, maps, strict=True)}
+        save_trace(args.trace, schedule, tensors | {"f_hat": f_hat, "image": image})
+    save_picture(args.out, image)
+
+
+def main() -> None:
+    """Run a command; a ValueError is the user's to mend and is told in its one sentence."""
+    args = parser().parse_args()
+    try:
+        args.run(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

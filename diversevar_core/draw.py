@@ -1,0 +1,80 @@
+"""Logits to tokens, and the random streams behind it.
+
+A token is drawn as ``argmax(p / e)`` with e from the unit exponential distribution, one number
+per choice: the exponential race, which is how ``torch.multinomial`` draws one sample. So one
+picture sees the same numbers here as in the original implementations.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Stream(Protocol):
+    """Where random numbers come from."""
+
+    def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Unit exponential float32 numbers of ``shape``, whose first axis is the picture."""
+        ...
+
+
+class PerImage:
+    """Picture i draws from a stream of its own, seeded seed + i, always on the CPU.
+
+    So its numbers do not depend on the batch, the device or the other pictures.
+    """
+
+    def __init__(self, seed: int, batch: int):
+        self.generators = [torch.Generator().manual_seed((seed + i) % 2**64) for i in range(batch)]
+
+    def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        numbers = torch.empty(shape)
+        for picture, generator in zip(numbers, self.generators, strict=True):
+            picture.exponential_(generator=generator)
+        return numbers.to(device)
+
+
+class Shared:
+    """One stream for the whole batch on the model's device, as the original implementations."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.generator = torch.Generator(device).manual_seed(seed % 2**64)
+
+    def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return torch.empty(shape, device=device).exponential_(generator=self.generator)
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Drop unlikely choices (last axis) by setting their logits to -inf.
+
+    top_k: keep the k largest, 0 keeps all; top_p: keep the likeliest that together reach this
+    probability, 0 keeps all.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        unlikely = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        unlikely[..., -1] = False
+        logits = logits.masked_fill(unlikely.scatter(-1, order, unlikely), float("-inf"))
+    return logits
+
+
+def draw(logits: Tensor, stream: Stream) -> Tensor:
+    """Draw one choice for every entry of (B, ..., choices) logits -> indices (B, ...)."""
+    race = stream.exponential(tuple(logits.shape), logits.device)
+    return (logits.softmax(dim=-1) / race).argmax(dim=-1)
+
+
+def mixture(logits: Tensor, stream: Stream, progress: float) -> Tensor:
+    """VAR's ``more_smooth``: Gumbel-softmax weights (B, n, V) instead of one choice.
+
+    progress: 0 at the first map, 1 at the last; the mixture sharpens with it.
+    """
+    tau = max(0.27 * (1 - 0.95 * progress), 0.005)
+    gumbel = -stream.exponential(tuple(logits.shape), logits.device).log()
+    return ((logits * (1 + progress) + gumbel) / tau).softmax(dim=-1)

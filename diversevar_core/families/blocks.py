@@ -1,0 +1,124 @@
+"""What VAR's and Infinity's transformer blocks share.
+
+Cosine self-attention with a key/value cache, the modulated layer norm, the feed-forward layer
+(``models/basic_var.py`` of FoundationVision/VAR, ``infinity/models/basic.py`` of
+FoundationVision/Infinity). The residual stream is float32; layers compute in ``dtype``.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attention import Attention
+
+EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines (tokens, head_dim / 2) of one map's rotary angles."""
+
+
+class KVCache:
+    """One block's keys and values for all the maps of a picture, in one allocation.
+
+    tokens: room for this many, the sum over the schedule.
+    """
+
+    def __init__(self, tokens: int):
+        self.room, self.filled = tokens, 0
+        self.k = self.v = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (rows, heads, n, c) keys and values; return all there are so far."""
+        if self.k is None:
+            rows, heads, _, c = k.shape
+            self.k, self.v = k.new_empty(2, rows, heads, self.room, c)
+        start, self.filled = self.filled, self.filled + k.shape[2]
+        self.k[:, :, start : self.filled] = k
+        self.v[:, :, start : self.filled] = v
+        return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm without affine terms, then the condition's: (rows, n, C), terms (rows, 1, C)."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn adjacent pairs of (rows, heads, n, c) by the angles of their token."""
+    cos, sin = rotary
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention: unit queries and keys, a learned temperature per head."""
+
+    def __init__(
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.mat_qkv = operations.Linear(width, 3 * width, bias=False, **where)
+        self.q_bias = nn.Parameter(torch.empty(width, **where))
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), over the cached tokens too.
+
+        mask: (1, 1, n, m), True where seen; None sees all, which is right for one map at a time.
+        """
+        q, k, v = self.mat_qkv(x).chunk(3, dim=-1)
+        q, k, v = (
+            rearrange(t, "r n (h c) -> r h n c", h=self.heads)
+            for t in (q + self.q_bias.to(q), k, v + self.v_bias.to(v))
+        )
+        temperature = self.scale_mul_1H11.to(q.device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
+        q = F.normalize(q.float(), dim=-1) * temperature
+        k = F.normalize(k.float(), dim=-1)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        mixed = self.attention(q, k, v, mask, 1.0)
+        return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
+
+    def __init__(self, width: int, hidden: int, operations: ModuleType, **where):
+        super().__init__()
+        self.fc1 = operations.Linear(width, hidden, **where)
+        self.fc2 = operations.Linear(hidden, width, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class HeadNorm(nn.Module):
+    """The modulated norm before the head, float32: (rows, n, C), condition (rows, C)."""
+
+    def __init__(self, width: int, operations: ModuleType, device: torch.device | str | None):
+        super().__init__()
+        linear = operations.Linear(width, 2 * width, device=device, dtype=torch.float32)
+        self.ada_lin = nn.Sequential(nn.SiLU(), linear)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
+        return modulate(x, scale, shift)

@@ -1,0 +1,363 @@
+"""Infinity: text to image by next-scale prediction of bits.
+
+Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, in the one
+combination of options that its releases use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..attention import Attention, sdpa
+from ..schedule import MAPS, PIXELS, Scale, Schedule, infinity_schedule, nearest_aspect, square
+from . import Defaults
+from .blocks import EPS, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
+
+LEVELS = 15  # rows of lvl_embed
+ROTARY_BASE = 10000.0
+RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
+
+
+class Text(NamedTuple):
+    """Text features of a batch: a tensor (length, Ct) a picture, padding dropped.
+
+    negative: features to steer away from; None uses the model's own unconditional rows.
+    """
+
+    positive: Sequence[Tensor]
+    negative: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Sizes of an Infinity transformer.
+
+    bits: bits a token; text: width Ct of the text features; unconditional: rows of the learned
+    unconditional text; level_every: blocks between two additions of the level embedding (the
+    depth, where it is added before the first block only); full_map_positions: rotary positions
+    are those of the 1M schedule's last map (``rope2d_normalized_by_hw`` 2) rather than each
+    map's own (0); sides: the model's own square maps, None for the official schedules; pixels:
+    the budget that it was trained for.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    bits: int
+    text: int
+    hidden: int
+    unconditional: int
+    level_every: int
+    full_map_positions: bool
+    sides: tuple[int, ...] | None
+    pixels: str
+
+
+@dataclass
+class InfinityState:
+    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+
+    schedule: Schedule
+    guided: bool
+    caches: list[KVCache]
+    rotary: Rotary | None = None  # of the current map
+    condition: Tensor | None = None  # (rows, C) float32
+    terms: Tensor | None = None  # (rows, 1, 6, C) float32
+    text: Tensor | None = None  # (rows, m, C)
+    text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
+    memories: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # text keys, values
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official keys -> this module's: block_chunks.i.module.j becomes blocks.n."""
+    places = sorted({chunk_place(key) for key in state_dict} - {None})
+    order = {place: n for n, place in enumerate(places)}
+    return {
+        key
+        if chunk_place(key) is None
+        else f"blocks.{order[chunk_place(key)]}.{key.split('.', 4)[4]}": tensor
+        for key, tensor in state_dict.items()
+    }
+
+
+def chunk_place(key: str) -> tuple[int, int] | None:
+    """(i, j) of a key block_chunks.i.module.j.*, None for another."""
+    match = re.match(r"block_chunks\.(\d+)\.module\.(\d+)\.", key)
+    return match and (int(match[1]), int(match[2]))
+
+
+class CrossAttention(nn.Module):
+    """A map's tokens look at the text's."""
+
+    def __init__(
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.mat_q = operations.Linear(width, width, **where)
+        self.mat_kv = operations.Linear(width, 2 * width, bias=False, **where)
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (rows, m, C) -> keys and values (rows, heads, m, c)."""
+        k, v = self.mat_kv(text).chunk(2, dim=-1)
+        v = v + self.v_bias.to(v)
+        return tuple(rearrange(t, "r m (h c) -> r h m c", h=self.heads) for t in (k, v))
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q = rearrange(self.mat_q(x), "r n (h c) -> r h n c", h=self.heads)
+        mixed = self.attention(q, *memory, mask, q.shape[-1] ** -0.5)
+        return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
+
+
+class TextPool(nn.Module):
+    """One learned query per head gathers the text into a vector: (rows, m, Ct) -> (rows, C)."""
+
+    def __init__(
+        self, text: int, width: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        heads = text // (128 if width <= 4096 else 64)
+        self.attention = attention
+        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads, **where))
+        self.mat_kv = operations.Linear(text, 2 * width, bias=False, **where)
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
+        heads = self.mat_q.shape[1]
+        k, v = self.mat_kv(text).chunk(2, dim=-1)
+        v = v + self.v_bias.to(v)
+        k, v = (rearrange(t, "r m (h c) -> r h m c", h=heads) for t in (k, v))
+        q = repeat(self.mat_q.to(k), "1 h c -> r h 1 c", r=text.shape[0])
+        mixed = self.attention(q, k, v, mask, q.shape[-1] ** -0.5)
+        return self.proj(rearrange(mixed, "r h 1 c -> r (h c)"))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to the text, feed-forward; the first and last modulated."""
+
+    def __init__(
+        self, config: InfinityConfig, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        width = config.width
+        self.dtype = where["dtype"]
+        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
+        self.sa = SelfAttention(width, config.heads, attention, operations, **where)
+        self.ca_norm = operations.LayerNorm(width, eps=EPS, **where)
+        self.ca = CrossAttention(width, config.heads, attention, operations, **where)
+        self.ffn = FeedForward(width, config.hidden, operations, **where)
+
+    def forward(
+        self,
+        x: Tensor,
+        terms: Tensor,
+        memory: tuple[Tensor, Tensor],
+        text_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), float32; ``terms`` (rows, 1, 6, C) from the condition."""
+        terms = self.ada_gss.to(terms) + terms
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = terms.unbind(2)
+        h = self.sa(modulate(x, scale1, shift1).to(self.dtype), cache, rotary, mask)
+        x = x + gamma1 * h
+        x = x + self.ca(self.ca_norm(x.to(self.dtype)), memory, text_mask)
+        h = self.ffn(modulate(x, scale2, shift2).to(self.dtype))
+        return x + gamma2 * h
+
+
+class Infinity(nn.Module):
+    """The transformer; parameter names are the official ones, the chunks' blocks in one list."""
+
+    def __init__(
+        self,
+        config: InfinityConfig,
+        operations: ModuleType = nn,
+        attention: Attention = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        where = {"device": device, "dtype": dtype}
+        exact = {"device": device, "dtype": torch.float32}
+        width = config.width
+        self.cfg_uncond = nn.Parameter(torch.empty(config.unconditional, config.text, **where))
+        self.text_norm = nn.Module()
+        self.text_norm.weight = nn.Parameter(torch.empty(config.text, **exact))
+        self.text_proj_for_sos = nn.Module()
+        self.text_proj_for_sos.ca = TextPool(config.text, width, attention, operations, **where)
+        self.text_proj_for_ca = nn.Sequential(
+            operations.Linear(config.text, width, **where),
+            nn.GELU(approximate="tanh"),
+            operations.Linear(width, width, **where),
+        )
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
+        self.lvl_embed = operations.Embedding(LEVELS, width, **where)
+        self.word_embed = operations.Linear(config.bits, width, **where)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), operations.Linear(width, 6 * width, **exact))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, operations, **where) for _ in range(config.depth)
+        )
+        self.head_nm = HeadNorm(width, operations, device)
+        self.head = operations.Linear(width, 2 * config.bits, **exact)
+
+    @classmethod
+    def read_config(
+        cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
+    ) -> InfinityConfig:
+        """Sizes from the shapes of an official state dict, the rest from ``facts``.
+
+        facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
+        ``rope2d_normalized_by_hw``, ``pn``, and ``patch_nums`` for maps of the model's own; what
+        is missing is as in the releases. KeyError where a tensor is missing.
+        """
+        places = {chunk_place(key) for key in state_dict} - {None}
+        depth = len(places) or len({k.split(".")[1] for k in state_dict if k.startswith("blocks.")})
+        chunks = len({chunk for chunk, _ in places}) or 1
+        only_first = facts.get("add_lvl_embeding_only_first_block", 1)
+        positions = facts.get("rope2d_normalized_by_hw", 2)
+        if positions not in (0, 2):
+            raise ValueError(f"rope2d_normalized_by_hw must be 0 or 2, not {positions!r}")
+        width, bits = state_dict["word_embed.weight"].shape
+        first = "block_chunks.0.module.0" if places else "blocks.0"
+        sides = facts.get("patch_nums")
+        pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
+        if pixels not in PIXELS:
+            raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {pixels!r}")
+        return InfinityConfig(
+            width=width,
+            depth=depth,
+            heads=state_dict[f"{first}.sa.scale_mul_1H11"].numel(),
+            bits=bits,
+            text=state_dict["text_norm.weight"].shape[0],
+            hidden=state_dict[f"{first}.ffn.fc1.weight"].shape[0],
+            unconditional=state_dict["cfg_uncond"].shape[0],
+            level_every=depth if only_first else depth // chunks,
+            full_map_positions=positions == 2,
+            sides=tuple(sides) if sides else None,
+            pixels=pixels,
+        )
+
+    @property
+    def choices(self) -> int:
+        """What is drawn from: a bit's two values."""
+        return 2
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.config.depth
+
+    def defaults(self) -> Defaults:
+        """The settings of the official 2B script."""
+        return Defaults(cfg=4.0, cfg_schedule="flat", tau=0.5, top_k=900, top_p=0.97)
+
+    def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
+        """The token maps of a picture of this aspect (height / width) and pixel budget.
+
+        ValueError where the model has maps of its own and another shape is asked for.
+        """
+        if self.config.sides is None:
+            return infinity_schedule(aspect, pixels or self.config.pixels)
+        if aspect != 1.0 or pixels is not None:
+            raise ValueError(
+                f"This model makes square pictures of one size (sides {self.config.sides}); "
+                "leave the aspect ratio at 1 and the pixel budget unset."
+            )
+        return square(self.config.sides)
+
+    def rotary(self, scale: Scale, schedule: Schedule, device: torch.device) -> Rotary:
+        """Cosines and sines (h * w, head_dim / 2) for one map.
+
+        Half of the angles turn with the row, half with the column.
+        """
+        last = schedule[-1]
+        c = self.config.width // self.config.heads
+        rows, columns = torch.arange(scale.h), torch.arange(scale.w)
+        if self.config.full_map_positions:
+            full_h, full_w = MAPS[nearest_aspect(last.h / last.w)][-1]
+            rows = (rows * (full_h / scale.h)).round()
+            columns = (columns * (full_w / scale.w)).round()
+        frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, c // 2, 2).float() / (c // 2))
+        angles = torch.cat(
+            (
+                repeat(torch.outer(rows.float(), frequencies), "h f -> (h w) f", w=scale.w),
+                repeat(torch.outer(columns.float(), frequencies), "w f -> (h w) f", h=scale.h),
+            ),
+            dim=-1,
+        ).to(device)
+        return angles.cos(), angles.sin()
+
+    def start(self, schedule: Schedule, guided: bool) -> InfinityState:
+        """State for new pictures; ``guided`` adds a row of negative text to every picture's."""
+        tokens = sum(scale.tokens for scale in schedule)
+        return InfinityState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
+
+    def condition(self, state: InfinityState, text: Text) -> None:
+        """Set the text: start vector, modulation terms, and what cross-attention looks at."""
+        rows = list(text.positive)
+        if state.guided:
+            unconditional = self.cfg_uncond.to(rows[0])
+            rows += text.negative or [unconditional[: len(row)] for row in text.positive]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
+        state.text_mask = None
+        if len(set(lengths.tolist())) > 1:
+            seen = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+            state.text_mask = rearrange(seen, "r m -> r 1 1 m")
+        normed = self.norm_text(padded).to(self.dtype)
+        state.condition = self.text_proj_for_sos.ca(normed, state.text_mask).float()
+        state.text = self.text_proj_for_ca(normed)
+        flat = self.shared_ada_lin(state.condition)
+        state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        state.memories.clear()
+
+    def norm_text(self, text: Tensor) -> Tensor:
+        """Root-mean-square norm of the text features (rows, m, Ct), float32."""
+        return F.rms_norm(
+            text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
+        )
+
+    def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
+        """Input of one map, (rows, n, C) float32; features (B, n, bits), None for the first map."""
+        state.rotary = self.rotary(scale, state.schedule, state.condition.device)
+        if features is None:
+            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        else:
+            x = self.word_embed(features.to(self.dtype)).float()
+            x = torch.cat((x, x)) if state.guided else x
+        return x + self.level(scale, x.device)
+
+    def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
+        """Block i on one map, (rows, n, C)."""
+        block = self.blocks[i]
+        if i not in state.memories:
+            state.memories[i] = block.ca.memory(state.text)
+        if i > 0 and i % self.config.level_every == 0:
+            x = x + self.level(scale, x.device)
+        return block(
+            x, state.terms, state.memories[i], state.text_mask, state.caches[i], state.rotary
+        )
+
+    def level(self, scale: Scale, device: torch.device) -> Tensor:
+        """The level embedding of one map, (1, C) float32."""
+        return self.lvl_embed(torch.tensor([scale.k], device=device)).float()
+
+    def logits(self, state: InfinityState, x: Tensor) -> Tensor:
+        """(rows, n, C) -> (rows, n, bits * 2) float32; fewer rows are the state's first ones."""
+        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

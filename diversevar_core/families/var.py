@@ -1,0 +1,197 @@
+"""VAR: class-conditional next-scale prediction over codebook indices.
+
+Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of FoundationVision/VAR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..attention import Attention, sdpa
+from ..schedule import Scale, Schedule, square
+from . import Defaults
+from .blocks import FeedForward, HeadNorm, KVCache, SelfAttention, modulate
+
+# (scales K, tokens L) of the official releases -> sides of their maps
+RELEASED_SIDES = {
+    (10, 680): (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),  # 256 pixels
+    (10, 2240): (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),  # 512 pixels
+}
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Sizes of a VAR transformer, and the sides of its token maps.
+
+    features: channels D of the tokenizer's features; codebook: its rows V; shared_ada: one
+    condition projection for all blocks (the 512-pixel release).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    classes: int
+    features: int
+    codebook: int
+    sides: tuple[int, ...]
+    shared_ada: bool
+
+
+@dataclass
+class VARState:
+    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+
+    schedule: Schedule
+    guided: bool
+    caches: list[KVCache]
+    condition: Tensor | None = None  # (rows, C) float32
+    shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, config: VARConfig, attention: Attention, operations: ModuleType, **where):
+        super().__init__()
+        width = config.width
+        self.dtype = where["dtype"]
+        self.attn = SelfAttention(width, config.heads, attention, operations, **where)
+        self.ffn = FeedForward(width, 4 * width, operations, **where)
+        if config.shared_ada:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
+        else:
+            linear = operations.Linear(width, 6 * width, **where)
+            self.ada_lin = nn.Sequential(nn.SiLU(), linear)
+
+    def terms(self, state: VARState) -> tuple[Tensor, ...]:
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, each (rows, 1, C) float32."""
+        if state.shared_terms is not None:
+            terms = self.ada_gss.to(state.shared_terms) + state.shared_terms
+        else:
+            flat = self.ada_lin(state.condition.to(self.dtype)).float()
+            terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        return terms.unbind(2)
+
+    def forward(self, x: Tensor, state: VARState, cache: KVCache) -> Tensor:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = self.terms(state)
+        h = self.attn(modulate(x, scale1, shift1).to(self.dtype), cache)
+        x = x + gamma1 * h
+        h = self.ffn(modulate(x, scale2, shift2).to(self.dtype))
+        return x + gamma2 * h
+
+
+class VAR(nn.Module):
+    """The transformer; parameter names are those of the official checkpoints."""
+
+    def __init__(
+        self,
+        config: VARConfig,
+        operations: ModuleType = nn,
+        attention: Attention = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        where = {"device": device, "dtype": dtype}
+        width, maps = config.width, square(config.sides)
+        self.word_embed = operations.Linear(config.features, width, **where)
+        self.class_emb = operations.Embedding(config.classes + 1, width, **where)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
+        self.pos_1LC = nn.Parameter(torch.empty(1, sum(m.tokens for m in maps), width, **where))
+        self.lvl_embed = operations.Embedding(len(maps), width, **where)
+        if config.shared_ada:
+            linear = operations.Linear(width, 6 * width, **where)
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), linear)
+        self.blocks = nn.ModuleList(
+            Block(config, attention, operations, **where) for _ in range(config.depth)
+        )
+        self.head_nm = HeadNorm(width, operations, device)
+        self.head = operations.Linear(width, config.codebook, device=device, dtype=torch.float32)
+
+    @classmethod
+    def read_config(
+        cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
+    ) -> VARConfig:
+        """Sizes from the shapes of an official state dict, sides from ``facts["patch_nums"]``.
+
+        Without that entry the sides are those of the release with as many maps and tokens;
+        ValueError where there is none. KeyError where a tensor is missing.
+        """
+        maps, width = state_dict["lvl_embed.weight"].shape
+        tokens = state_dict["pos_1LC"].shape[1]
+        sides = facts.get("patch_nums") or RELEASED_SIDES.get((maps, tokens))
+        if sides is None or len(sides) != maps or sum(s * s for s in sides) != tokens:
+            raise ValueError(
+                f"its {maps} token maps of {tokens} tokens together are no official release's; "
+                'put {"patch_nums": [...]} with the sides of its maps into a .json file beside it'
+            )
+        blocks = {key.split(".")[1] for key in state_dict if key.startswith("blocks.")}
+        return VARConfig(
+            width=width,
+            depth=len(blocks),
+            heads=state_dict["blocks.0.attn.scale_mul_1H11"].numel(),
+            classes=state_dict["class_emb.weight"].shape[0] - 1,
+            features=state_dict["word_embed.weight"].shape[1],
+            codebook=state_dict["head.weight"].shape[0],
+            sides=tuple(sides),
+            shared_ada="shared_ada_lin.1.weight" in state_dict,
+        )
+
+    @property
+    def choices(self) -> int:
+        """What a token is drawn from: the codebook's rows."""
+        return self.config.codebook
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.config.depth
+
+    def defaults(self) -> Defaults:
+        """The settings of the official demo."""
+        return Defaults(cfg=4.0, cfg_schedule="ramp", tau=1.0, top_k=900, top_p=0.95)
+
+    def schedule(self) -> Schedule:
+        """The token maps that the model was trained on."""
+        return square(self.config.sides)
+
+    def start(self, schedule: Schedule, guided: bool) -> VARState:
+        """State for new pictures; ``guided`` adds a row without condition to every picture's."""
+        tokens = sum(scale.tokens for scale in schedule)
+        return VARState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
+
+    def condition(self, state: VARState, labels: Tensor) -> None:
+        """Set the classes: labels (B,), 0-based."""
+        if state.guided:
+            labels = torch.cat((labels, torch.full_like(labels, self.config.classes)))
+        state.condition = self.class_emb(labels).float()
+        if self.config.shared_ada:
+            flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
+            state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+
+    def embed(self, state: VARState, features: Tensor | None, scale: Scale) -> Tensor:
+        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map."""
+        if features is None:
+            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        else:
+            x = self.word_embed(features.to(self.dtype)).float()
+            x = torch.cat((x, x)) if state.guided else x
+        begin = sum(before.tokens for before in state.schedule[: scale.k])
+        position = self.pos_1LC[:, begin : begin + scale.tokens].to(x)
+        level = self.lvl_embed(torch.tensor([scale.k], device=x.device)).to(x)
+        return x + (level + position)
+
+    def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
+        """Block i on one map, (rows, n, C)."""
+        return self.blocks[i](x, state, state.caches[i])
+
+    def logits(self, state: VARState, x: Tensor) -> Tensor:
+        """(rows, n, C) -> (rows, n, V) float32; fewer rows than the state's are its first ones."""
+        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -1,0 +1,116 @@
+"""Which token maps a picture is made of: scales, sides, aspect ratios, pixel budgets.
+
+A schedule is a tuple of scales, coarse to fine. VAR's maps are squares of given sides
+(arXiv 2404.02905); Infinity's follow the picture's aspect ratio (arXiv 2412.04431, and
+``infinity/utils/dynamic_resolution.py`` of FoundationVision/Infinity).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Scale(NamedTuple):
+    """One token map: its 0-based place k, its height and width in tokens, and its side.
+
+    ``side`` is the side of the square schedule's map in the same place, so that "side 4" names
+    the same stage of the picture at every aspect ratio.
+    """
+
+    k: int
+    h: int
+    w: int
+    side: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the map."""
+        return self.h * self.w
+
+
+Schedule = tuple[Scale, ...]
+
+PIXELS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # pixel budget -> number of maps
+
+SQUARE_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
+
+# height / width -> the maps of the 1M schedule, for pictures at least as high as wide
+PORTRAIT_MAPS = {
+    1.0: tuple((side, side) for side in SQUARE_SIDES),
+    1.25: (
+        (1, 1), (2, 2), (3, 3), (5, 4), (10, 8), (15, 12), (20, 16), (25, 20), (30, 24), (35, 28),
+        (45, 36), (55, 44), (70, 56),
+    ),
+    1.333: (
+        (1, 1), (2, 2), (4, 3), (8, 6), (12, 9), (16, 12), (20, 15), (24, 18), (28, 21), (36, 27),
+        (48, 36), (60, 45), (72, 54),
+    ),
+    1.5: (
+        (1, 1), (2, 2), (3, 2), (6, 4), (9, 6), (15, 10), (21, 14), (27, 18), (33, 22), (39, 26),
+        (48, 32), (63, 42), (78, 52),
+    ),
+    1.75: (
+        (1, 1), (2, 2), (3, 3), (7, 4), (11, 6), (14, 8), (21, 12), (28, 16), (35, 20), (42, 24),
+        (56, 32), (70, 40), (84, 48),
+    ),
+    2.0: (
+        (1, 1), (2, 2), (4, 2), (6, 3), (10, 5), (16, 8), (22, 11), (30, 15), (38, 19), (46, 23),
+        (60, 30), (74, 37), (90, 45),
+    ),
+    2.5: (
+        (1, 1), (2, 2), (5, 2), (10, 4), (15, 6), (20, 8), (25, 10), (30, 12), (40, 16), (50, 20),
+        (65, 26), (80, 32), (100, 40),
+    ),
+    3.0: (
+        (1, 1), (2, 2), (6, 2), (9, 3), (15, 5), (21, 7), (27, 9), (36, 12), (45, 15), (54, 18),
+        (72, 24), (90, 30), (111, 37),
+    ),
+}  # fmt: skip
+
+# every official height / width; landscapes are the transposes of the portraits
+MAPS = PORTRAIT_MAPS | {
+    int(1000 / ratio) / 1000: tuple((w, h) for h, w in maps)
+    for ratio, maps in PORTRAIT_MAPS.items()
+    if ratio > 1
+}
+
+
+def square(sides: Sequence[int]) -> Schedule:
+    """The schedule of square token maps with these sides, e.g. VAR's ``patch_nums``."""
+    return tuple(Scale(k, side, side, side) for k, side in enumerate(sides))
+
+
+def nearest_aspect(aspect: float) -> float:
+    """The official height-to-width ratio nearest to ``aspect``."""
+    return min(MAPS, key=lambda ratio: abs(ratio - aspect))
+
+
+def infinity_schedule(aspect: float = 1.0, pixels: str = "1M") -> Schedule:
+    """Infinity's schedule for the official ratio nearest to ``aspect`` (height / width).
+
+    pixels: the budget, one of ``PIXELS``; it cuts the 1M schedule short.
+    """
+    if pixels not in PIXELS:
+        raise ValueError(f"Unknown pixel budget {pixels!r}; choose one of {', '.join(PIXELS)}.")
+    if not aspect > 0:
+        raise ValueError(f"The aspect ratio (height to width) must be above 0, not {aspect}.")
+    maps = MAPS[nearest_aspect(aspect)][: PIXELS[pixels]]
+    return tuple(
+        Scale(k, h, w, side)
+        for k, ((h, w), side) in enumerate(zip(maps, SQUARE_SIDES, strict=False))
+    )
+
+
+def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
+    """One value a scale: a list shorter than the schedule repeats its last value."""
+    if not 1 <= len(values) <= len(schedule):
+        raise ValueError(
+            f"{name} has {len(values)} values, but this picture has {len(schedule)} scales; "
+            f"give one value, or up to {len(schedule)}."
+        )
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}.")
+    return tuple(values) + (values[-1],) * (len(schedule) - len(values))

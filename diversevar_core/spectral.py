@@ -1,0 +1,110 @@
+"""DiverseVAR: soft suppression and amplification of singular values.
+
+Wang et al., "Diversity Has Always Been There in Your Visual Autoregressive Models",
+arXiv 2511.17074. At early maps, SSR softens the dominant singular values of the transformer's
+input feature map, ``alpha * exp(-beta * s) * s``, and SAR strengthens those of its output,
+``alpha * exp(beta * s) * s``. The matrix is tokens by channels, one per picture and guidance row.
+
+The singular vectors are never needed on the long side: with F F^T = W diag(s^2) W^T the result
+is W diag(gain(s)) W^T F, one small symmetric eigendecomposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .methods import Method
+from .schedule import Scale, Schedule
+
+MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
+SITES = ("model", "block")
+
+
+def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) -> Tensor:
+    """Multiply each singular value s of (..., n, C) matrices by ``alpha * exp(rate * s)``.
+
+    rate: negative suppresses dominant values, positive amplifies them. Relative rates are per
+    s / s_1, so that the largest value's gain is ``alpha * exp(rate)`` on every model; absolute
+    ones are the paper's beta, in units of 1 / s.
+    Computed in float32; the exponent is bounded by ``MAX_EXPONENT``. Rate 0 with alpha 1 is the
+    identity, bit for bit.
+    """
+    if rate == 0 and alpha == 1:
+        return x
+    matrix = x.float()
+    size = matrix.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    unit = matrix / size  # squares of what is left neither overflow nor vanish
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    gram = unit @ unit.mT if wide else unit.mT @ unit
+    squares, vectors = torch.linalg.eigh(gram)  # ascending
+    s = squares.clamp(min=0).sqrt()
+    unit_of_s = (
+        s[..., -1:].clamp(min=torch.finfo(torch.float32).tiny) if relative else 1 / size[..., 0]
+    )
+    gain = alpha * (rate * (s / unit_of_s)).clamp(max=MAX_EXPONENT).exp()
+    filtered = (vectors * gain.unsqueeze(-2)) @ vectors.mT
+    return (filtered @ matrix if wide else matrix @ filtered).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class DiverseVAR(Method):
+    """SSR on inputs and SAR on outputs, at the maps of the given sides.
+
+    ssr, sar: strengths (the paper's beta), 0 and above; 0 is off. ssr_alpha, sar_alpha: the
+    paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
+    sides: of the square schedule's maps (at other aspect ratios, the maps in the same places).
+    site: "model" works once, on the transformer's input and output, "block" on every block's.
+    """
+
+    ssr: float = 0.0
+    sar: float = 0.0
+    sides: tuple[int, ...] = (4, 6)
+    site: str = "model"
+    ssr_alpha: float = 1.0
+    sar_alpha: float = 1.0
+    relative: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of 0 or more, not {value}.")
+        if self.site not in SITES:
+            raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
+
+    def check(self, schedule: Schedule) -> None:
+        """Raise ValueError where a side is not in the schedule."""
+        known = [scale.side for scale in schedule]
+        for side in self.sides:
+            if side not in known:
+                raise ValueError(
+                    f"This picture has no token map of side {side}; "
+                    f"its sides are {', '.join(map(str, known))}."
+                )
+
+    def suppress(self, x: Tensor, scale: Scale) -> Tensor:
+        """SSR, where the map is one of ``sides``."""
+        if scale.side not in self.sides:
+            return x
+        return reweight(x, -self.ssr, self.ssr_alpha, self.relative)
+
+    def amplify(self, x: Tensor, scale: Scale) -> Tensor:
+        """SAR, where the map is one of ``sides``."""
+        if scale.side not in self.sides:
+            return x
+        return reweight(x, self.sar, self.sar_alpha, self.relative)
+
+    def input(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.suppress(x, scale) if self.site == "model" else x
+
+    def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
+        if self.site == "model":
+            return run(x)
+        return self.amplify(run(self.suppress(x, scale)), scale)
+
+    def output(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.amplify(x, scale) if self.site == "model" else x
