@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoints import load_model, load_tokenizer
-from .draw import PerImage, Shared
 from .families.infinity import Infinity, Text
 from .families.var import VAR
 from .pictures import read_picture, sheet, to_pil
@@ -74,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     diverse = one.add_argument_group("DiverseVAR (arXiv 2511.17074)")
     diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
-    diverse.add_argument("--sides", type=integers, default=(4, 6), help="of the maps it acts on")
+    diverse.add_argument("--sides", type=integers, help="of the maps it acts on (default: 4,6)")
     diverse.add_argument("--site", choices=SITES, default="model")
     diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
     diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
@@ -166,10 +165,9 @@ def run_sample(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.vq, device)
     if isinstance(model, VAR):
         condition, schedule = class_condition(args, model, device), model.schedule()
-        batch = len(condition)
     else:
         condition = text_condition(args, device)
-        schedule, batch = model.schedule(args.aspect, args.pixels), len(condition.positive)
+        schedule = model.schedule(args.aspect, args.pixels)
     defaults = model.defaults()
     settings = Settings(
         cfg=args.cfg or (defaults.cfg,),
@@ -189,9 +187,10 @@ def run_sample(args: argparse.Namespace) -> None:
         sar_alpha=args.sar_alpha,
         relative=not args.absolute,
     )
-    per_image = args.rng == "per-image"
-    stream = PerImage(args.seed, batch) if per_image else Shared(args.seed, torch.device(device))
-    steps = list(sample(model, tokenizer, condition, schedule, settings, stream, [method]))
+    shared = args.rng == "shared"
+    steps = list(
+        sample(model, tokenizer, condition, schedule, settings, args.seed, shared, [method])
+    )
     f_hat = steps[-1].f_hat
     with torch.no_grad():
         image = to_image(tokenizer.decode(f_hat))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .draw import Stream, draw, mixture, truncate
+from .draw import PerImage, Shared, Stream, draw, mixture, truncate
 from .families.infinity import Infinity, Text
 from .families.var import VAR
 from .methods import Method
@@ -97,21 +97,68 @@ def guide(rows: Tensor, g: float) -> Tensor:
     return g * conditional + (1 - g) * unconditional
 
 
-@torch.no_grad()
 def sample(
     model: VAR | Infinity,
     tokenizer: VQVAE | BSQ,
     condition: Tensor | Text,
     schedule: Schedule,
     settings: Settings,
-    stream: Stream,
+    seed: int,
+    shared: bool = False,
     methods: Sequence[Method] = (),
 ) -> Iterator[Step]:
     """Sample a batch of pictures, yielding after every map; the last step's f_hat is decoded.
 
-    condition: class labels (B,) for VAR, ``Text`` for Infinity. methods: applied in their order.
-    Raises ValueError where settings, methods and schedule do not fit.
+    condition: class labels (B,) for VAR, ``Text`` for Infinity. seed: picture i draws what
+    seed + i alone draws; with ``shared`` the batch draws from one stream, as the original
+    implementations. methods: applied in their order.
+    Raises ValueError where models, settings, methods and schedule do not fit.
+
+    On a CPU, where a batch saves no time, every picture is computed alone: matrix products round
+    differently with the number of rows, and so its tokens do not depend on its neighbours.
     """
+    conditions = split(condition)
+    device = (condition if isinstance(condition, Tensor) else condition.positive[0]).device
+    if shared:
+        stream = Shared(seed, device)
+    elif device.type != "cpu":
+        stream = PerImage(seed, len(conditions))
+    else:
+        loops = [
+            scale_loop(model, tokenizer, alone, schedule, settings, PerImage(seed + i, 1), methods)
+            for i, alone in enumerate(conditions)
+        ]
+        for steps in zip(*loops, strict=True):
+            scale, *_ = steps[0]
+            yield Step(
+                scale, *(torch.cat(parts) for parts in zip(*(s[1:] for s in steps), strict=True))
+            )
+        return
+    yield from scale_loop(model, tokenizer, condition, schedule, settings, stream, methods)
+
+
+def split(condition: Tensor | Text) -> list[Tensor | Text]:
+    """The condition of every single picture of a batch."""
+    if isinstance(condition, Tensor):
+        return list(condition.split(1))
+    negatives = condition.negative or [None] * len(condition.positive)
+    return [
+        Text([positive], None if negative is None else [negative])
+        for positive, negative in zip(condition.positive, negatives, strict=True)
+    ]
+
+
+@torch.no_grad()
+def scale_loop(
+    model: VAR | Infinity,
+    tokenizer: VQVAE | BSQ,
+    condition: Tensor | Text,
+    schedule: Schedule,
+    settings: Settings,
+    stream: Stream,
+    methods: Sequence[Method],
+) -> Iterator[Step]:
+    """``sample`` for pictures that are computed together and draw from ``stream``."""
     check_pair(model, tokenizer)
     factors = guidance(settings, schedule)
     taus = per_scale("tau", settings.tau, schedule)

@@ -22,6 +22,7 @@ from .schedule import Scale, Schedule
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("model", "block")
+DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
 
 
 def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) -> Tensor:
@@ -30,24 +31,20 @@ def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) 
     rate: negative suppresses dominant values, positive amplifies them. Relative rates are per
     s / s_1, so that the largest value's gain is ``alpha * exp(rate)`` on every model; absolute
     ones are the paper's beta, in units of 1 / s.
-    Computed in float32; the exponent is bounded by ``MAX_EXPONENT``. Rate 0 with alpha 1 is the
-    identity, bit for bit.
+    Computed in float64, as squaring halves the digits (on the CPU for MPS, which has none); the
+    exponent is bounded by ``MAX_EXPONENT``. Rate 0 with alpha 1 is the identity, bit for bit.
     """
     if rate == 0 and alpha == 1:
         return x
-    matrix = x.float()
-    size = matrix.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    unit = matrix / size  # squares of what is left neither overflow nor vanish
+    matrix = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
     wide = matrix.shape[-2] <= matrix.shape[-1]
-    gram = unit @ unit.mT if wide else unit.mT @ unit
+    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
     squares, vectors = torch.linalg.eigh(gram)  # ascending
     s = squares.clamp(min=0).sqrt()
-    unit_of_s = (
-        s[..., -1:].clamp(min=torch.finfo(torch.float32).tiny) if relative else 1 / size[..., 0]
-    )
-    gain = alpha * (rate * (s / unit_of_s)).clamp(max=MAX_EXPONENT).exp()
-    filtered = (vectors * gain.unsqueeze(-2)) @ vectors.mT
-    return (filtered @ matrix if wide else matrix @ filtered).to(x.dtype)
+    unit = s[..., -1:].clamp(min=torch.finfo(s.dtype).tiny) if relative else 1.0
+    gain = alpha * (rate * (s / unit)).clamp(max=MAX_EXPONENT).exp()
+    function = (vectors * gain.unsqueeze(-2)) @ vectors.mT
+    return (function @ matrix if wide else matrix @ function).to(x)
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,14 @@ class DiverseVAR(Method):
 
     ssr, sar: strengths (the paper's beta), 0 and above; 0 is off. ssr_alpha, sar_alpha: the
     paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
-    sides: of the square schedule's maps (at other aspect ratios, the maps in the same places).
+    sides: of the square schedule's maps (at other aspect ratios, the maps in the same places);
+    None is ``DEFAULT_SIDES``.
     site: "model" works once, on the transformer's input and output, "block" on every block's.
     """
 
     ssr: float = 0.0
     sar: float = 0.0
-    sides: tuple[int, ...] = (4, 6)
+    sides: tuple[int, ...] | None = None
     site: str = "model"
     ssr_alpha: float = 1.0
     sar_alpha: float = 1.0
@@ -79,24 +77,24 @@ class DiverseVAR(Method):
     def check(self, schedule: Schedule) -> None:
         """Raise ValueError where a side is not in the schedule."""
         known = [scale.side for scale in schedule]
-        for side in self.sides:
+        for side in self.sides or ():
             if side not in known:
                 raise ValueError(
                     f"This picture has no token map of side {side}; "
                     f"its sides are {', '.join(map(str, known))}."
                 )
 
+    def acts_on(self, scale: Scale) -> bool:
+        """Whether the map is one of ``sides``."""
+        return scale.side in (DEFAULT_SIDES if self.sides is None else self.sides)
+
     def suppress(self, x: Tensor, scale: Scale) -> Tensor:
-        """SSR, where the map is one of ``sides``."""
-        if scale.side not in self.sides:
-            return x
-        return reweight(x, -self.ssr, self.ssr_alpha, self.relative)
+        """SSR, where the method acts."""
+        return reweight(x, -self.ssr, self.ssr_alpha, self.relative) if self.acts_on(scale) else x
 
     def amplify(self, x: Tensor, scale: Scale) -> Tensor:
-        """SAR, where the map is one of ``sides``."""
-        if scale.side not in self.sides:
-            return x
-        return reweight(x, self.sar, self.sar_alpha, self.relative)
+        """SAR, where the method acts."""
+        return reweight(x, self.sar, self.sar_alpha, self.relative) if self.acts_on(scale) else x
 
     def input(self, x: Tensor, scale: Scale) -> Tensor:
         return self.suppress(x, scale) if self.site == "model" else x

@@ -106,7 +106,7 @@ class VQVAE(nn.Module):
         Returns the new sum and the next map's input features (B, h'*w', D), None at the end.
         """
         if tokens.is_floating_point():
-            mixed = tokens @ self.quantize.embedding.weight
+            mixed = tokens @ self.quantize.embedding.weight.to(tokens)
             rows = rearrange(mixed, "b (h w) d -> b d h w", h=scale.h)
         else:
             rows = self.embed(tokens, scale)
@@ -142,7 +142,7 @@ class VQVAE(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Features (B, n, D) -> index of the nearest codebook row (B, n)."""
-        rows = self.quantize.embedding.weight
+        rows = self.quantize.embedding.weight.to(z)
         distance = z.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * z @ rows.T
         return distance.argmin(-1)
 

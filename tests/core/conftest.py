@@ -1,0 +1,41 @@
+"""Checkpoints of the reference cases, written once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import Case, write_case
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def var_case(folder) -> Case:
+    return write_case("var_plain", folder)
+
+
+@pytest.fixture(scope="session")
+def infinity_case(folder) -> Case:
+    return write_case("infinity_plain", folder)
+
+
+@pytest.fixture(scope="session")
+def cases(var_case, infinity_case) -> dict[str, Case]:
+    return {"var": var_case, "infinity": infinity_case}
+
+
+@pytest.fixture
+def command_line():
+    """Run ``python -m diversevar_core`` with these arguments; returns the finished process."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "diversevar_core", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    return run

@@ -1,0 +1,142 @@
+"""What seeds, batches and methods mean for the pictures."""
+
+import pytest
+import torch
+
+from diversevar_core.attention import eager
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.draw import PerImage, draw, truncate
+from diversevar_core.families.infinity import Text
+from diversevar_core.methods import Method
+from diversevar_core.sampler import Settings, sample
+from diversevar_core.spectral import DiverseVAR
+
+SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
+
+
+@pytest.fixture(scope="module")
+def pair(infinity_case):
+    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+
+
+def prompts(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [0.2 * torch.randn(length, 256, generator=generator) for length in lengths]
+
+
+def tokens(pair, texts, seed, settings=SETTINGS, methods=(), shared=False):
+    model, tokenizer = pair
+    schedule = model.schedule()
+    steps = sample(model, tokenizer, Text(texts), schedule, settings, seed, shared, methods)
+    return [step.tokens for step in steps]
+
+
+def test_a_picture_of_a_batch_is_the_picture_alone(pair):
+    texts = prompts(5, 3, 7)
+    together = tokens(pair, texts, 40, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
+    for i, text in enumerate(texts):
+        alone = tokens(pair, [text], 40 + i, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+def test_one_picture_is_the_same_with_either_stream(pair):
+    texts = prompts(4)
+    for a, b in zip(tokens(pair, texts, 3), tokens(pair, texts, 3, shared=True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_draw_is_torchs_multinomial():
+    logits = torch.randn(1, 500, 20, generator=torch.Generator().manual_seed(0))
+    want = torch.multinomial(
+        logits.softmax(-1)[0], 1, replacement=True, generator=torch.Generator().manual_seed(7)
+    )
+    assert torch.equal(draw(logits, PerImage(7, 1))[0], want[:, 0])
+
+
+def test_truncation_keeps_the_likeliest():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert truncate(logits, 2, 0.0).isfinite().tolist() == [[True, True, False, False]]
+    assert truncate(logits, 0, 0.6).isfinite().tolist() == [[True, True, False, False]]
+    assert truncate(logits, 0, 0.4).isfinite().tolist() == [[True, False, False, False]]
+    assert truncate(logits, 0, 0.0).isfinite().all()
+
+
+def test_the_method_changes_pictures_and_strength_zero_does_not(pair):
+    texts = prompts(4)
+    plain = tokens(pair, texts, 3)
+    off = tokens(pair, texts, 3, methods=[DiverseVAR(site="block")])
+    on = tokens(pair, texts, 3, methods=[DiverseVAR(sar=2.0)])
+    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:2], on[:2], strict=True))  # sides 1, 2
+    assert not torch.equal(plain[2], on[2])  # side 4
+
+
+def test_a_method_sees_every_stage(pair):
+    class Recorder(Method):
+        def __init__(self):
+            self.seen = []
+
+        def text(self, condition, scale):
+            self.seen.append("text")
+            return condition
+
+        def input(self, x, scale):
+            self.seen.append("input")
+            return x
+
+        def block(self, run, i, scale, x):
+            self.seen.append(f"block {i}")
+            return run(x)
+
+        def output(self, x, scale):
+            self.seen.append("output")
+            return x
+
+        def logits(self, logits, scale):
+            self.seen.append("logits")
+            return logits
+
+    recorder = Recorder()
+    tokens(pair, prompts(4), 0, methods=[recorder])
+    blocks = [f"block {i}" for i in range(4)]
+    assert recorder.seen == ["text", "input", *blocks, "output", "logits"] * 7
+
+
+def test_text_changed_at_a_scale_counts_from_there(pair):
+    first, second = prompts(4, 6)
+
+    class Swap(Method):
+        def text(self, condition, scale):
+            return Text([second]) if scale.k >= 3 else condition
+
+    plain, other = tokens(pair, [first], 0), tokens(pair, [first], 0, methods=[Swap()])
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], other[:3], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(plain[3:], other[3:], strict=True))
+
+
+def test_eager_attention_agrees_with_the_fused_kernel(infinity_case, pair):
+    model = load_model(infinity_case.model, attention=eager)
+    texts = prompts(5, 2)
+    condition, schedule = Text(texts), model.schedule()
+    steps = [
+        list(sample(m, pair[1], condition, schedule, SETTINGS, 0, True)) for m in (model, pair[0])
+    ]
+    for ours, theirs in zip(*steps, strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tau": (0.0,)}, "tau must be above 0"),
+        ({"cfg": (float("nan"),)}, "cfg must be a finite number"),
+        ({"cfg": (1.0,) * 8}, "cfg has 8 values, but this picture has 7 scales"),
+        ({"cfg_layer": -4}, "cfg_layer must be 0"),
+        ({"top_p": 1.5}, "top_p from 0 to 1"),
+        ({"more_smooth": True}, "more_smooth blends codebook rows"),
+    ],
+)
+def test_impossible_settings_are_refused(pair, change, sentence):
+    settings = Settings(**{**SETTINGS.__dict__, **change})
+    with pytest.raises(ValueError, match=sentence):
+        tokens(pair, prompts(4), 0, settings)
