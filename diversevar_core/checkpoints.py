@@ -108,12 +108,10 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
             f"{file} is truncated or not a safetensors file ({error}); download it again."
         ) from error
     except pickle.UnpicklingError as error:
-        if "weights" in str(error).lower() and "global" in str(error).lower():
-            raise CheckpointError(
-                f"{file} holds code or objects besides tensors, which is never run; "
-                "use a safetensors version of the file."
-            ) from error
-        raise CheckpointError(f"{file} is not a checkpoint; choose another file.") from error
+        raise CheckpointError(
+            f"{file} holds something other than tensors, and code in it is never run; "
+            "use a safetensors version of it, or choose another file."
+        ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise CheckpointError(
             f"{file} is truncated or not a checkpoint; download it again."

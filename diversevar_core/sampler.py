@@ -129,10 +129,8 @@ def sample(
             for i, alone in enumerate(conditions)
         ]
         for steps in zip(*loops, strict=True):
-            scale, *_ = steps[0]
-            yield Step(
-                scale, *(torch.cat(parts) for parts in zip(*(s[1:] for s in steps), strict=True))
-            )
+            parts = zip(*(step[1:] for step in steps), strict=True)
+            yield Step(steps[0].scale, *map(torch.cat, parts))
         return
     yield from scale_loop(model, tokenizer, condition, schedule, settings, stream, methods)
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -50,3 +55,26 @@ def write_case(name: str, folder: Path) -> Case:
     tokenizer = paths.pop("vae")
     (model,) = paths.values()
     return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, tokenizer)
+
+
+def write_text_encoder(folder: Path, width: int = 256) -> Path:
+    """Write a random T5 encoder of this width with a word-level tokenizer, as transformers does."""
+    words = "<pad> </s> <unk> a red apple cat on the moon picture of".split()
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(words),
+        d_model=width,
+        d_kv=32,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder

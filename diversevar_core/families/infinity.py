@@ -309,11 +309,20 @@ class Infinity(nn.Module):
         return InfinityState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
 
     def condition(self, state: InfinityState, text: Text) -> None:
-        """Set the text: start vector, modulation terms, and what cross-attention looks at."""
+        """Set the text: start vector, modulation terms, and what cross-attention looks at.
+
+        ValueError where the features are not as wide as the model's.
+        """
         rows = list(text.positive)
         if state.guided:
-            unconditional = self.cfg_uncond.to(rows[0])
-            rows += text.negative or [unconditional[: len(row)] for row in text.positive]
+            own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
+            rows += text.negative or own
+        for row in rows:
+            if row.shape[-1] != self.config.text:
+                raise ValueError(
+                    f"The text features are {row.shape[-1]} wide, but this model reads "
+                    f"{self.config.text}; use the text encoder that it was trained with."
+                )
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
         state.text_mask = None

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import Case, write_case
+from cases import Case, write_case, write_text_encoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +28,11 @@ def infinity_case(folder) -> Case:
 @pytest.fixture(scope="session")
 def cases(var_case, infinity_case) -> dict[str, Case]:
     return {"var": var_case, "infinity": infinity_case}
+
+
+@pytest.fixture(scope="session")
+def text_encoder(folder) -> Path:
+    return write_text_encoder(folder / "t5")
 
 
 @pytest.fixture
