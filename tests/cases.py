@@ -59,7 +59,20 @@ def write_case(name: str, folder: Path) -> Case:
 
 def write_text_encoder(folder: Path, width: int = 256) -> Path:
     """Write a random T5 encoder of this width with a word-level tokenizer, as transformers does."""
-    words = "<pad> </s> <unk> a red apple cat on the moon picture of".split()
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "a",
+        "red",
+        "apple",
+        "cat",
+        "on",
+        "the",
+        "moon",
+        "picture",
+        "of",
+    ]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
