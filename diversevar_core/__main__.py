@@ -224,8 +224,7 @@ def run_encode(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.vq)
     schedule = square(args.sides)
     bits = isinstance(tokenizer, BSQ)
-    stride = tokenizer.config.stride if bits else tokenizer.config.autoencoder.stride
-    size = schedule[-1].w * stride
+    size = schedule[-1].w * tokenizer.autoencoder_config.stride
     f_hat = None
     with torch.no_grad():
         maps = tokenizer.encode(read_picture(args.image, size, size), schedule)

@@ -18,6 +18,7 @@ from .draw import PerImage, Shared, Stream, draw, mixture, truncate
 from .families.infinity import Infinity, Text
 from .families.var import VAR
 from .methods import Method
+from .pairing import check_pair
 from .schedule import Scale, Schedule, per_scale
 from .tokenizers.bsq import BSQ
 from .tokenizers.vqvae import VQVAE
@@ -65,30 +66,6 @@ def guidance(settings: Settings, schedule: Schedule) -> tuple[float, ...]:
         last = max(schedule[-1].k, 1)
         return tuple(1 + value * scale.k / last for value, scale in zip(cfg, schedule, strict=True))
     raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
-
-
-def check_pair(model: VAR | Infinity, tokenizer: VQVAE | BSQ) -> None:
-    """Raise ValueError where the tokenizer is not the one that the transformer was trained with."""
-    if isinstance(model, VAR):
-        wants = f"VAR's, with {model.config.codebook} codebook rows of {model.config.features}"
-        fits = isinstance(tokenizer, VQVAE) and (
-            (model.config.codebook, model.config.features)
-            == (tokenizer.config.codebook, tokenizer.config.autoencoder.latent)
-        )
-    else:
-        wants = f"Infinity's, with {model.config.bits} bits a token (or a quarter of them)"
-        fits = isinstance(tokenizer, BSQ) and (
-            model.config.bits in (tokenizer.config.latent, 4 * tokenizer.config.latent)
-        )
-    if not fits:
-        has = (
-            f"VAR's, with {tokenizer.config.codebook} rows of {tokenizer.config.autoencoder.latent}"
-            if isinstance(tokenizer, VQVAE)
-            else f"Infinity's, with {tokenizer.config.latent} bits"
-        )
-        raise ValueError(
-            f"This transformer needs the tokenizer {wants}, but was given {has}; load the other."
-        )
 
 
 def guide(rows: Tensor, g: float) -> Tensor:

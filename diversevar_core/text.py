@@ -6,6 +6,7 @@ T5, arXiv 1910.10683, run by the transformers library; all sizes are read off th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,17 +43,55 @@ def read_config(tensors: dict[str, Tensor]) -> T5Config:
     )
 
 
-def tokenize(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's token ids, end token included; ValueError where it is empty or too long."""
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError where there is nothing to read."""
     if not prompt.strip():
         raise ValueError("The prompt is empty; write what the picture should show.")
-    ids = tokenizer.encode(prompt).ids
-    if len(ids) > MAX_TOKENS:
+
+
+def check_length(tokens: int) -> None:
+    """Raise ValueError where a prompt has more tokens than the model reads."""
+    if tokens > MAX_TOKENS:
         raise ValueError(
-            f"The prompt is {len(ids)} tokens long and the model reads at most {MAX_TOKENS}; "
+            f"The prompt is {tokens} tokens long and the model reads at most {MAX_TOKENS}; "
             "shorten it."
         )
-    return ids
+
+
+@dataclass(frozen=True)
+class T5File:
+    """A T5 encoder as read: its sizes, its tensors, and where its tokenizer.json lies."""
+
+    config: T5Config
+    tensors: dict[str, Tensor]
+    vocabulary: Path
+
+
+def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
+    """Read a T5 encoder from a Hugging Face folder or a single file.
+
+    vocabulary: the tokenizer.json to use where there is none beside the file. Raises
+    CheckpointError.
+    """
+    path = Path(path)
+    file = read(path, is_t5)
+    if not is_t5(file.tensors):
+        raise CheckpointError(
+            f"{path} is {describe(file.tensors)}, not a T5 text encoder; choose flan-t5-xl's."
+        )
+    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    if beside.is_file():
+        vocabulary = beside
+    if vocabulary is None:
+        raise CheckpointError(f"There is no {beside}; put the text encoder's tokenizer.json there.")
+    parts = ("encoder.block.", "encoder.final_layer_norm.", "shared.")
+    tensors = {key: tensor for key, tensor in file.tensors.items() if key.startswith(parts)}
+    try:
+        return T5File(read_config(tensors), tensors, vocabulary)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} lacks the tensor {error.args[0]}; download it again."
+        ) from error
 
 
 class TextEncoder:
@@ -69,7 +108,10 @@ class TextEncoder:
         """
         features = []
         for prompt in prompts:
-            ids = torch.tensor([tokenize(self.tokenizer, prompt)], device=self.encoder.device)
+            check_prompt(prompt)
+            ids = self.tokenizer.encode(prompt).ids
+            check_length(len(ids))
+            ids = torch.tensor([ids], device=self.encoder.device)
             features.append(self.encoder(input_ids=ids).last_hidden_state[0].float())
         return features
 
@@ -82,31 +124,13 @@ def load_text_encoder(
     The tokenizer is ``tokenizer.json`` in the same folder. dtype: None computes in float32 on a
     CPU and as stored elsewhere. Raises CheckpointError.
     """
-    path = Path(path)
-    file = read(path, is_t5)
-    if not is_t5(file.tensors):
-        raise CheckpointError(
-            f"{path} is {describe(file.tensors)}, not a T5 text encoder; choose flan-t5-xl's."
-        )
-    vocabulary = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    if not vocabulary.is_file():
-        raise CheckpointError(
-            f"There is no {vocabulary}; put the text encoder's tokenizer.json there."
-        )
-    tensors = file.tensors | {"encoder.embed_tokens.weight": file.tensors["shared.weight"]}
-    try:
-        config = read_config(tensors)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path} lacks the tensor {error.args[0]}; download it again."
-        ) from error
+    file = read_t5(path)
+    embedding = file.tensors["shared.weight"]
     with torch.device("meta"):
-        encoder = T5EncoderModel(config).to(
-            dtype or compute_dtype(tensors["shared.weight"], device)
-        )
-    fill(encoder, tensors, device, path)
+        encoder = T5EncoderModel(file.config).to(dtype or compute_dtype(embedding, device))
+    fill(encoder, file.tensors | {"encoder.embed_tokens.weight": embedding}, device, path)
     encoder.tie_weights()
-    tokenizer = Tokenizer.from_file(str(vocabulary))
+    tokenizer = Tokenizer.from_file(str(file.vocabulary))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return TextEncoder(encoder, tokenizer)

@@ -90,6 +90,15 @@ class BSQ(nn.Module):
         features = resize(f_hat, patch * after.h, patch * after.w)
         return f_hat, patchify(features, patch)
 
+    @property
+    def autoencoder_config(self) -> AutoencoderConfig:
+        """Widths of the encoder and decoder."""
+        return self.config
+
+    def features(self, image: Tensor) -> Tensor:
+        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, d, h, w), float32."""
+        return self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
+
     def encode(self, image: Tensor, schedule: Schedule, patch: int = 1) -> list[Tensor]:
         """Picture (B, 3, H, W) in -1..1 -> bits (B, h*w, d * patch**2) of every map.
 
@@ -102,11 +111,9 @@ class BSQ(nn.Module):
                 f"The picture is {image.shape[-1]} x {image.shape[-2]} pixels, but these scales "
                 f"need {last.w * stride} x {last.h * stride}; resize it first."
             )
-        return self.quantize(
-            self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float(), schedule, patch
-        )
+        return self.quantize_maps(self.features(image), schedule, patch)
 
-    def quantize(self, features: Tensor, schedule: Schedule, patch: int = 1) -> list[Tensor]:
+    def quantize_maps(self, features: Tensor, schedule: Schedule, patch: int = 1) -> list[Tensor]:
         """Encoder features (B, d, H, W) -> bits (B, h*w, d * patch**2) of every map."""
         rest, maps = features, []
         for scale in schedule:

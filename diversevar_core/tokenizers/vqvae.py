@@ -118,6 +118,15 @@ class VQVAE(nn.Module):
         features = F.interpolate(f_hat, size=(after.h, after.w), mode="area")
         return f_hat, rearrange(features, "b d h w -> b (h w) d")
 
+    @property
+    def autoencoder_config(self) -> AutoencoderConfig:
+        """Widths of the encoder and decoder."""
+        return self.config.autoencoder
+
+    def features(self, image: Tensor) -> Tensor:
+        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
+        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
+
     def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
         """Picture (B, 3, H, W) in -1..1 -> token maps, (B, h*w) each.
 
@@ -129,11 +138,14 @@ class VQVAE(nn.Module):
                 f"The picture is {image.shape[-1]} x {image.shape[-2]} pixels, but these scales "
                 f"need {last.w * stride} x {last.h * stride}; resize it first."
             )
-        rest = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
-        maps = []
+        return self.quantize_maps(self.features(image), schedule)
+
+    def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Encoder features (B, D, H, W) -> token maps, (B, h*w) each."""
+        rest, maps = features, []
         for scale in schedule:
             z = rest
-            if scale.k < last.k:
+            if scale.k < schedule[-1].k:
                 z = F.interpolate(rest, size=(scale.h, scale.w), mode="area")
             tokens = self.nearest(rearrange(z, "b d h w -> b (h w) d"))
             rest = rest - self.lift(self.embed(tokens, scale), scale, schedule)

@@ -1,0 +1,7 @@
+"""DiverseVAR for ComfyUI: VAR and Infinity models, and pictures that differ from seed to seed."""
+
+from .nodes import comfy_entrypoint
+
+WEB_DIRECTORY = "./web"
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

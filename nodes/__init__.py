@@ -1,0 +1,25 @@
+"""The pack's nodes, one file per thing an artist does."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import class_label, decode, encode, encode_text, load, sample
+
+NODES = [
+    *load.NODES,
+    *encode_text.NODES,
+    *class_label.NODES,
+    *sample.NODES,
+    *decode.NODES,
+    *encode.NODES,
+]
+
+
+class DiverseVARExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> DiverseVARExtension:
+    return DiverseVARExtension()

@@ -1,0 +1,37 @@
+"""Latent -> picture."""
+
+from comfy_api.latest import io
+
+from . import host
+
+
+class Decode(io.ComfyNode):
+    """The stock VAE Decode does the same; this one says what does not fit."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARDecode",
+            display_name="VAR Decode",
+            category="DiverseVAR",
+            description="Turns the sampler's latent into pictures. Stock VAE Decode does too.",
+            search_aliases=["var", "vq decode", "vae decode"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="From the DiverseVAR Sampler."),
+                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer."),
+            ],
+            outputs=[io.Image.Output(tooltip="The pictures.")],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae) -> io.NodeOutput:
+        channels = host.tokenizer_of(vae).autoencoder_config.latent
+        if samples["samples"].shape[1] != channels:
+            raise ValueError(
+                f"The latent has {samples['samples'].shape[1]} channels, but this tokenizer reads "
+                f"{channels}; connect the tokenizer that the sampler used."
+            )
+        return io.NodeOutput(vae.decode(samples["samples"]))
+
+
+NODES = [Decode]

@@ -1,0 +1,52 @@
+"""Picture -> token maps."""
+
+import comfy.utils
+from comfy_api.latest import io
+
+from ..diversevar_core.families.var import VAR
+from ..diversevar_core.pairing import check_pair, picture_size, token_maps
+from . import host
+from .load import VARModel
+
+
+class Encode(io.ComfyNode):
+    """A picture as a VAR model would have drawn it, scale by scale."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVAREncode",
+            display_name="VAR Encode",
+            category="DiverseVAR",
+            description="Turns pictures into a VAR model's token maps, one for every scale, and "
+            "the latent that they add up to. Pictures are cropped and resized to the model's size.",
+            search_aliases=["var", "vq encode", "vae encode"],
+            inputs=[
+                io.Image.Input("pixels", tooltip="The pictures."),
+                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer."),
+                VARModel.Input("model", tooltip="The model, which decides the token maps."),
+            ],
+            outputs=[io.Latent.Output(tooltip="The latent; its token_maps hold the tokens.")],
+        )
+
+    @classmethod
+    def execute(cls, pixels, vae, model) -> io.NodeOutput:
+        tokenizer, network = host.tokenizer_of(vae), model.model
+        check_pair(network, tokenizer)
+        height, width = pixels.shape[1:3]
+        square = isinstance(network, VAR) or network.config.sides is not None
+        schedule = network.schedule() if square else network.schedule(height / width)
+        height, width = picture_size(network, tokenizer, schedule)
+        fitted = comfy.utils.common_upscale(
+            pixels.movedim(-1, 1), width, height, "lanczos", "center"
+        )
+        features = vae.encode(fitted.movedim(1, -1)[..., :3])
+        host.to_device(model, vae, schedule, 1)
+        maps = token_maps(network, tokenizer, features.to(vae.device).float(), schedule)
+        f_hat = None
+        for scale, tokens in zip(schedule, maps, strict=True):
+            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
+        return io.NodeOutput({"samples": f_hat.to(vae.output_device), "token_maps": maps})
+
+
+NODES = [Encode]

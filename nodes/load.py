@@ -1,0 +1,94 @@
+"""Load a VAR or Infinity transformer, its tokenizer, and the text encoder."""
+
+from comfy_api.latest import io
+
+from . import host
+
+VARModel = io.Custom("DIVERSEVAR_MODEL")
+
+
+class LoadModel(io.ComfyNode):
+    """VAR, arXiv 2404.02905; Infinity, arXiv 2412.04431."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARLoadModel",
+            display_name="Load VAR Model",
+            category="DiverseVAR",
+            description="Loads a visual autoregressive model: Infinity (text to image) or VAR "
+            "(class to image).",
+            search_aliases=["var", "infinity", "diversevar", "autoregressive", "load checkpoint"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=host.choices("diffusion_models"),
+                    tooltip="The transformer, from models/diffusion_models.",
+                ),
+            ],
+            outputs=[VARModel.Output(display_name="model", tooltip="For the DiverseVAR Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model_name) -> io.NodeOutput:
+        path = host.path_of("diffusion_models", model_name)
+        return io.NodeOutput(host.load_transformer(path))
+
+
+class LoadTokenizer(io.ComfyNode):
+    """The VQ-VAE of VAR, the BSQ autoencoder of Infinity."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARLoadTokenizer",
+            display_name="Load VAR Tokenizer (VAE)",
+            category="DiverseVAR",
+            description="Loads the tokenizer that turns a VAR model's tokens into pictures. It is "
+            "a VAE to the stock VAE Decode and VAE Encode.",
+            search_aliases=["var", "infinity", "vq", "vqvae", "bsq", "load vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=host.choices("vae"),
+                    tooltip="The tokenizer that the model was trained with, from models/vae.",
+                ),
+            ],
+            outputs=[
+                io.Vae.Output(tooltip="For the DiverseVAR Sampler, and for decoding its latents.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae_name) -> io.NodeOutput:
+        return io.NodeOutput(host.load_vae(host.path_of("vae", vae_name)))
+
+
+class LoadTextEncoder(io.ComfyNode):
+    """flan-T5-xl for Infinity's releases."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARLoadTextEncoder",
+            display_name="Load VAR Text Encoder (T5)",
+            category="DiverseVAR",
+            description="Loads the T5 text encoder that Infinity reads prompts with (flan-t5-xl).",
+            search_aliases=["var", "infinity", "t5", "flan", "load clip"],
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=host.choices("text_encoders"),
+                    tooltip="flan-t5-xl's folder, or one safetensors file, from "
+                    "models/text_encoders.",
+                ),
+            ],
+            outputs=[io.Clip.Output(tooltip="For DiverseVAR Encode Text or CLIP Text Encode.")],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name) -> io.NodeOutput:
+        return io.NodeOutput(host.load_clip(host.path_of("text_encoders", text_encoder_name)))
+
+
+NODES = [LoadModel, LoadTokenizer, LoadTextEncoder]

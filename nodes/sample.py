@@ -1,0 +1,278 @@
+"""The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
+
+import torch
+from comfy_api.latest import io
+
+from ..diversevar_core.families.infinity import Text
+from ..diversevar_core.families.var import VAR
+from ..diversevar_core.sampler import Settings, sample
+from ..diversevar_core.schedule import PIXELS
+from ..diversevar_core.spectral import SITES, DiverseVAR
+from . import host
+from .class_label import LABEL
+from .load import VARModel
+
+# width:height as artists say it -> height / width as the schedules have it
+ASPECTS = {
+    "1:1 square": 1.0,
+    "4:5 portrait": 1.25,
+    "3:4 portrait": 1.333,
+    "2:3 portrait": 1.5,
+    "4:7 portrait": 1.75,
+    "1:2 portrait": 2.0,
+    "2:5 portrait": 2.5,
+    "1:3 portrait": 3.0,
+    "5:4 landscape": 0.8,
+    "4:3 landscape": 0.75,
+    "3:2 landscape": 0.666,
+    "7:4 landscape": 0.571,
+    "2:1 landscape": 0.5,
+    "5:2 landscape": 0.4,
+    "3:1 landscape": 0.333,
+}
+OWN = "the model's own"
+
+
+class Sampler(io.ComfyNode):
+    """DiverseVAR, arXiv 2511.17074."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARSampler",
+            display_name="DiverseVAR Sampler",
+            category="DiverseVAR",
+            description="Makes pictures with a VAR or Infinity model. SSR and SAR make seeds "
+            "differ: SSR loosens the dominant structure of early, coarse token maps, SAR "
+            "strengthens what answers it. At 0 both are off and the model runs as published.",
+            search_aliases=[
+                "var",
+                "infinity",
+                "diverse",
+                "ssr",
+                "sar",
+                "ksampler",
+                "same face",
+                "all seeds look alike",
+            ],
+            inputs=[
+                VARModel.Input("model", tooltip="From Load VAR Model."),
+                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer: the one of this model."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt (Infinity) or a VAR Class Label (VAR)."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Infinity only: what to steer away from. Unconnected or empty uses "
+                    "the model's own.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Picture i of a batch is what seed + i gives alone.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Pictures to make at once."
+                ),
+                io.Combo.Input(
+                    "aspect",
+                    options=list(ASPECTS),
+                    tooltip="Shape, width to height. VAR makes squares only.",
+                ),
+                io.Combo.Input(
+                    "pixels",
+                    options=[OWN, *PIXELS],
+                    tooltip="Size of the picture in millions of pixels.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How closely to follow the prompt. Lower is freer. Infinity: 1 is "
+                    "none; VAR: 0 is none, and it grows from coarse to fine.",
+                ),
+                io.Float.Input(
+                    "tau",
+                    default=0.0,
+                    min=0.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="Temperature: lower is safer, higher is wilder. 0 uses the model's "
+                    "official value (Infinity 0.5, VAR 1).",
+                ),
+                io.Float.Input(
+                    "ssr",
+                    default=0.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.05,
+                    tooltip="How strongly to loosen the composition that all seeds share. 0 is "
+                    "off; 1 is a good start.",
+                ),
+                io.Float.Input(
+                    "sar",
+                    default=0.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly to push what the seed makes of it. 0 is off.",
+                ),
+                io.String.Input(
+                    "sides",
+                    default="4,6",
+                    tooltip="Which token maps SSR and SAR act on, by side: smaller sides decide "
+                    "layout, larger ones detail.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "site",
+                    options=list(SITES),
+                    tooltip="Act once on the whole transformer, or on every block of it.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "ssr_alpha",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.01,
+                    tooltip="The paper's alpha of SSR: an overall gain.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "sar_alpha",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.01,
+                    tooltip="The paper's alpha of SAR: an overall gain.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=900,
+                    min=0,
+                    max=2**16,
+                    tooltip="Draw from the k likeliest tokens (VAR). 0 is off.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "top_p",
+                    default=0.97,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Draw from the likeliest that together reach this probability. 0 is "
+                    "off.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vae,
+        positive,
+        seed,
+        batch_size,
+        aspect,
+        pixels,
+        cfg,
+        tau,
+        ssr,
+        sar,
+        sides,
+        site,
+        ssr_alpha,
+        sar_alpha,
+        top_k,
+        top_p,
+        negative=None,
+    ) -> io.NodeOutput:
+        network = model.model
+        method = DiverseVAR(
+            ssr=ssr,
+            sar=sar,
+            sides=read_sides(sides),
+            site=site,
+            ssr_alpha=ssr_alpha,
+            sar_alpha=sar_alpha,
+        )
+        defaults = network.defaults()
+        settings = Settings(
+            cfg=(cfg,),
+            cfg_schedule=defaults.cfg_schedule,
+            tau=(tau or defaults.tau,),
+            top_k=top_k,
+            top_p=top_p,
+        )
+        tokenizer = host.tokenizer_of(vae)
+        if isinstance(network, VAR):
+            schedule = network.schedule()
+        else:
+            schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
+        device = host.to_device(model, vae, schedule, batch_size)
+        if isinstance(network, VAR):
+            condition = labels(positive, network.config.classes, batch_size).to(device)
+        else:
+            condition = text(positive, negative, batch_size, device)
+        methods = [method, host.Interruptible()]
+        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
+        return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+
+
+def read_sides(text: str) -> tuple[int, ...]:
+    """``4,6`` -> (4, 6)."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"sides must be whole numbers with commas, as in 4,6; not {text}."
+        ) from error
+
+
+def labels(positive: list, classes: int, batch: int) -> torch.Tensor:
+    """The class of every picture, from a VAR Class Label's conditioning."""
+    label = positive[0][1].get(LABEL)
+    if label is None:
+        raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
+    if label >= classes:
+        raise ValueError(f"This model has no class {label}; the last is {classes - 1}.")
+    return torch.full((batch,), label)
+
+
+def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
+    """The text of every picture, from conditionings; an empty negative is the model's own."""
+    features = one_prompt(positive, "positive")
+    if len(features) == 1:
+        raise ValueError("The prompt is empty; write what the picture should show.")
+    away = None if negative is None else one_prompt(negative, "negative")
+    if away is not None and len(away) == 1:  # nothing but the end token
+        away = None
+    return Text([features.to(device)] * batch, None if away is None else [away.to(device)] * batch)
+
+
+def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
+    """The features (length, Ct) of a conditioning that is one prompt."""
+    if LABEL in conditioning[0][1]:
+        raise ValueError(
+            "Infinity paints prompts, not classes; connect VAR Encode Text or CLIP Text Encode."
+        )
+    if len(conditioning) > 1:
+        raise ValueError(
+            f"{socket} has {len(conditioning)} conditionings and a VAR model reads one; "
+            "use Conditioning Concat or Average in place of Combine."
+        )
+    return conditioning[0][0][0].float()
+
+
+NODES = [Sampler]
