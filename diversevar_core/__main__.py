@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import included
 from .checkpoints import load_model, load_tokenizer
 from .families.infinity import Infinity, Text
 from .families.var import VAR
@@ -22,6 +23,9 @@ from .schedule import PIXELS, Schedule, square
 from .spectral import SITES, DiverseVAR
 from .tokenizers.autoencoder import to_image
 from .tokenizers.bsq import BSQ
+from .tokenizers.vqvae import VQVAE
+
+COMPARED = {"ssr": 1.0, "sar": 1.0, "site": "block"}  # what compare shows
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -47,42 +51,16 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("sample", help="make pictures", description="Make pictures.")
     one.set_defaults(run=run_sample)
-    files = one.add_argument_group("models")
-    files.add_argument("--model", required=True, help="transformer: a file, or a folder of shards")
-    files.add_argument("--vq", required=True, help="its tokenizer")
-    files.add_argument("--text-encoder", help="T5 folder, or file with tokenizer.json beside it")
-    files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
-    what = one.add_argument_group("what to make")
-    what.add_argument("--prompt", help="text of the picture")
-    what.add_argument("--negative", help="text to steer away from")
-    what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
-    what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
-    what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
-    what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
-    what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
-    what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
-    what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
-    how = one.add_argument_group("how to sample (defaults: the model family's official settings)")
-    how.add_argument("--cfg", type=numbers, help="guidance, one value or a list by scale")
-    how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
-    how.add_argument("--cfg-layer", type=int, default=0, help="0 guides logits, -m block depth-m")
-    how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
-    how.add_argument("--top-k", type=int, help="0 is off")
-    how.add_argument("--top-p", type=float, help="0 is off")
-    how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
-    diverse = one.add_argument_group("DiverseVAR (arXiv 2511.17074)")
-    diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
-    diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
-    diverse.add_argument("--sides", type=integers, help="of the maps it acts on (default: 4,6)")
-    diverse.add_argument("--site", choices=SITES, default="model")
-    diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
-    diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
-    diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")
-    out = one.add_argument_group("output")
-    out.add_argument(
-        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
+    add_sampling_options(one)
+
+    both = commands.add_parser(
+        "compare",
+        help="the same seeds without and with DiverseVAR",
+        description="Make the same seeds twice: above as the model is, below with DiverseVAR.",
     )
-    out.add_argument("--trace", type=Path, help="safetensors of every scale's logits and tokens")
+    both.set_defaults(run=run_compare)
+    add_sampling_options(both)
+    both.set_defaults(prompt="red apple", batch=8, **COMPARED)
 
     two = commands.add_parser("encode", help="picture -> token maps -> picture")
     two.set_defaults(run=run_encode)
@@ -92,6 +70,52 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
     two.add_argument("--trace", type=Path, help="safetensors of the token maps")
     return top
+
+
+def add_sampling_options(command: argparse.ArgumentParser) -> None:
+    """What ``sample`` and ``compare`` take."""
+    files = command.add_argument_group("models")
+    files.add_argument("--model", default=included.MODEL, help="transformer: file or folder")
+    files.add_argument("--vq", default=included.TOKENIZER, help="its tokenizer")
+    files.add_argument(
+        "--text-encoder",
+        default=included.TEXT_ENCODER,
+        help="T5 folder, or file with tokenizer.json beside it",
+    )
+    files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    what = command.add_argument_group("what to make")
+    what.add_argument("--prompt", help="text of the picture")
+    what.add_argument("--negative", help="text to steer away from")
+    what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
+    what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
+    what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
+    what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
+    what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
+    what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
+    what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
+    how = command.add_argument_group(
+        "how to sample (defaults: the model family's official settings)"
+    )
+    how.add_argument("--cfg", type=numbers, help="guidance, one value or a list by scale")
+    how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
+    how.add_argument("--cfg-layer", type=int, default=0, help="0 guides logits, -m block depth-m")
+    how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
+    how.add_argument("--top-k", type=int, help="0 is off")
+    how.add_argument("--top-p", type=float, help="0 is off")
+    how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
+    diverse = command.add_argument_group("DiverseVAR (arXiv 2511.17074)")
+    diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
+    diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
+    diverse.add_argument("--sides", type=integers, help="of the maps it acts on (default: 4,6)")
+    diverse.add_argument("--site", choices=SITES, default="model")
+    diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
+    diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
+    diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")
+    out = command.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
+    )
+    out.add_argument("--trace", type=Path, help="safetensors of every scale's logits and tokens")
 
 
 def fastest_device() -> str:
@@ -121,8 +145,6 @@ def text_condition(args: argparse.Namespace, device: str) -> Text:
         given = read_text_features(args.text_features)
     elif args.prompt is None:
         raise ValueError("Infinity paints from text; give --prompt, or --text-features.")
-    elif args.text_encoder is None:
-        raise ValueError("A prompt needs a text encoder; give --text-encoder.")
     else:
         from .text import load_text_encoder  # transformers takes seconds to import
 
@@ -160,6 +182,35 @@ def cycle(values: list[Tensor], count: int, device: str) -> list[Tensor]:
 
 def run_sample(args: argparse.Namespace) -> None:
     """Make pictures, save them, print the path."""
+    model, tokenizer, condition, schedule, settings = prepare(args)
+    shared = args.rng == "shared"
+    methods = [method_of(args)]
+    steps = list(
+        sample(model, tokenizer, condition, schedule, settings, args.seed, shared, methods)
+    )
+    image = picture(tokenizer, steps)
+    if args.trace:
+        kind = "bits" if isinstance(model, Infinity) else "tokens"
+        drawn = trace(steps, kind) | {"f_hat": steps[-1].f_hat, "image": image}
+        save_trace(args.trace, schedule, drawn)
+    save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))))
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Make the same seeds without and with DiverseVAR, save both rows, print the path."""
+    model, tokenizer, condition, schedule, settings = prepare(args)
+    shared = args.rng == "shared"
+    rows = []
+    for methods in ([], [method_of(args)]):
+        steps = list(
+            sample(model, tokenizer, condition, schedule, settings, args.seed, shared, methods)
+        )
+        rows.append(picture(tokenizer, steps))
+    save_picture(args.out, sheet(torch.cat(rows), len(rows[0])))
+
+
+def prepare(args: argparse.Namespace) -> tuple:
+    """Model, tokenizer, condition, schedule and settings, as ``sample`` takes them."""
     device = args.device or fastest_device()
     model = load_model(args.model, device)
     tokenizer = load_tokenizer(args.vq, device)
@@ -178,7 +229,12 @@ def run_sample(args: argparse.Namespace) -> None:
         cfg_layer=args.cfg_layer,
         more_smooth=args.more_smooth,
     )
-    method = DiverseVAR(
+    return model, tokenizer, condition, schedule, settings
+
+
+def method_of(args: argparse.Namespace) -> DiverseVAR:
+    """The diversity method that the options describe."""
+    return DiverseVAR(
         ssr=args.ssr,
         sar=args.sar,
         sides=args.sides,
@@ -187,17 +243,12 @@ def run_sample(args: argparse.Namespace) -> None:
         sar_alpha=args.sar_alpha,
         relative=not args.absolute,
     )
-    shared = args.rng == "shared"
-    steps = list(
-        sample(model, tokenizer, condition, schedule, settings, args.seed, shared, [method])
-    )
-    f_hat = steps[-1].f_hat
+
+
+def picture(tokenizer: VQVAE | BSQ, steps: list[Step]) -> Tensor:
+    """The pictures (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
     with torch.no_grad():
-        image = to_image(tokenizer.decode(f_hat))
-    if args.trace:
-        kind = "bits" if isinstance(model, Infinity) else "tokens"
-        save_trace(args.trace, schedule, trace(steps, kind) | {"f_hat": f_hat, "image": image})
-    save_picture(args.out, image)
+        return to_image(tokenizer.decode(steps[-1].f_hat))
 
 
 def trace(steps: list[Step], kind: str) -> dict[str, Tensor]:
@@ -213,9 +264,8 @@ def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> No
 
 
 def save_picture(path: Path, image: Tensor) -> None:
-    """Write a picture, or a sheet of several, and print the path."""
-    columns = math.ceil(math.sqrt(len(image)))
-    to_pil(sheet(image, columns)).save(path)
+    """Write a picture (3, H, W) in 0..1 and print the path."""
+    to_pil(image).save(path)
     print(path)
 
 
@@ -235,7 +285,7 @@ def run_encode(args: argparse.Namespace) -> None:
         kind = "bits" if bits else "tokens"
         tensors = {f"{kind}.{scale.k}": m for scale, m in zip(schedule, maps, strict=True)}
         save_trace(args.trace, schedule, tensors | {"f_hat": f_hat, "image": image})
-    save_picture(args.out, image)
+    save_picture(args.out, image[0])
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from ..diversevar_core import included
 from ..diversevar_core.attention import sdpa
 from ..diversevar_core.checkpoints import load_model, load_tokenizer
 from ..diversevar_core.families.infinity import Infinity
@@ -56,8 +57,10 @@ def is_model_folder(kind: str, name: str) -> bool:
     )
 
 
-def path_of(kind: str, name: str) -> Path:
-    """Where a choice lies on disk."""
+def path_of(kind: str, name: str, own: Path) -> Path:
+    """Where a choice lies on disk; ``own`` is the included model's file."""
+    if name == included.NAME:
+        return own
     for root in folder_paths.get_folder_paths(kind):
         if (Path(root) / name).exists():
             return Path(root) / name

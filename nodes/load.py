@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core import included
 from . import host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
@@ -22,8 +23,9 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.choices("diffusion_models"),
-                    tooltip="The transformer, from models/diffusion_models.",
+                    options=[included.NAME, *host.choices("diffusion_models")],
+                    tooltip="The transformer, from models/diffusion_models; emoji, a small "
+                    "text-to-image model, comes with the pack.",
                 ),
             ],
             outputs=[VARModel.Output(display_name="model", tooltip="For the DiverseVAR Sampler.")],
@@ -31,7 +33,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
-        path = host.path_of("diffusion_models", model_name)
+        path = host.path_of("diffusion_models", model_name, included.MODEL)
         return io.NodeOutput(host.load_transformer(path))
 
 
@@ -50,8 +52,9 @@ class LoadTokenizer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=host.choices("vae"),
-                    tooltip="The tokenizer that the model was trained with, from models/vae.",
+                    options=[included.NAME, *host.choices("vae")],
+                    tooltip="The tokenizer that the model was trained with, from models/vae; "
+                    "emoji for the model emoji.",
                 ),
             ],
             outputs=[
@@ -61,7 +64,8 @@ class LoadTokenizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_vae(host.path_of("vae", vae_name)))
+        path = host.path_of("vae", vae_name, included.TOKENIZER)
+        return io.NodeOutput(host.load_vae(path))
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -78,9 +82,9 @@ class LoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=host.choices("text_encoders"),
+                    options=[included.NAME, *host.choices("text_encoders")],
                     tooltip="flan-t5-xl's folder, or one safetensors file, from "
-                    "models/text_encoders.",
+                    "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
             outputs=[io.Clip.Output(tooltip="For DiverseVAR Encode Text or CLIP Text Encode.")],
@@ -88,7 +92,8 @@ class LoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_clip(host.path_of("text_encoders", text_encoder_name)))
+        path = host.path_of("text_encoders", text_encoder_name, included.TEXT_ENCODER)
+        return io.NodeOutput(host.load_clip(path))
 
 
 NODES = [LoadModel, LoadTokenizer, LoadTextEncoder]

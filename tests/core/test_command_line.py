@@ -35,7 +35,7 @@ def test_prompt_and_negative_make_a_picture(command_line, common):
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": "cat " * 600}, "The prompt is 601 tokens long and the model reads at most 512"),
         ({"prompt": None}, "give --prompt"),
-        ({"text_encoder": None}, "give --text-encoder"),
+        ({"text_encoder": "nowhere"}, "There is no file nowhere"),
         ({"batch": 0}, "--batch must be 1 or more"),
         ({"ssr": "nan"}, "ssr must be a finite number"),
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
