@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -182,35 +183,58 @@ def cycle(values: list[Tensor], count: int, device: str) -> list[Tensor]:
 
 def run_sample(args: argparse.Namespace) -> None:
     """Make pictures, save them, print the path."""
-    model, tokenizer, condition, schedule, settings = prepare(args)
-    shared = args.rng == "shared"
-    methods = [method_of(args)]
-    steps = list(
-        sample(model, tokenizer, condition, schedule, settings, args.seed, shared, methods)
-    )
-    image = picture(tokenizer, steps)
+    job = prepare(args)
+    steps = job.run([method_of(args)])
+    image = job.picture(steps)
     if args.trace:
-        kind = "bits" if isinstance(model, Infinity) else "tokens"
-        drawn = trace(steps, kind) | {"f_hat": steps[-1].f_hat, "image": image}
-        save_trace(args.trace, schedule, drawn)
+        drawn = trace(steps, "bits" if isinstance(job.model, Infinity) else "tokens")
+        drawn |= {"f_hat": steps[-1].f_hat, "image": image}
+        save_trace(args.trace, job.schedule, drawn)
     save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))))
 
 
 def run_compare(args: argparse.Namespace) -> None:
     """Make the same seeds without and with DiverseVAR, save both rows, print the path."""
-    model, tokenizer, condition, schedule, settings = prepare(args)
-    shared = args.rng == "shared"
-    rows = []
-    for methods in ([], [method_of(args)]):
-        steps = list(
-            sample(model, tokenizer, condition, schedule, settings, args.seed, shared, methods)
-        )
-        rows.append(picture(tokenizer, steps))
+    job = prepare(args)
+    rows = [job.picture(job.run(methods)) for methods in ([], [method_of(args)])]
     save_picture(args.out, sheet(torch.cat(rows), len(rows[0])))
 
 
-def prepare(args: argparse.Namespace) -> tuple:
-    """Model, tokenizer, condition, schedule and settings, as ``sample`` takes them."""
+@dataclass(frozen=True)
+class Job:
+    """Everything that ``sample`` needs but the methods."""
+
+    model: VAR | Infinity
+    tokenizer: VQVAE | BSQ
+    condition: Tensor | Text
+    schedule: Schedule
+    settings: Settings
+    seed: int
+    shared: bool
+
+    def run(self, methods: list[DiverseVAR]) -> list[Step]:
+        """Sample; what every map left behind."""
+        return list(
+            sample(
+                self.model,
+                self.tokenizer,
+                self.condition,
+                self.schedule,
+                self.settings,
+                self.seed,
+                self.shared,
+                methods,
+            )
+        )
+
+    @torch.no_grad()
+    def picture(self, steps: list[Step]) -> Tensor:
+        """The pictures (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
+        return to_image(self.tokenizer.decode(steps[-1].f_hat))
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Load what the options name."""
     device = args.device or fastest_device()
     model = load_model(args.model, device)
     tokenizer = load_tokenizer(args.vq, device)
@@ -229,7 +253,8 @@ def prepare(args: argparse.Namespace) -> tuple:
         cfg_layer=args.cfg_layer,
         more_smooth=args.more_smooth,
     )
-    return model, tokenizer, condition, schedule, settings
+    shared = args.rng == "shared"
+    return Job(model, tokenizer, condition, schedule, settings, args.seed, shared)
 
 
 def method_of(args: argparse.Namespace) -> DiverseVAR:
@@ -243,12 +268,6 @@ def method_of(args: argparse.Namespace) -> DiverseVAR:
         sar_alpha=args.sar_alpha,
         relative=not args.absolute,
     )
-
-
-def picture(tokenizer: VQVAE | BSQ, steps: list[Step]) -> Tensor:
-    """The pictures (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
-    with torch.no_grad():
-        return to_image(tokenizer.decode(steps[-1].f_hat))
 
 
 def trace(steps: list[Step], kind: str) -> dict[str, Tensor]:
