@@ -18,7 +18,7 @@ from . import included
 from .checkpoints import load_model, load_tokenizer
 from .families.infinity import Infinity, Text
 from .families.var import VAR
-from .pictures import read_picture, sheet, to_pil
+from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .sampler import Settings, Step, sample
 from .schedule import PIXELS, Schedule, square
 from .spectral import SITES, DiverseVAR
@@ -196,8 +196,12 @@ def run_sample(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     """Make the same seeds without and with DiverseVAR, save both rows, print the path."""
     job = prepare(args)
-    rows = [job.picture(job.run(methods)) for methods in ([], [method_of(args)])]
-    save_picture(args.out, sheet(torch.cat(rows), len(rows[0])))
+    method = method_of(args)
+    rows = [
+        ("vanilla", job.picture(job.run([]))),
+        (f"DiverseVAR: SSR {method.ssr:g}, SAR {method.sar:g}", job.picture(job.run([method]))),
+    ]
+    save_picture(args.out, captioned_rows(rows))
 
 
 @dataclass(frozen=True)

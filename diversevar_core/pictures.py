@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -22,6 +24,31 @@ def sheet(images: Tensor, columns: int) -> Tensor:
     missing = -len(images) % columns
     filled = torch.cat((images, images.new_ones(missing, *images.shape[1:])))
     return rearrange(filled, "(r c) ch h w -> ch (r h) (c w)", c=columns)
+
+
+def captioned_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
+    """Captions and the pictures (B, 3, H, W) below them, white where there is nothing.
+
+    Returns one picture (3, H', W') in 0..1.
+    """
+    height = max(images.shape[2] for _, images in rows)
+    strip = max(height // 6, 20)
+    drawn = [
+        torch.cat(
+            (caption(text, strip, len(images) * images.shape[3]), sheet(images, len(images))), 1
+        )
+        for text, images in rows
+    ]
+    width = max(row.shape[2] for row in drawn)
+    return torch.cat([F.pad(row, (0, width - row.shape[2]), value=1.0) for row in drawn], dim=1)
+
+
+def caption(text: str, height: int, width: int) -> Tensor:
+    """Dark text on white, (3, height, width) in 0..1."""
+    strip = Image.new("RGB", (width, height), "white")
+    font = ImageFont.load_default(size=height * 0.6)
+    ImageDraw.Draw(strip).text((height // 4, height // 2), text, "#222222", font, anchor="lm")
+    return rearrange(torch.from_numpy(np.array(strip)).float() / 255, "h w c -> c h w")
 
 
 def read_picture(path: str | Path, width: int, height: int) -> Tensor:

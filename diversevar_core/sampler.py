@@ -190,6 +190,8 @@ def scale_loop(
 
         kept = truncate(logits.unflatten(-1, (-1, model.choices)), settings.top_k, settings.top_p)
         tokens = draw(kept, stream).squeeze(-1)  # one choice a token (VAR), or one a bit
+        for method in methods:
+            tokens = method.tokens(tokens, scale)
         drawn = tokens
         if settings.more_smooth:
             drawn = mixture(kept.squeeze(-2), stream, scale.k / schedule[-1].k)

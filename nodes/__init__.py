@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import class_label, decode, encode, encode_text, load, sample
+from . import class_label, compare, decode, encode, encode_text, load, measure, sample
 
 NODES = [
     *load.NODES,
@@ -11,6 +11,8 @@ NODES = [
     *sample.NODES,
     *decode.NODES,
     *encode.NODES,
+    *compare.NODES,
+    *measure.NODES,
 ]
 
 

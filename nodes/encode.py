@@ -8,6 +8,8 @@ from ..diversevar_core.pairing import check_pair, picture_size, token_maps
 from . import host
 from .load import VARModel
 
+TOKEN_MAPS, SCHEDULE = "diversevar_token_maps", "diversevar_schedule"  # entries of the latent
+
 
 class Encode(io.ComfyNode):
     """A picture as a VAR model would have drawn it, scale by scale."""
@@ -26,7 +28,11 @@ class Encode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load VAR Tokenizer."),
                 VARModel.Input("model", tooltip="The model, which decides the token maps."),
             ],
-            outputs=[io.Latent.Output(tooltip="The latent; its token_maps hold the tokens.")],
+            outputs=[
+                io.Latent.Output(
+                    tooltip="The latent with its tokens, for the sampler's picture input."
+                )
+            ],
         )
 
     @classmethod
@@ -46,7 +52,8 @@ class Encode(io.ComfyNode):
         f_hat = None
         for scale, tokens in zip(schedule, maps, strict=True):
             f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
-        return io.NodeOutput({"samples": f_hat.to(vae.output_device), "token_maps": maps})
+        latent = {"samples": f_hat.to(vae.output_device)}
+        return io.NodeOutput(latent | {TOKEN_MAPS: maps, SCHEDULE: schedule})
 
 
 NODES = [Encode]

@@ -68,11 +68,15 @@ def path_of(kind: str, name: str, own: Path) -> Path:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The host's attention kernel in the core's form; it scales by c ** -0.5 on its own."""
+    """The host's attention kernel in the core's form; it scales by c ** -0.5 on its own.
+
+    Masks, which only prompts of different lengths need, stay with torch: not every kernel of the
+    host's reads them.
+    """
+    if mask is not None:
+        return sdpa(q, k, v, mask, scale)
     q = q * (scale * q.shape[-1] ** 0.5)
-    return optimized_attention(
-        q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True
-    )
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
 
 
 def load_transformer(path: Path) -> comfy.model_patcher.ModelPatcher:

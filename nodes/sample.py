@@ -5,11 +5,13 @@ from comfy_api.latest import io
 
 from ..diversevar_core.families.infinity import Text
 from ..diversevar_core.families.var import VAR
+from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.sampler import Settings, sample
-from ..diversevar_core.schedule import PIXELS
+from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.spectral import SITES, DiverseVAR
 from . import host
 from .class_label import LABEL
+from .encode import SCHEDULE, TOKEN_MAPS
 from .load import VARModel
 
 # width:height as artists say it -> height / width as the schedules have it
@@ -172,6 +174,27 @@ class Sampler(io.ComfyNode):
                     "off.",
                     advanced=True,
                 ),
+                io.Latent.Input(
+                    "picture",
+                    optional=True,
+                    tooltip="From VAR Encode: a picture to vary or to paint into. It decides the "
+                    "shape.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the picture is painted anew; elsewhere it keeps its tokens.",
+                ),
+                io.Int.Input(
+                    "keep_side",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=128,
+                    tooltip="Keep the picture's token maps up to this side. 1 or 2 keeps colours, "
+                    "6 the layout, 12 most of it. 0 keeps none.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode.")],
         )
@@ -197,6 +220,9 @@ class Sampler(io.ComfyNode):
         top_k,
         top_p,
         negative=None,
+        picture=None,
+        mask=None,
+        keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
         method = DiverseVAR(
@@ -215,8 +241,12 @@ class Sampler(io.ComfyNode):
             top_k=top_k,
             top_p=top_p,
         )
+        methods = [method, host.Interruptible()]
         tokenizer = host.tokenizer_of(vae)
-        if isinstance(network, VAR):
+        if picture is not None:
+            schedule = schedule_of(picture)
+            methods.append(Keep(picture[TOKEN_MAPS], keep_side, mask))
+        elif isinstance(network, VAR):
             schedule = network.schedule()
         else:
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
@@ -225,9 +255,17 @@ class Sampler(io.ComfyNode):
             condition = labels(positive, network.config.classes, batch_size).to(device)
         else:
             condition = text(positive, negative, batch_size, device)
-        methods = [method, host.Interruptible()]
         steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
         return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+
+
+def schedule_of(picture: dict) -> Schedule:
+    """The token maps of an encoded picture."""
+    if TOKEN_MAPS not in picture:
+        raise ValueError("This latent has no tokens to keep; connect VAR Encode to picture.")
+    if len(picture["samples"]) > 1:
+        raise ValueError("picture takes one picture; pick one with Latent From Batch.")
+    return picture[SCHEDULE]
 
 
 def read_sides(text: str) -> tuple[int, ...]:

@@ -156,7 +156,8 @@ class Block(nn.Module):
         self.dtype = where["dtype"]
         self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
         self.sa = SelfAttention(width, config.heads, attention, operations, **where)
-        self.ca_norm = operations.LayerNorm(width, eps=EPS, **where)
+        exact = {"device": where["device"], "dtype": torch.float32}
+        self.ca_norm = operations.LayerNorm(width, eps=EPS, **exact)
         self.ca = CrossAttention(width, config.heads, attention, operations, **where)
         self.ffn = FeedForward(width, config.hidden, operations, **where)
 
@@ -175,7 +176,7 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = terms.unbind(2)
         h = self.sa(modulate(x, scale1, shift1).to(self.dtype), cache, rotary, mask)
         x = x + gamma1 * h
-        x = x + self.ca(self.ca_norm(x.to(self.dtype)), memory, text_mask)
+        x = x + self.ca(self.ca_norm(x).to(self.dtype), memory, text_mask)
         h = self.ffn(modulate(x, scale2, shift2).to(self.dtype))
         return x + gamma2 * h
 

@@ -1,7 +1,7 @@
 """Diversity methods: what may be changed while a picture is sampled.
 
-A method sees the text, each map's input, each block, the output and the logits, and overrides
-what it needs. It keeps no state that outlives a picture.
+A method sees the text, each map's input, each block, the output, the logits and the drawn tokens,
+and overrides what it needs. It keeps no state that outlives a picture.
 """
 
 from __future__ import annotations
@@ -38,3 +38,7 @@ class Method:
     def logits(self, logits: Tensor, scale: Scale) -> Tensor:
         """Guided, tempered logits (B, n, channels)."""
         return logits
+
+    def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
+        """The drawn tokens (B, n) or bits (B, n, bits)."""
+        return tokens

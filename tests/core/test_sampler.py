@@ -96,10 +96,14 @@ def test_a_method_sees_every_stage(pair):
             self.seen.append("logits")
             return logits
 
+        def tokens(self, tokens, scale):
+            self.seen.append("tokens")
+            return tokens
+
     recorder = Recorder()
     tokens(pair, prompts(4), 0, methods=[recorder])
     blocks = [f"block {i}" for i in range(4)]
-    assert recorder.seen == ["text", "input", *blocks, "output", "logits"] * 7
+    assert recorder.seen == ["text", "input", *blocks, "output", "logits", "tokens"] * 7
 
 
 def test_text_changed_at_a_scale_counts_from_there(pair):

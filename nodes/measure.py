@@ -1,0 +1,89 @@
+"""How different a batch is, and which of it differ most."""
+
+import torch
+from comfy_api.latest import io
+
+from ..diversevar_core.diversity import (
+    mean_distance,
+    most_different,
+    pixel_features,
+    vendi_score,
+)
+
+
+class Measure(io.ComfyNode):
+    """The Vendi score, arXiv 2210.02410."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARMeasure",
+            display_name="Measure Diversity",
+            category="DiverseVAR",
+            description="Says how many different pictures a batch amounts to (Vendi score, from 1 "
+            "to the batch's size) and how far apart they are (mean cosine distance).",
+            search_aliases=["diverse", "vendi", "all seeds look alike", "same face"],
+            inputs=[
+                io.Image.Input("images", tooltip="The batch to measure."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Compares what pictures show; without it, their pixels.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="vendi", tooltip="Effective number of pictures."),
+                io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
+                io.String.Output(display_name="report", tooltip="Both, as a sentence."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, clip_vision=None) -> io.NodeOutput:
+        features = features_of(images, clip_vision)
+        vendi, distance = vendi_score(features), mean_distance(features)
+        report = (
+            f"{len(images)} pictures amount to {vendi:.2f} different ones; "
+            f"mean distance {distance:.3f} ({'pixels' if clip_vision is None else 'CLIP vision'})."
+        )
+        return io.NodeOutput(vendi, distance, report)
+
+
+class Pick(io.ComfyNode):
+    """The greedy farthest-point choice."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARPick",
+            display_name="Pick Most Different",
+            category="DiverseVAR",
+            description="Keeps the pictures of a batch that differ most from each other.",
+            search_aliases=["diverse", "select", "best of", "filter batch"],
+            inputs=[
+                io.Image.Input("images", tooltip="The batch to pick from."),
+                io.Int.Input(
+                    "count", default=4, min=1, max=64, tooltip="How many pictures to keep."
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Compares what pictures show; without it, their pixels.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The pictures that were kept, in their order.")],
+        )
+
+    @classmethod
+    def execute(cls, images, count, clip_vision=None) -> io.NodeOutput:
+        return io.NodeOutput(images[most_different(features_of(images, clip_vision), count)])
+
+
+def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
+    """Features (B, C) of pictures (B, H, W, 3): CLIP vision's, else small copies of them."""
+    if clip_vision is None:
+        return pixel_features(images.movedim(-1, 1)[:, :3])
+    return clip_vision.encode_image(images)["image_embeds"].cpu()
+
+
+NODES = [Measure, Pick]

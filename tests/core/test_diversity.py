@@ -1,0 +1,47 @@
+"""Numbers for diversity on batches whose diversity is known."""
+
+import pytest
+import torch
+
+from diversevar_core.diversity import mean_distance, most_different, pixel_features, vendi_score
+
+
+def clusters(sizes):
+    """Features of clusters that lie at right angles to each other."""
+    axes = torch.eye(len(sizes))
+    return torch.cat([axes[i].expand(size, -1) for i, size in enumerate(sizes)])
+
+
+@pytest.mark.parametrize(("sizes", "score"), [((5,), 1), ((1, 1, 1), 3), ((4, 4), 2)])
+def test_vendi_score_counts_equal_clusters(sizes, score):
+    assert vendi_score(clusters(sizes)) == pytest.approx(score)
+
+
+def test_vendi_score_of_unequal_clusters_lies_between():
+    assert 1 < vendi_score(clusters((7, 1))) < vendi_score(clusters((4, 4)))
+
+
+def test_mean_distance():
+    assert mean_distance(clusters((3,))) == pytest.approx(0)
+    assert mean_distance(clusters((1, 1))) == pytest.approx(1)
+    assert mean_distance(clusters((2, 1))) == pytest.approx(2 / 3)
+    assert mean_distance(clusters((1,))) == 0
+
+
+def test_the_most_different_come_from_different_clusters():
+    features = clusters((5, 2, 1))
+    assert len({int(features[i].argmax()) for i in most_different(features, 3)}) == 3
+    assert most_different(features, 8) == list(range(8))
+
+
+def test_more_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="There are 2 pictures to pick from, so 3 is no choice"):
+        most_different(clusters((2,)), 3)
+
+
+def test_pixels_tell_pictures_apart():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 3, 64, 64, generator=generator)
+    same = vendi_score(pixel_features(torch.stack((one, one))))
+    assert same == pytest.approx(1)
+    assert vendi_score(pixel_features(torch.stack((one, other)))) > 1.5

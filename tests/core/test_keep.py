@@ -1,0 +1,57 @@
+"""Variations and inpainting keep what they should, and only that."""
+
+import pytest
+import torch
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.families.infinity import Text
+from diversevar_core.methods.keep import Keep
+from diversevar_core.sampler import Settings, sample
+
+SETTINGS = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
+
+
+@pytest.fixture(scope="module")
+def pair(infinity_case):
+    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def maps(pair):
+    model, tokenizer = pair
+    pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.no_grad():
+        return tokenizer.encode(pixels, model.schedule())
+
+
+def tokens(pair, method):
+    model, tokenizer = pair
+    text = Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * 2)
+    steps = sample(model, tokenizer, text, model.schedule(), SETTINGS, 0, False, [method])
+    return [step.tokens for step in steps]
+
+
+def test_maps_up_to_a_side_are_kept_and_later_ones_drawn(pair, maps):
+    got = tokens(pair, Keep(maps, side=4))
+    for k, (drawn, own) in enumerate(zip(got, maps, strict=True)):
+        assert torch.equal(drawn, own.expand_as(drawn)) == (k < 3)
+
+
+def test_keeping_every_map_gives_the_picture_back(pair, maps):
+    got = tokens(pair, Keep(maps, side=16))
+    assert all(torch.equal(a, b.expand_as(a)) for a, b in zip(got, maps, strict=True))
+
+
+def test_outside_the_mask_tokens_stay_at_every_scale(pair, maps):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1  # paint the right half anew
+    got = tokens(pair, Keep(maps, mask=mask))
+    for k, side in enumerate((1, 2, 4, 6, 8, 12, 16)):
+        drawn, own = (t.reshape(-1, side, side, 16) for t in (got[k], maps[k]))
+        assert torch.equal(drawn[:, :, : side // 2], own.expand_as(drawn)[:, :, : side // 2])
+    assert not torch.equal(drawn[:, :, side // 2 :], own.expand_as(drawn)[:, :, side // 2 :])
+
+
+def test_maps_of_another_shape_are_refused(pair, maps):
+    with pytest.raises(ValueError, match="encode it with this model and the same shape"):
+        tokens(pair, Keep(maps[:-1]))
