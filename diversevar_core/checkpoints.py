@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,6 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A file's tensors by name, and the facts that its header or sidecar adds."""
 
-    path: Path
     tensors: dict[str, Tensor]
     facts: dict[str, object]
 
@@ -70,7 +70,7 @@ def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
             facts |= json.loads(sidecar.read_text())
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{sidecar} is not a JSON object ({error}); mend it.") from error
-    return Checkpoint(path, tensors, facts)
+    return Checkpoint(tensors, facts)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -216,18 +216,20 @@ def load_model(
             f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
             "choose one of those."
         )
-    family, rename = (VAR, dict) if is_var(file.tensors) else (Infinity, infinity.rename)
-    config = read_config(family.read_config, file)
-    dtype = dtype or compute_dtype(file.tensors["word_embed.weight"], device)
+    family = VAR if is_var(file.tensors) else Infinity
+    with naming(path):
+        config = family.read_config(file.tensors, file.facts)
+    tensors = file.tensors if family is VAR else infinity.rename(file.tensors)
+    dtype = dtype or compute_dtype(tensors["word_embed.weight"], device)
     model = family(config, operations, attention, device="meta", dtype=dtype)
-    fill(model, rename(file.tensors), device, path)
-    unknown = set(rename(file.tensors)) - set(model.state_dict())
-    unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
+    unknown = sorted(set(tensors) - set(model.state_dict()))
+    unknown = [key for key in unknown if not key.endswith(BUFFERS)]
     if unknown:
         raise CheckpointError(
             f"{path} has {len(unknown)} tensors that no {family.__name__} release has, such as "
             f"{unknown[0]}; this variant is not supported."
         )
+    fill(model, tensors, device, path)
     return model
 
 
@@ -244,26 +246,27 @@ def load_tokenizer(
             f"{path} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
             "choose one of those."
         )
-    family, rename = (VQVAE, dict) if is_vqvae(file.tensors) else (BSQ, bsq.rename)
-    tensors = rename(file.tensors)
-    file = Checkpoint(file.path, tensors, file.facts)
-    config = read_config(lambda tensors, _: family.read_config(tensors), file)
+    family = VQVAE if is_vqvae(file.tensors) else BSQ
+    tensors = file.tensors if family is VQVAE else bsq.rename(file.tensors)
+    with naming(path):
+        config = family.read_config(tensors)
     dtype = dtype or compute_dtype(tensors["decoder.conv_in.weight"], device)
     tokenizer = family(config, operations, device="meta", dtype=dtype)
     fill(tokenizer, tensors, device, path)
     return tokenizer
 
 
-def read_config(reader: Callable, file: Checkpoint) -> object:
-    """Run a family's ``read_config`` and put the file's name to what it complains of."""
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name to what the code inside finds missing or wrong in it."""
     try:
-        return reader(file.tensors, file.facts)
+        yield
     except KeyError as error:
         raise CheckpointError(
-            f"{file.path} lacks the tensor {error.args[0]}; download it again."
+            f"{path} lacks the tensor {error.args[0]}; download it again."
         ) from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file.path} cannot be read: {error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def compute_dtype(stored: Tensor, device: torch.device | str) -> torch.dtype:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from .checkpoints import CheckpointError, compute_dtype, describe, fill, read
+from .checkpoints import CheckpointError, compute_dtype, describe, fill, naming, read
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
 
@@ -86,12 +86,8 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
         raise CheckpointError(f"There is no {beside}; put the text encoder's tokenizer.json there.")
     parts = ("encoder.block.", "encoder.final_layer_norm.", "shared.")
     tensors = {key: tensor for key, tensor in file.tensors.items() if key.startswith(parts)}
-    try:
+    with naming(path):
         return T5File(read_config(tensors), tensors, vocabulary)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path} lacks the tensor {error.args[0]}; download it again."
-        ) from error
 
 
 class TextEncoder:
