@@ -1,0 +1,200 @@
+"""A real ComfyUI for the tests: find it, start it with the pack linked in, and talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PACK = "pack-under-test"  # its folder in custom_nodes; nothing may rely on the name
+START_SECONDS, PROMPT_SECONDS = 120, 120
+HOW_TO = (
+    "no ComfyUI found, so nothing was tested in it: run `.ci/get-host DIR`, then set "
+    "COMFYUI_PATH=DIR/ComfyUI and COMFYUI_PYTHON=DIR/venv/bin/python (or your own)"
+)
+
+
+def find() -> tuple[Path, str] | None:
+    """The host's folder and its Python: as told, around this pack, or where comfy-cli puts it."""
+    if told := os.environ.get("COMFYUI_PATH"):
+        if not Path(told, "main.py").exists():
+            raise FileNotFoundError(f"COMFYUI_PATH={told} is not a ComfyUI: it has no main.py")
+        return Path(told).resolve(), os.environ.get("COMFYUI_PYTHON", sys.executable)
+    if ROOT.parent.name == "custom_nodes" and (ROOT.parents[1] / "main.py").exists():
+        return ROOT.parents[1], os.environ.get("COMFYUI_PYTHON", sys.executable)
+    path = Path.home() / "comfy" / "ComfyUI"
+    python = path / ".venv" / "bin" / "python"
+    return (path, str(python)) if (path / "main.py").exists() and python.exists() else None
+
+
+@dataclass
+class Outcome:
+    """What became of a prompt: its websocket messages, preview frames, pictures, and error."""
+
+    messages: list[dict] = field(default_factory=list)
+    previews: list[bytes] = field(default_factory=list)
+    pictures: list[Image.Image] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict]:
+        """The data of all messages of a kind."""
+        return [message["data"] for message in self.messages if message["type"] == kind]
+
+    @property
+    def error(self) -> str | None:
+        """What the page would show in its error dialog."""
+        return next(
+            (data["exception_message"].strip() for data in self.of("execution_error")), None
+        )
+
+
+class Refused(Exception):
+    """The host refused a prompt before running it; the text is its answer."""
+
+
+class Host:
+    """A running ComfyUI with this pack, on a port of its own and a base directory of its own."""
+
+    def __init__(self, path: Path, python: str, base: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.base = base
+        (base / "custom_nodes").mkdir()
+        (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
+        command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
+        command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+        with (base / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=path, stdout=log, stderr=log, start_new_session=True
+            )
+        self.wait_until_up()
+
+    @property
+    def log(self) -> str:
+        """All it has said, without colours."""
+        return re.sub(r"\x1b\[\d+m", "", (self.base / "log").read_text(errors="replace"))
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                self.nodes = self.get("/object_info")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.3)
+        self.stop()
+        raise RuntimeError(f"ComfyUI did not start; its log ends:\n{self.log[-3000:]}")
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait(30)
+
+    def fetch(self, path: str, body: object = None) -> bytes:
+        """What is at a path; body: JSON to post there."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://{self.address}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+    def get(self, path: str) -> dict:
+        """The JSON at a path."""
+        return json.loads(self.fetch(path))
+
+    def interrupt(self) -> None:
+        """What the page's cancel button does."""
+        self.fetch("/interrupt", {})
+
+    def filled(self, prompt: dict) -> dict:
+        """The prompt with every widget that it leaves out at its default, as on the page."""
+        nodes = {}
+        for name, node in prompt.items():
+            kind, inputs = node["class_type"], dict(node["inputs"])
+            schema = self.nodes[kind]["input"].get("required", {})
+            for key, (_, *options) in schema.items():
+                if key not in inputs and options and "default" in options[0]:
+                    inputs[key] = options[0]["default"]
+                elif key not in inputs and options and options[0].get("options"):
+                    inputs[key] = options[0]["options"][0]
+            nodes[name] = {"class_type": kind, "inputs": inputs}
+        return nodes
+
+    def events(self, prompt: dict, preview: str = "none") -> Iterator[dict | bytes]:
+        """Queue a prompt; its websocket messages (frames are bytes) until it is over."""
+        import websocket  # needed only where there is a host
+
+        client = uuid.uuid4().hex
+        wire = websocket.create_connection(
+            f"ws://{self.address}/ws?clientId={client}", timeout=PROMPT_SECONDS
+        )
+        body = {
+            "prompt": self.filled(prompt),
+            "client_id": client,
+            "extra_data": {"preview_method": preview},
+        }
+        try:
+            number = json.loads(self.fetch("/prompt", body))["prompt_id"]
+            while True:
+                message = wire.recv()
+                if isinstance(message, bytes):
+                    yield message
+                    continue
+                message = json.loads(message)
+                if message["data"].get("prompt_id") == number:
+                    yield message
+                    if message["type"] == "executing" and message["data"]["node"] is None:
+                        return
+        except urllib.error.HTTPError as error:
+            raise Refused(error.read().decode()) from error
+        finally:
+            wire.close()
+
+    def run(self, prompt: dict, preview: str = "none") -> Outcome:
+        """Run a prompt to its end, well or not. Raises Refused."""
+        outcome = Outcome()
+        for event in self.events(prompt, preview):
+            if isinstance(event, bytes):
+                outcome.previews.append(event)
+            else:
+                outcome.messages.append(event)
+        number = outcome.messages[0]["data"]["prompt_id"]
+        for output in self.get(f"/history/{number}")[number]["outputs"].values():
+            for image in output.get("images", []):
+                data = self.fetch("/view?" + urllib.parse.urlencode(image))
+                outcome.pictures.append(Image.open(BytesIO(data)))
+        return outcome
+
+    def complaints(self) -> list[str]:
+        """Tracebacks through this pack, but for ValueErrors: those are its word to the user."""
+        log, traceback = self.log, r"^.*Traceback \(most recent.*\n(?: .*\n)*.*"
+        blocks = [
+            found[0]
+            for found in re.finditer(traceback, log, re.M)
+            if not log[found.end() :].lstrip().startswith("The above exception")
+        ]
+        ours = [block for block in blocks if f"custom_nodes/{PACK}" in block or str(ROOT) in block]
+        return [block for block in ours if not re.search(r"\n\S*(Value|Checkpoint)Error: ", block)]
+
+
+def chromium() -> str | None:
+    """The browser for the page's tests."""
+    return shutil.which("chromium") or shutil.which("google-chrome")

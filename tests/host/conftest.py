@@ -1,0 +1,70 @@
+"""A running host with tiny models, and a browser, shared by all tests here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cases import REFERENCE, state_dict, write_case, write_text_encoder
+from comfy_host import HOW_TO, Host, chromium, find
+
+QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+QUIET += " disable-component-update disable-sync"
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    found = find()
+    if found is None:
+        pytest.skip(HOW_TO)
+    base = tmp_path_factory.mktemp("base")
+    models = base / "models"
+    for folder in ("diffusion_models", "vae", "text_encoders"):
+        (models / folder).mkdir(parents=True)
+    write_infinity(models)
+    write_var(models)
+    host = Host(*found, base)
+    yield host
+    host.stop()
+    assert not host.complaints(), "\n\n".join(host.complaints())
+
+
+def write_infinity(models: Path) -> None:
+    """The reference Infinity with a text encoder of its width."""
+    case = write_case("infinity_plain", models)
+    for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
+        for file in (path, path.with_suffix(".json")):
+            file.rename(models / folder / f"infinity_tiny{file.suffix}")
+    whole = (models / "diffusion_models" / "infinity_tiny.safetensors").read_bytes()
+    (models / "diffusion_models" / "truncated.safetensors").write_bytes(whole[:100_000])
+    write_text_encoder(models / "text_encoders" / "t5_tiny")
+
+
+def write_var(models: Path) -> None:
+    """The reference VAR with the releases' names, format, classes, and one more token map."""
+    about = json.loads((REFERENCE / "var_plain.json").read_text())
+    sides = [*about["config"]["patch_nums"], 6]
+    about["config"] |= {"num_classes": 1000, "patch_nums": sides}
+    transformer, tokenizer = about["shapes"]["var"], about["shapes"]["vae"]
+    transformer["class_emb.weight"][0] = 1001
+    transformer["pos_1LC"][1] = sum(side**2 for side in sides)
+    transformer["lvl_embed.weight"][0] = tokenizer["quantize.ema_vocab_hit_SV"][0] = len(sides)
+    files = {"diffusion_models/var_d16": transformer, "vae/vae_ch160v4096z32": tokenizer}
+    for name, shapes in files.items():
+        torch.save(state_dict(shapes), models / f"{name}.pth")
+        (models / f"{name}.json").write_text(json.dumps(about["config"]))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the page is not tested: pip install playwright"
+    )
+    if chromium() is None:
+        pytest.skip("the page is not tested: install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(
+            executable_path=chromium(), args=[f"--{option}" for option in QUIET.split()]
+        )
+        yield browser
+        browser.close()

@@ -1,0 +1,201 @@
+"""The nodes through the HTTP API: pictures, progress, cancel, and clear words for bad input."""
+
+import time
+
+import numpy as np
+import pytest
+from comfy_host import Refused
+
+MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth"}
+TOKENIZERS = {"infinity": "infinity_tiny.safetensors", "var": "vae_ch160v4096z32.pth"}
+SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
+
+
+def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
+    """A text-to-image (infinity) or class-to-image (var) prompt; the rest stays at its default."""
+    nodes = {
+        "model": ("DiverseVARLoadModel", {"model_name": MODELS[family]}),
+        "vae": ("DiverseVARLoadTokenizer", {"vae_name": TOKENIZERS[family]}),
+        "sampler": (
+            "DiverseVARSampler",
+            {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0], **sampler},
+        ),
+        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
+        "save": ("PreviewImage", {"images": ["decode", 0]}),
+    }
+    if family == "var":
+        nodes["text"] = ("DiverseVARClassLabel", {"label": 3})
+    else:
+        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"})
+        inputs = {"clip": ["clip", 0], "prompt": prompt, "negative": ""}
+        nodes["text"] = ("DiverseVAREncodeText", inputs)
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def pixels(outcome) -> list[np.ndarray]:
+    assert outcome.error is None
+    return [np.asarray(picture) for picture in outcome.pictures]
+
+
+def test_every_node_explains_itself(host):
+    nodes = {k: v for k, v in host.get("/object_info").items() if k.startswith("DiverseVAR")}
+    assert len(nodes) >= 8
+    for name, node in nodes.items():
+        assert node["description"], name
+        for inputs in node["input"].values():
+            for key, (_, options) in inputs.items():
+                assert options.get("tooltip"), f"{name}.{key}"
+        assert all(node["output_tooltips"]), name
+
+
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_picture_i_of_a_batch_is_seed_plus_i(host, family):
+    both = pixels(host.run(graph(family, seed=5, batch_size=2)))
+    (second,) = pixels(host.run(graph(family, seed=6)))
+    assert len(both) == 2 and not np.array_equal(*both)
+    np.testing.assert_allclose(both[1], second.astype(int), atol=1)  # same tokens; a rounding
+
+
+def test_diversity_changes_the_picture(host):
+    (vanilla,) = pixels(host.run(graph("infinity", seed=1)))
+    (diverse,) = pixels(host.run(graph("infinity", seed=1, ssr=1.0, sar=1.0)))
+    assert not np.array_equal(vanilla, diverse)
+
+
+def test_aspects_reach_the_picture(host):
+    (picture,) = host.run(graph("infinity", aspect="1:2 portrait")).pictures
+    assert picture.height == 2 * picture.width
+
+
+def test_stock_text_nodes_give_the_same_picture(host):
+    prompt = graph("infinity")
+    (ours,) = pixels(host.run(prompt))
+    inputs = {"clip": ["clip", 0], "text": "a red apple"}
+    prompt["text"] = {"class_type": "CLIPTextEncode", "inputs": inputs}
+    (stock,) = pixels(host.run(prompt))
+    np.testing.assert_array_equal(ours, stock)
+
+
+def encoded(family: str, **sampler) -> dict:
+    """A prompt whose sampler varies a plain picture."""
+    prompt = graph(family, picture=["encode", 0], **sampler)
+    image = {"width": 96, "height": 64, "color": 0x4080C0}
+    prompt["image"] = {"class_type": "EmptyImage", "inputs": image}
+    inputs = {"pixels": ["image", 0], "vae": ["vae", 0], "model": ["model", 0]}
+    prompt["encode"] = {"class_type": "DiverseVAREncode", "inputs": inputs}
+    return prompt
+
+
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_keeping_every_token_gives_the_encoded_picture(host, family):
+    (kept,) = pixels(host.run(encoded(family, keep_side=128)))
+    prompt = encoded(family)
+    prompt["decode"] |= {"class_type": "DiverseVARDecode"}
+    prompt["decode"]["inputs"]["samples"] = ["encode", 0]
+    (decoded,) = pixels(host.run(prompt))
+    (varied,) = pixels(host.run(encoded(family, keep_side=2)))
+    np.testing.assert_allclose(kept, decoded.astype(int), atol=1)
+    assert not np.array_equal(varied, decoded)
+
+
+def test_pick_compare_and_measure_a_batch(host):
+    prompt = graph("var", batch_size=3)
+    prompt["pick"] = {"class_type": "DiverseVARPick", "inputs": {"images": ["decode", 0]}}
+    prompt["pick"]["inputs"]["count"] = 2
+    prompt["save"]["inputs"]["images"] = ["pick", 0]
+    two = {"above": ["decode", 0], "below": ["decode", 0]}
+    prompt["compare"] = {"class_type": "DiverseVARCompare", "inputs": two}
+    prompt["rows"] = {"class_type": "PreviewImage", "inputs": {"images": ["compare", 0]}}
+    prompt["measure"] = {"class_type": "DiverseVARMeasure", "inputs": {"images": ["decode", 0]}}
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": ["measure", 2]}}
+    outcome = host.run(prompt)
+    *picked, rows = sorted(pixels(outcome), key=len)
+    assert len(picked) == 2 and not np.array_equal(*picked)
+    assert len(rows) > 2 * len(picked[0]) and rows.shape[1] >= 3 * picked[0].shape[1]
+    (report,) = [data for data in outcome.of("executed") if data["node"] == "report"]
+    assert report["output"]["text"][0].startswith("3 pictures amount to")
+
+
+def test_progress_and_previews_for_every_scale(host):
+    outcome = host.run(graph("infinity", seed=11), preview="auto")
+    steps = [data["value"] for data in outcome.of("progress") if data["node"] == "sampler"]
+    assert steps == list(np.cumsum([side**2 for side in SIDES]))
+    assert len(outcome.previews) >= len(SIDES)
+    assert all(b"\xff\xd8\xff" in frame for frame in outcome.previews)  # JPEG
+
+
+def test_cancel_stops_within_a_scale_and_the_next_prompt_runs(host):
+    long = graph("infinity", seed=12, batch_size=4)
+    seen = []
+    for event in host.events(long):
+        seen.append(event)
+        if event["type"] == "progress" and len(progress := values(seen)) == 4:
+            host.interrupt()
+            stopped = time.monotonic()
+    assert time.monotonic() - stopped < 5
+    assert len(progress) <= 5 < len(SIDES)
+    assert "execution_interrupted" in {event["type"] for event in seen}
+    assert host.run(graph("infinity", seed=12)).error is None
+
+
+def values(events: list[dict]) -> list[int]:
+    return [event["data"]["value"] for event in events if event["type"] == "progress"]
+
+
+def wrong_tokenizer() -> dict:
+    prompt = graph("infinity")
+    prompt["vae"]["inputs"]["vae_name"] = TOKENIZERS["var"]
+    return prompt
+
+
+def class_for_infinity() -> dict:
+    prompt = graph("infinity")
+    prompt["text"] = graph("var")["text"]
+    return prompt
+
+
+def prompt_for_var() -> dict:
+    prompt = graph("var")
+    prompt |= {name: graph("infinity")[name] for name in ("clip", "text")}
+    return prompt
+
+
+def truncated_model() -> dict:
+    prompt = graph("infinity")
+    prompt["model"]["inputs"]["model_name"] = "truncated.safetensors"
+    return prompt
+
+
+def latent_without_tokens() -> dict:
+    prompt = graph("infinity", picture=["empty", 0])
+    prompt["empty"] = {"class_type": "EmptyLatentImage", "inputs": {}}
+    return prompt
+
+
+@pytest.mark.parametrize(
+    "prompt, words",
+    [
+        (wrong_tokenizer(), "tokenizer"),
+        (class_for_infinity(), "classes"),
+        (prompt_for_var(), "classes"),
+        (truncated_model(), "truncated"),
+        (latent_without_tokens(), "tokens"),
+        (graph("infinity", prompt=" "), "empty"),
+        (graph("infinity", prompt="cat " * 600), "601 tokens"),
+        (graph("infinity", sides="4,7"), "7"),
+        (graph("infinity", sides="four"), "four"),
+        (graph("infinity", ssr=float("nan")), "nan"),
+        (graph("var", top_p=float("nan")), "nan"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_clear_sentence(host, prompt, words):
+    error = host.run(prompt).error
+    assert error and words in error.lower()
+    assert len(error) < 300 and "\n" not in error
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"ssr": -1.0}, {"site": "nowhere"}])
+def test_the_host_checks_ranges_and_choices(host, bad):
+    with pytest.raises(Refused, match=next(iter(bad))):
+        host.run(graph("var", **bad))
