@@ -1,0 +1,202 @@
+"""Emoji pictures in six designs, joined by name: ``python -m training.data``.
+
+The sets come from the npm registry as SVG (``SETS``; licences in NOTICE), are rendered on white
+and saved as one npz of uint8 pictures beside a json of concepts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import resvg_py
+import torch
+from PIL import Image
+from torch import Tensor
+
+SETS = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emojione")
+PIXELS = 64
+
+# The full set: named pictures in at least four designs, but no people in five skin tones, flags,
+# letters and buttons.
+FULL_DESIGNS = 4
+FULL_CATEGORIES = (
+    "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body",
+    "Smileys & Emotion", "Symbols", "Travel & Places",
+)  # fmt: skip
+LEFT_OUT = re.compile(r"skin-tone|flag|button|keycap|input-|letter|oclock|thirty|japanese-.*-")
+
+# The set that two cores can learn in an hour: all six designs.
+CATEGORIES = ("Animals & Nature", "Food & Drink")
+
+# Pictures with writing in them, or named after a direction, have no mirrored copies.
+WRITING = re.compile(
+    r"left|right|place-medal|8-ball|taxi|police|ambulance|bus|joker|slot|milk|ticket|stop|sign"
+    r"|book|calendar|yen|dollar|pound|euro|card|clock|100|watch|atm|map-|chart|newspaper|zzz"
+)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One prompt: its words, whether it may be mirrored, and how many designs draw it."""
+
+    prompt: str
+    mirrored: bool
+    designs: int
+
+
+class Data(NamedTuple):
+    """pictures (N, 64, 64, 3) uint8; concept and design, (N,) indices of each picture."""
+
+    pictures: Tensor
+    concept: Tensor
+    design: Tensor
+    concepts: tuple[Concept, ...]
+
+
+def load(folder: Path) -> Data:
+    """Read what ``main`` has written."""
+    arrays = np.load(folder / "emoji.npz")
+    concepts = json.loads((folder / "concepts.json").read_text())
+    return Data(
+        *(torch.from_numpy(arrays[name]) for name in ("pictures", "concept", "design")),
+        tuple(Concept(**fields) for fields in concepts),
+    )
+
+
+def to_model(pictures: Tensor) -> Tensor:
+    """uint8 pictures (B, H, W, 3) -> (B, 3, H, W) float32 in -1..1."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def with_mirrored(data: Data) -> Data:
+    """The data with a mirrored copy of every picture that may have one."""
+    may = torch.tensor([concept.mirrored for concept in data.concepts])[data.concept]
+    return Data(
+        torch.cat((data.pictures, data.pictures[may].flip(2))),
+        torch.cat((data.concept, data.concept[may])),
+        torch.cat((data.design, data.design[may])),
+        data.concepts,
+    )
+
+
+def resolve(icons: dict, name: str) -> tuple[str, bool] | None:
+    """The icon behind a name or alias of an Iconify set, and whether it is mirrored."""
+    mirrored = False
+    while name not in icons["icons"]:
+        alias = icons.get("aliases", {}).get(name)
+        if alias is None or "rotate" in alias or "vFlip" in alias:
+            return None
+        mirrored ^= alias.get("hFlip", False)
+        name = alias["parent"]
+    return name, mirrored
+
+
+def render(icons: dict, name: str, mirrored: bool) -> np.ndarray:
+    """Draw an icon on white: (PIXELS, PIXELS, 3) uint8."""
+    icon = icons["icons"][name]
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    side = max(width, height)
+    left = icon.get("left", icons.get("left", 0)) - (side - width) / 2
+    top = icon.get("top", icons.get("top", 0)) - (side - height) / 2
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {side} {side}">{icon["body"]}</svg>'
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=PIXELS, height=PIXELS, background="white")
+    picture = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+    return picture[:, ::-1] if mirrored else picture
+
+
+def select(sets: Sequence[dict], categories: dict[str, str], full: bool) -> list[str]:
+    """Names of the concepts, in alphabetical order.
+
+    sets: the Iconify sets; categories: of each name. Of two names for the same icon the one that
+    more sets use for it stays.
+    """
+    drawn = {}  # name -> (set, icon) of each design
+    for name in sorted({name for icons in sets for name in (*icons["icons"], *icons["aliases"])}):
+        found = [(i, resolve(icons, name)) for i, icons in enumerate(sets)]
+        drawn[name] = [(i, icon[0]) for i, icon in found if icon]
+
+    def wanted(name: str) -> bool:
+        if LEFT_OUT.search(name) or name not in categories:
+            return False
+        if full:
+            return len(drawn[name]) >= FULL_DESIGNS and categories[name] in FULL_CATEGORIES
+        return len(drawn[name]) == len(SETS) and categories[name] in CATEGORIES
+
+    own = {name: sum(icon == name for _, icon in drawn[name]) for name in drawn}
+    names, taken = [], set()
+    for name in sorted(filter(wanted, drawn), key=lambda name: -own[name]):
+        if not taken & set(drawn[name]):
+            taken |= set(drawn[name])
+            names.append(name)
+    return sorted(names)
+
+
+def read_sets(folder: Path) -> tuple[list[dict], dict[str, str]]:
+    """Install the npm packages into ``folder``; return the sets, and the category of each name."""
+    packages = [f"@iconify-json/{name}" for name in SETS]
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ["--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
+    subprocess.run(["npm", "install", *flags, "--prefix", str(folder), *packages], check=True)
+    root = folder / "node_modules" / "@iconify-json"
+    sets = [{"aliases": {}} | json.loads((root / s / "icons.json").read_text()) for s in SETS]
+    categories = {}
+    for name in ("twemoji", "noto"):  # the later one's word counts
+        metadata = json.loads((root / name / "metadata.json").read_text())
+        for category, names in metadata["categories"].items():
+            categories |= dict.fromkeys(names, category)
+    return sets, categories
+
+
+def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
+    """Pictures (N, H, W, 3) uint8 in rows, white between them; N a multiple of columns."""
+    padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    n, h, w, _ = padded.shape
+    grid = padded.reshape(n // columns, columns, h, w, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(grid.reshape(n // columns * h, columns * w, 3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("emoji-data"), help="where to save")
+    parser.add_argument("--full", action="store_true", help="every concept with four designs")
+    args = parser.parse_args()
+
+    sets, categories = read_sets(args.folder / "npm")
+    pictures, concept, design, concepts = [], [], [], []
+    for name in select(sets, categories, args.full):
+        found = [(i, resolve(icons, name)) for i, icons in enumerate(sets)]
+        for i, icon in found:
+            if icon:
+                pictures.append(render(sets[i], *icon))
+                concept.append(len(concepts))
+                design.append(i)
+        designs = sum(icon is not None for _, icon in found)
+        concepts.append(
+            {
+                "prompt": name.replace("-", " "),
+                "mirrored": not WRITING.search(name),
+                "designs": designs,
+            }
+        )
+    np.savez_compressed(
+        args.folder / "emoji.npz", pictures=np.stack(pictures), concept=concept, design=design
+    )
+    (args.folder / "concepts.json").write_text(json.dumps(concepts, indent=1))
+    print(f"{len(concepts)} concepts, {len(pictures)} pictures in {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Judge the emoji model: ``python -m training.evaluate``.
+
+A classifier trained on the real pictures (``judge.py``) says what every sample shows and in which
+design. For each row of ``rows`` the same prompts are sampled from the same noise; alignment and
+diversity, with bootstrap intervals over prompts, go to evaluation.json, .md and .png. Rows that
+are in the json already are not sampled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.draw import PerImage
+from diversevar_core.families.infinity import Infinity, Text
+from diversevar_core.methods import Method
+from diversevar_core.sampler import Settings, scale_loop
+from diversevar_core.spectral import DiverseVAR
+from diversevar_core.text import TextEncoder, load_text_encoder
+from diversevar_core.tokenizers.bsq import BSQ
+
+from .data import SETS, Data, load, to_model
+from .judge import Judge, Verdict, frechet, held_out, load_judge
+from .teacher import Teacher, forward, self_correcting
+from .tokenizer import psnr, reconstruct, summed, to_pixels
+
+SEED = 1000
+RESAMPLES = 1000
+METRICS = ("top-1", "top-5", "designs", "modes", "distance")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to sample: plain settings and a method; ``kind`` is its colour in the plot."""
+
+    name: str
+    kind: str
+    cfg: tuple[float, ...] = (4.0,)
+    tau: tuple[float, ...] = (0.5,)
+    methods: tuple[Method, ...] = ()
+
+
+def rows() -> list[Row]:
+    """Official settings, the plain knobs around them, then SSR and SAR on a grid."""
+    plain = [Row(f"cfg {cfg}, tau 0.5", "guidance", (cfg,)) for cfg in (4, 3, 2, 1.5, 1)]
+    warm = [
+        Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,))
+        for cfg, tau in ((4, 0.75), (4, 1), (3, 1), (4, 1.5), (3, 1.5), (2, 1))
+    ]
+    interval = [
+        Row(f"{n} maps cfg 1, then {cfg}, tau {tau}", "interval", (1.0,) * n + (cfg,), (tau,))
+        for n in (1, 2, 3)
+        for cfg, tau in ((4, 0.5), (3, 1))
+    ]
+    spectral = []
+    for site in ("model", "block"):
+        for ssr in (0.5, 1.0, 2.0, 4.0):
+            spectral.append((f"SSR {ssr:g}", site, {"ssr": ssr}))
+        for sar in (0.25, 0.5, 1.0, 2.0):
+            spectral.append((f"SAR {sar:g}", site, {"sar": sar}))
+        for ssr, sar in ((0.5, 0.25), (1.0, 0.5), (1.0, 1.0), (2.0, 1.0)):
+            spectral.append((f"SSR {ssr:g}, SAR {sar:g}", site, {"ssr": ssr, "sar": sar}))
+    cures = [
+        Row(f"{name}, {site}, sides {sides}", "DiverseVAR " + site,
+            methods=(DiverseVAR(site=site, sides=sides, **rates),))
+        for sides in ((4, 6), (2, 4), (2, 4, 6)) for name, site, rates in spectral
+    ]  # fmt: skip
+    return plain + warm + interval + cures
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is judged: the three models, the judge, and which prompts with how many seeds."""
+
+    model: Infinity
+    tokenizer: BSQ
+    text: TextEncoder
+    judge: Judge
+    data: Data
+    chosen: tuple[int, ...]
+    seeds: int
+
+    def prompts(self, concepts: Sequence[int]) -> list[str]:
+        """Each concept's prompt, ``seeds`` times."""
+        return [self.data.concepts[c].prompt for c in concepts for _ in range(self.seeds)]
+
+    def draw(self, row: Row, concepts: Sequence[int], first: int) -> Tensor:
+        """Sample ``seeds`` pictures a concept -> (N, H, W, 3) uint8; first: seed of the first."""
+        names = [self.data.concepts[c].prompt for c in concepts]
+        features = [f for f in self.text(names) for _ in range(self.seeds)]
+        settings = Settings(row.cfg, "flat", row.tau, top_k=0, top_p=0.97)
+        schedule, stream = self.model.schedule(), PerImage(first, len(features))
+        steps = scale_loop(
+            self.model, self.tokenizer, Text(features), schedule, settings, stream, row.methods
+        )
+        *_, last = steps
+        return to_pixels(self.tokenizer.decode(last.f_hat)).cpu()
+
+    def resample(self, concepts: Sequence[int], first: int) -> Tensor:
+        """Pictures whose bits are drawn one map at a time, each from what the real maps say."""
+        schedule = self.model.schedule()
+        teacher = Teacher.of(self.model, schedule, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(first)
+        real = torch.stack(
+            [self.real(c)[i % len(self.real(c))] for c in concepts for i in range(self.seeds)]
+        )
+        features = self.tokenizer.encoder(to_model(self.data.pictures[real]))
+        batch = self_correcting(self.tokenizer, features, schedule, generator, flipped=0.0)
+        text = self.text(self.prompts(concepts))
+        logits = forward(self.model, teacher, text, batch.inputs, max(map(len, text)))
+        drawn = torch.bernoulli(logits.softmax(dim=-1)[..., 1], generator=generator).long()
+        bits = drawn.split([scale.tokens for scale in schedule], dim=1)
+        return to_pixels(self.tokenizer.decode(summed(self.tokenizer, bits, schedule)))
+
+    def real(self, concept: int) -> Tensor:
+        """Indices of a concept's real pictures."""
+        return (self.data.concept == concept).nonzero().squeeze(1)
+
+    def measure(self, make: Callable[[Sequence[int], int], Tensor], together: int = 4) -> Tensor:
+        """Make and judge every concept's pictures: (concepts, metrics)."""
+        found = []
+        for start in range(0, len(self.chosen), together):
+            concepts = self.chosen[start : start + together]
+            verdict = self.judge.judge(make(concepts, SEED + start * self.seeds))
+            for i, concept in enumerate(concepts):
+                own = slice(i * self.seeds, (i + 1) * self.seeds)
+                found.append(metrics(Verdict(*(part[own] for part in verdict)), concept))
+        return torch.tensor(found)
+
+
+def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
+    """``METRICS`` of one prompt's pictures.
+
+    designs: how many designs are among the pictures that show the concept; modes: exponential of
+    the entropy of the designs of all pictures; distance: mean Euclidean distance of two pictures'
+    features, each of unit length.
+    """
+    hit = verdict.concept.topk(5).indices == concept
+    design = verdict.design.argmax(dim=1)
+    designs = design[hit[:, 0]].unique().numel()
+    share = torch.bincount(design, minlength=len(SETS)) / len(design)
+    modes = torch.special.entr(share).sum().exp().item()
+    distance = F.pdist(F.normalize(verdict.features)).mean().item()
+    top1, top5 = hit[:, 0].float().mean().item(), hit.any(dim=1).float().mean().item()
+    return top1, top5, float(designs), modes, distance
+
+
+def interval(values: Tensor) -> tuple[float, float, float]:
+    """Mean over prompts (N,) and its 95 % bootstrap interval."""
+    generator = torch.Generator().manual_seed(SEED)
+    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    means = values[picks].mean(dim=1).sort().values
+    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
+    return values.mean().item(), low.item(), high.item()
+
+
+def summary(kind: str, measured: Tensor) -> dict:
+    """One row of the table: metric -> [mean, low, high]."""
+    columns = zip(METRICS, measured.T, strict=True)
+    return {"kind": kind, "prompts": len(measured)} | {name: interval(c) for name, c in columns}
+
+
+def tokenizer_figures(bench: Bench) -> dict[str, float]:
+    """PSNR in dB, Frechet distance in the judge's features, and what the judge still recognises."""
+    pictures = bench.data.pictures
+    parts = pictures.split(64)
+    schedule = bench.model.schedule()
+    made = torch.cat(
+        [to_pixels(reconstruct(bench.tokenizer, to_model(p), schedule)) for p in parts]
+    )
+    real, seen = bench.judge.judge(pictures), bench.judge.judge(made)
+    named = (seen.concept.argmax(dim=1) == bench.data.concept).float().mean().item()
+    return {
+        "PSNR": psnr(made, pictures).mean().item(),
+        "rFID": frechet(real.features, seen.features),
+        "concept top-1": named,
+        "design": (seen.design.argmax(dim=1) == bench.data.design).float().mean().item(),
+    }
+
+
+def table(report: dict) -> str:
+    """The report as Markdown."""
+    lines = [f"{title}: " + ", ".join(f"{k} {v:.3g}" for k, v in report[title].items())
+             for title in ("judge", "tokenizer")]  # fmt: skip
+    lines += ["", "| row | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    for name, row in report["rows"].items():
+        cells = (f"{row[m][0]:.3f} ({row[m][1]:.3f}-{row[m][2]:.3f})" for m in METRICS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict, path: Path) -> None:
+    """Diversity against alignment, a point a row, bars for the bootstrap intervals."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
+    kinds = list(dict.fromkeys(row["kind"] for row in report["rows"].values()))
+    for axis, metric in zip(axes, ("designs", "distance"), strict=True):
+        for kind in kinds:
+            points = [row for row in report["rows"].values() if row["kind"] == kind]
+            x, y = ([row[m] for row in points] for m in ("top-1", metric))
+            bars = [[[p[0] - p[1] for p in v], [p[2] - p[0] for p in v]] for v in (x, y)]
+            axis.errorbar(
+                [p[0] for p in x],
+                [p[0] for p in y],
+                yerr=bars[1],
+                xerr=bars[0],
+                fmt="o",
+                label=kind,
+                alpha=0.7,
+                elinewidth=0.5,
+                markersize=4,
+            )
+        axis.set(xlabel="alignment: concept top-1", ylabel=f"diversity: {metric}")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
+    parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
+    parser.add_argument("--models", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=24)
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of rows")
+    args = parser.parse_args()
+
+    data = load(args.data)
+    judge = load_judge(data, args.folder / "judge.ckpt")
+    order = torch.randperm(len(data.concepts), generator=torch.Generator().manual_seed(SEED))
+    bench = Bench(
+        load_model(args.models / "transformer.safetensors"),
+        load_tokenizer(args.models / "tokenizer.safetensors"),
+        load_text_encoder(args.models / "text_encoder.safetensors"),
+        judge,
+        data,
+        tuple(order[: args.prompts].sort().values.tolist()),
+        args.seeds,
+    )
+    saved = args.folder / f"evaluation-{args.prompts}x{args.seeds}.json"
+    report = json.loads(saved.read_text()) if saved.exists() else {"rows": {}}
+    report |= {"judge": held_out(judge, data), "tokenizer": tokenizer_figures(bench)}
+
+    def real(concepts: Sequence[int], first: int) -> Tensor:
+        return data.pictures[
+            torch.stack(
+                [bench.real(c)[i % len(bench.real(c))] for c in concepts for i in range(args.seeds)]
+            )
+        ]
+
+    makers = {"data": ("data", real), "teacher-forced": ("data", bench.resample)}
+    for row in rows():
+        makers[row.name] = (
+            row.kind,
+            lambda concepts, first, row=row: bench.draw(row, concepts, first),
+        )
+    for name, (kind, make) in makers.items():
+        if name in report["rows"] or not any(part in name for part in args.only):
+            continue
+        started = time.time()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            report["rows"][name] = summary(kind, bench.measure(make))
+        shown = ", ".join(f"{m} {report['rows'][name][m][0]:.3f}" for m in METRICS)
+        print(f"{name}: {shown}  ({time.time() - started:.0f} s)", flush=True)
+        saved.write_text(json.dumps(report, indent=1))
+    saved.with_suffix(".md").write_text(table(report))
+    plot(report, saved.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The judge: a small classifier of concept and design, trained on the real pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .data import SETS, Data, to_model
+from .loop import Log, batches, learning_rate, resume, save
+
+FEATURES = 192
+BATCH, STEPS, PEAK, WARMUP, SEED = 64, 900, 3e-3, 100, 7
+HELD_OUT = 0.1  # share of the pictures whose mirrored copy is kept from training
+
+
+class Verdict(NamedTuple):
+    """features (N, FEATURES); concept (N, concepts) and design (N, designs) logits."""
+
+    features: Tensor
+    concept: Tensor
+    design: Tensor
+
+
+class Judge(nn.Module):
+    """Five stages of strided convolution, the mean over positions, a layer for each question."""
+
+    def __init__(self, concepts: int):
+        super().__init__()
+        widths = (3, 32, 64, 128, FEATURES)
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(before, width, 4, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                    nn.Conv2d(width, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                )
+                for before, width in zip(widths, widths[1:], strict=False)
+            )
+        )
+        self.concept = nn.Linear(FEATURES, concepts)
+        self.design = nn.Linear(FEATURES, len(SETS))
+
+    def forward(self, pictures: Tensor) -> Verdict:
+        features = self.stages(pictures).mean(dim=(2, 3))
+        return Verdict(features, self.concept(features), self.design(features))
+
+    @torch.no_grad()
+    def judge(self, pictures: Tensor) -> Verdict:
+        """Verdicts on uint8 pictures (N, H, W, 3)."""
+        parts = [self(to_model(part)) for part in pictures.split(256)]
+        return Verdict(*(torch.cat(answers).float() for answers in zip(*parts, strict=True)))
+
+
+def jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Move, scale, recolour and (every second batch) blur pictures (B, 3, H, W) in -1..1."""
+    n = len(pictures)
+    scale = 1 + 0.2 * (torch.rand(n, generator=generator) - 0.5)
+    shift = 0.2 * (torch.rand(n, 2, generator=generator) - 0.5)
+    transform = torch.zeros(n, 2, 3)
+    transform[:, 0, 0] = transform[:, 1, 1] = scale
+    transform[:, :, 2] = shift
+    grid = F.affine_grid(transform, pictures.shape, align_corners=False)
+    moved = F.grid_sample(pictures - 1, grid, align_corners=False)  # white, 1, fills the border
+    gain = 1 + 0.3 * (torch.rand(n, 3, 1, 1, generator=generator) - 0.5)
+    moved = moved * gain + 1
+    side = int(torch.randint(20, 108, (), generator=generator))
+    if side < pictures.shape[-1]:
+        small = F.interpolate(moved, size=(side, side), mode="area")
+        moved = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+    return moved + 0.05 * torch.randn(moved.shape, generator=generator)
+
+
+def split(data: Data) -> tuple[Tensor, Tensor]:
+    """Pictures that train with their mirrored copy, and those that do without (indices)."""
+    may = torch.tensor([concept.mirrored for concept in data.concepts])[data.concept]
+    held = torch.rand(len(may), generator=torch.Generator().manual_seed(SEED)) < HELD_OUT
+    return (may & ~held).nonzero().squeeze(1), (may & held).nonzero().squeeze(1)
+
+
+def accuracy(judge: Judge, pictures: Tensor, concept: Tensor, design: Tensor) -> dict[str, float]:
+    """Shares of right answers for uint8 pictures (N, H, W, 3)."""
+    verdict = judge.judge(pictures)
+    best = verdict.concept.topk(5).indices == concept[:, None]
+    return {
+        "concept top-1": best[:, 0].float().mean().item(),
+        "concept top-5": best.any(dim=1).float().mean().item(),
+        "design": (verdict.design.argmax(dim=1) == design).float().mean().item(),
+    }
+
+
+def load_judge(data: Data, path: Path) -> Judge:
+    """The judge at ``path``, trained first where it is not there."""
+    torch.manual_seed(SEED)
+    judge = Judge(len(data.concepts))
+    if state := resume(path):
+        judge.load_state_dict(state)
+        return judge.eval()
+    mirrored, _ = split(data)
+    pictures = torch.cat((data.pictures, data.pictures[mirrored].flip(2)))
+    concept = torch.cat((data.concept, data.concept[mirrored]))
+    design = torch.cat((data.design, data.design[mirrored]))
+    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
+    log, order = Log(every=100), batches(len(pictures), BATCH, SEED, 0)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, STEPS, PEAK, WARMUP)
+        places = next(order)
+        generator = torch.Generator().manual_seed(SEED + step)
+        verdict = judge(jitter(to_model(pictures[places]), generator))
+        named = F.cross_entropy(verdict.concept, concept[places], label_smoothing=0.1)
+        drawn = F.cross_entropy(verdict.design, design[places], label_smoothing=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        (named + drawn).backward()
+        optimizer.step()
+        log(step + 1, {"concept": named.detach(), "design": drawn.detach()})
+    save(path, judge.state_dict())
+    return judge.eval()
+
+
+def held_out(judge: Judge, data: Data) -> dict[str, float]:
+    """Accuracy on mirrored copies that were not trained on."""
+    _, held = split(data)
+    return accuracy(judge, data.pictures[held].flip(2), data.concept[held], data.design[held])
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two sets of features (N, C) taken as Gaussian."""
+    a, b = a.double(), b.double()
+    product = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real.clamp(min=0).sqrt().sum()
+    traces = a.T.cov().trace() + b.T.cov().trace()
+    return ((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * product).item()

@@ -1,0 +1,106 @@
+"""Teacher forcing: all maps of a picture in one pass, with bitwise self-correction.
+
+Infinity, arXiv 2412.04431, section 3.3. The next map's input is resized as in sampling
+(``BSQ.accumulate``), where the paper's training averages areas: so the model is trained on what
+it will see.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from diversevar_core.families.blocks import Rotary
+from diversevar_core.families.infinity import Infinity, Text
+from diversevar_core.schedule import Schedule
+from diversevar_core.tokenizers.bsq import BSQ
+
+FLIPPED = 0.3  # largest share of flipped bits; each picture's own is uniform below it
+
+
+class Batch(NamedTuple):
+    """targets (B, L, bits) of all maps and inputs (B, L - 1, bits) of all maps but the first."""
+
+    targets: Tensor
+    inputs: Tensor
+
+
+def self_correcting(
+    tokenizer: BSQ,
+    features: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator,
+    flipped: float = FLIPPED,
+) -> Batch:
+    """Encoder features (B, d, H, W) -> bits to predict, and inputs in which some are flipped."""
+    share = flipped * torch.rand(len(features), 1, 1, generator=generator)
+    f_hat, targets, inputs = torch.zeros_like(features), [], []
+    for scale in schedule:
+        z = F.interpolate(features - f_hat, size=(scale.h, scale.w), mode="area")
+        bits = rearrange(z > 0, "b d h w -> b (h w) d")
+        flips = torch.rand(bits.shape, generator=generator) < share
+        f_hat, shown = tokenizer.accumulate(f_hat, bits ^ flips.to(bits.device), scale, schedule)
+        targets.append(bits)
+        inputs.append(shown)
+    return Batch(torch.cat(targets, dim=1), torch.cat(inputs[:-1], dim=1))
+
+
+def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
+    """Rotary angles of all maps in a row, each (L, head_dim / 2)."""
+    maps = [model.rotary(scale, schedule, device) for scale in schedule]
+    return tuple(torch.cat(parts) for parts in zip(*maps, strict=True))
+
+
+def levels(schedule: Schedule) -> Tensor:
+    """The map of every token, (L,)."""
+    return torch.cat([torch.full((scale.tokens,), scale.k) for scale in schedule])
+
+
+class Teacher(NamedTuple):
+    """What every teacher-forced pass needs: (1, 1, L, L) mask, angles, maps (L,), weights (L,)."""
+
+    mask: Tensor
+    rotary: Rotary
+    level: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, model: Infinity, schedule: Schedule, device: torch.device) -> Teacher:
+        level = levels(schedule).to(device)
+        weight = torch.cat([torch.full((s.tokens,), s.tokens**-0.5) for s in schedule]).to(device)
+        mask = (level[:, None] >= level)[None, None]
+        return cls(mask, whole_rotary(model, schedule, device), level, weight / weight.mean())
+
+
+def forward(
+    model: Infinity, teacher: Teacher, rows: list[Tensor], inputs: Tensor, longest: int
+) -> Tensor:
+    """Logits (B, L, bits, 2) of all maps at once.
+
+    rows: text features (length, Ct) a picture; longest: they are padded to this length, so that
+    every batch has the same shapes.
+    """
+    state = model.start(model.schedule(), guided=False)
+    model.condition(state, Text(rows))
+    lengths = torch.tensor([len(row) for row in rows], device=inputs.device)
+    mask = (torch.arange(longest, device=inputs.device) < lengths[:, None])[:, None, None]
+    text = F.pad(state.text, (0, 0, 0, longest - state.text.shape[1]))
+    start = state.condition.unsqueeze(1) + model.pos_start
+    x = torch.cat((start, model.word_embed(inputs).float()), dim=1) + model.lvl_embed(teacher.level)
+    for block in model.blocks:
+        memory = block.ca.memory(text)
+        x = block(x, state.terms, memory, mask, None, teacher.rotary, teacher.mask)
+    return model.logits(state, x).float().unflatten(-1, (-1, 2))
+
+
+def losses(logits: Tensor, targets: Tensor, teacher: Teacher) -> dict[str, Tensor]:
+    """Cross-entropy of the bits, a map of n tokens weighted by n^-1/2, and each map's accuracy."""
+    error = F.cross_entropy(logits.movedim(-1, 1), targets.long(), reduction="none")
+    error = error.mean(dim=(0, 2))
+    right = (logits.argmax(dim=-1) == targets).float().mean(dim=(0, 2))
+    by_map = {f"map {k}": right[teacher.level == k].mean() for k in range(teacher.level.max() + 1)}
+    return {"loss": (error * teacher.weight).mean(), "nats": error.mean()} | by_map
