@@ -21,12 +21,10 @@ from .families.var import VAR
 from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .sampler import Settings, Step, sample
 from .schedule import PIXELS, Schedule, square
-from .spectral import SITES, DiverseVAR
+from .spectral import CALIBRATED, SITES, DiverseVAR
 from .tokenizers.autoencoder import to_image
 from .tokenizers.bsq import BSQ
 from .tokenizers.vqvae import VQVAE
-
-COMPARED = {"ssr": 1.0, "sar": 1.0, "site": "block"}  # what compare shows
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -61,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     both.set_defaults(run=run_compare)
     add_sampling_options(both)
-    both.set_defaults(prompt="red apple", batch=8, **COMPARED)
+    both.set_defaults(prompt="red apple", batch=8, **CALIBRATED)
 
     two = commands.add_parser("encode", help="picture -> token maps -> picture")
     two.set_defaults(run=run_encode)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,6 +120,29 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds no named tensors; choose another file.")
     return content, {}
+
+
+def names_in(path: Path) -> frozenset[str] | None:
+    """The names of a checkpoint's tensors (in a pickle, every text), with no tensor read.
+
+    None where the file is broken, or of a kind that has no table of contents.
+    """
+    try:
+        if path.is_dir():
+            indexes = [*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")]
+            if indexes:
+                return frozenset(json.loads(indexes[0].read_text())["weight_map"])
+            (path,) = shards(path)
+        if path.suffix in (".safetensors", ".sft"):
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                return frozenset(json.loads(file.read(min(length, path.stat().st_size))))
+        with zipfile.ZipFile(path) as archive:
+            (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            texts = (text for _, text, _ in pickletools.genops(archive.read(content)))
+            return frozenset(text for text in texts if isinstance(text, str))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def parse(text: str) -> object:

@@ -2,22 +2,39 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import class_label, compare, decode, encode, encode_text, load, measure, sample
+from . import (
+    class_label,
+    compare,
+    decode,
+    encode,
+    encode_text,
+    folders,
+    load,
+    measure,
+    sample,
+    spectral,
+    spectrum,
+)
 
 NODES = [
     *load.NODES,
     *encode_text.NODES,
     *class_label.NODES,
     *sample.NODES,
+    *spectral.NODES,
     *decode.NODES,
     *encode.NODES,
     *compare.NODES,
     *measure.NODES,
+    *spectrum.NODES,
 ]
 
 
 class DiverseVARExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -1,4 +1,4 @@
-"""The only file that knows ComfyUI's memory manager, folders, progress and previews."""
+"""The only file that knows ComfyUI's memory manager, progress and previews."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core import included
 from ..diversevar_core.attention import sdpa
 from ..diversevar_core.checkpoints import load_model, load_tokenizer
 from ..diversevar_core.families.infinity import Infinity
@@ -39,32 +38,6 @@ from ..diversevar_core.tokenizers.vqvae import VQVAE
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 PREVIEW_PIXELS = 512
-
-
-def choices(kind: str) -> list[str]:
-    """What the user has in a models folder: files, and subfolders that hold one sharded model."""
-    files = folder_paths.get_filename_list(kind)
-    parents = sorted({Path(name).parent.as_posix() for name in files} - {"."})
-    return [name for name in parents if is_model_folder(kind, name)] + files
-
-
-def is_model_folder(kind: str, name: str) -> bool:
-    """Whether a subfolder is one model: it has an index of shards, or a tokenizer."""
-    return any(
-        any((Path(root) / name).glob(pattern))
-        for root in folder_paths.get_folder_paths(kind)
-        for pattern in ("*.index.json", "tokenizer.json")
-    )
-
-
-def path_of(kind: str, name: str, own: Path) -> Path:
-    """Where a choice lies on disk; ``own`` is the included model's file."""
-    if name == included.NAME:
-        return own
-    for root in folder_paths.get_folder_paths(kind):
-        if (Path(root) / name).exists():
-            return Path(root) / name
-    raise ValueError(f"There is no {name} in models/{kind} any more; refresh and choose again.")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

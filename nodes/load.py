@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core import included
-from . import host
+from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
 
@@ -23,9 +22,9 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=[included.NAME, *host.choices("diffusion_models")],
-                    tooltip="The transformer, from models/diffusion_models; emoji, a small "
-                    "text-to-image model, comes with the pack.",
+                    options=folders.choices(folders.MODELS),
+                    tooltip="The transformer, from models/diffusion_models or checkpoints; emoji, "
+                    "a small text-to-image model, comes with the pack.",
                 ),
             ],
             outputs=[VARModel.Output(display_name="model", tooltip="For the DiverseVAR Sampler.")],
@@ -33,8 +32,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
-        path = host.path_of("diffusion_models", model_name, included.MODEL)
-        return io.NodeOutput(host.load_transformer(path))
+        return io.NodeOutput(host.load_transformer(folders.path_of(folders.MODELS, model_name)))
 
 
 class LoadTokenizer(io.ComfyNode):
@@ -52,7 +50,7 @@ class LoadTokenizer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=[included.NAME, *host.choices("vae")],
+                    options=folders.choices(folders.TOKENIZERS),
                     tooltip="The tokenizer that the model was trained with, from models/vae; "
                     "emoji for the model emoji.",
                 ),
@@ -64,8 +62,7 @@ class LoadTokenizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        path = host.path_of("vae", vae_name, included.TOKENIZER)
-        return io.NodeOutput(host.load_vae(path))
+        return io.NodeOutput(host.load_vae(folders.path_of(folders.TOKENIZERS, vae_name)))
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -82,18 +79,19 @@ class LoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=[included.NAME, *host.choices("text_encoders")],
+                    options=folders.choices(folders.TEXT_ENCODERS),
                     tooltip="flan-t5-xl's folder, or one safetensors file, from "
                     "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For DiverseVAR Encode Text or CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="For VAR Encode Text or CLIP Text Encode.")],
         )
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        path = host.path_of("text_encoders", text_encoder_name, included.TEXT_ENCODER)
-        return io.NodeOutput(host.load_clip(path))
+        return io.NodeOutput(
+            host.load_clip(folders.path_of(folders.TEXT_ENCODERS, text_encoder_name))
+        )
 
 
 NODES = [LoadModel, LoadTokenizer, LoadTextEncoder]

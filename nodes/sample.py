@@ -3,16 +3,17 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.families.infinity import Text
+from ..diversevar_core.families.infinity import Infinity, Text
 from ..diversevar_core.families.var import VAR
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.sampler import Settings, sample
 from ..diversevar_core.schedule import PIXELS, Schedule
-from ..diversevar_core.spectral import SITES, DiverseVAR
+from ..diversevar_core.spectral import calibrated
 from . import host
 from .class_label import LABEL
 from .encode import SCHEDULE, TOKEN_MAPS
 from .load import VARModel
+from .spectral import Method
 
 # width:height as artists say it -> height / width as the schedules have it
 ASPECTS = {
@@ -44,9 +45,9 @@ class Sampler(io.ComfyNode):
             node_id="DiverseVARSampler",
             display_name="DiverseVAR Sampler",
             category="DiverseVAR",
-            description="Makes pictures with a VAR or Infinity model. SSR and SAR make seeds "
-            "differ: SSR loosens the dominant structure of early, coarse token maps, SAR "
-            "strengthens what answers it. At 0 both are off and the model runs as published.",
+            description="Makes pictures with a VAR or Infinity model. Diversity makes seeds "
+            "differ (SSR and SAR of arXiv 2511.17074); at 0 the model runs as published, bit for "
+            "bit.",
             search_aliases=[
                 "var",
                 "infinity",
@@ -91,13 +92,24 @@ class Sampler(io.ComfyNode):
                     tooltip="Size of the picture in millions of pixels.",
                 ),
                 io.Float.Input(
+                    "diversity",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly seeds should differ, by loosening the composition that "
+                    "they share. 0 is the model as published; 1 suits most prompts; more is "
+                    "freer, and follows the prompt less.",
+                ),
+                io.Float.Input(
                     "cfg",
-                    default=4.0,
+                    default=0.0,
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How closely to follow the prompt. Lower is freer. Infinity: 1 is "
-                    "none; VAR: 0 is none, and it grows from coarse to fine.",
+                    tooltip="How closely to follow the prompt: lower is freer. 0 uses the model's "
+                    "official value (4). Infinity: 1 is no guidance; VAR: it grows from coarse to "
+                    "fine.",
                 ),
                 io.Float.Input(
                     "tau",
@@ -108,71 +120,29 @@ class Sampler(io.ComfyNode):
                     tooltip="Temperature: lower is safer, higher is wilder. 0 uses the model's "
                     "official value (Infinity 0.5, VAR 1).",
                 ),
-                io.Float.Input(
-                    "ssr",
-                    default=0.0,
-                    min=0.0,
-                    max=8.0,
-                    step=0.05,
-                    tooltip="How strongly to loosen the composition that all seeds share. 0 is "
-                    "off; 1 is a good start.",
-                ),
-                io.Float.Input(
-                    "sar",
-                    default=0.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="How strongly to push what the seed makes of it. 0 is off.",
-                ),
-                io.String.Input(
-                    "sides",
-                    default="4,6",
-                    tooltip="Which token maps SSR and SAR act on, by side: smaller sides decide "
-                    "layout, larger ones detail.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "site",
-                    options=list(SITES),
-                    tooltip="Act once on the whole transformer, or on every block of it.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "ssr_alpha",
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.01,
-                    tooltip="The paper's alpha of SSR: an overall gain.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "sar_alpha",
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.01,
-                    tooltip="The paper's alpha of SAR: an overall gain.",
-                    advanced=True,
-                ),
                 io.Int.Input(
                     "top_k",
-                    default=900,
+                    default=0,
                     min=0,
                     max=2**16,
-                    tooltip="Draw from the k likeliest tokens (VAR). 0 is off.",
+                    tooltip="Draw from the k likeliest tokens (VAR). 0 uses the model's official "
+                    "value (900).",
                     advanced=True,
                 ),
                 io.Float.Input(
                     "top_p",
-                    default=0.97,
+                    default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Draw from the likeliest that together reach this probability. 0 is "
-                    "off.",
+                    tooltip="Draw from the likeliest tokens that together reach this probability; "
+                    "1 is all. 0 uses the model's official value (Infinity 0.97, VAR 0.95).",
                     advanced=True,
+                ),
+                Method.Input(
+                    "method",
+                    optional=True,
+                    tooltip="From SSR and SAR (advanced); takes the place of diversity.",
                 ),
                 io.Latent.Input(
                     "picture",
@@ -209,39 +179,20 @@ class Sampler(io.ComfyNode):
         batch_size,
         aspect,
         pixels,
+        diversity,
         cfg,
         tau,
-        ssr,
-        sar,
-        sides,
-        site,
-        ssr_alpha,
-        sar_alpha,
         top_k,
         top_p,
         negative=None,
+        method=None,
         picture=None,
         mask=None,
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        method = DiverseVAR(
-            ssr=ssr,
-            sar=sar,
-            sides=read_sides(sides),
-            site=site,
-            ssr_alpha=ssr_alpha,
-            sar_alpha=sar_alpha,
-        )
-        defaults = network.defaults()
-        settings = Settings(
-            cfg=(cfg,),
-            cfg_schedule=defaults.cfg_schedule,
-            tau=(tau or defaults.tau,),
-            top_k=top_k,
-            top_p=top_p,
-        )
-        methods = [method, host.Interruptible()]
+        settings = settings_of(network, cfg, tau, top_k, top_p)
+        methods = [method or calibrated(diversity), host.Interruptible()]
         tokenizer = host.tokenizer_of(vae)
         if picture is not None:
             schedule = schedule_of(picture)
@@ -251,10 +202,7 @@ class Sampler(io.ComfyNode):
         else:
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
         device = host.to_device(model, vae, schedule, batch_size)
-        if isinstance(network, VAR):
-            condition = labels(positive, network.config.classes, batch_size).to(device)
-        else:
-            condition = text(positive, negative, batch_size, device)
+        condition = condition_of(network, positive, negative, batch_size, device)
         steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
         return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
 
@@ -268,14 +216,31 @@ def schedule_of(picture: dict) -> Schedule:
     return picture[SCHEDULE]
 
 
-def read_sides(text: str) -> tuple[int, ...]:
-    """``4,6`` -> (4, 6)."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(
-            f"sides must be whole numbers with commas, as in 4,6; not {text}."
-        ) from error
+def settings_of(
+    network: VAR | Infinity, cfg: float, tau: float, top_k: int, top_p: float
+) -> Settings:
+    """The sampler's numbers, with the model's official one wherever the widget says 0."""
+    own = network.defaults()
+    return Settings(
+        cfg=(cfg or own.cfg,),
+        cfg_schedule=own.cfg_schedule,
+        tau=(tau or own.tau,),
+        top_k=top_k or own.top_k,
+        top_p=top_p or own.top_p,
+    )
+
+
+def condition_of(
+    network: VAR | Infinity,
+    positive: list,
+    negative: list | None,
+    batch: int,
+    device: torch.device,
+) -> torch.Tensor | Text:
+    """What every picture shows, as the model reads it."""
+    if isinstance(network, VAR):
+        return labels(positive, network.config.classes, batch).to(device)
+    return text(positive, negative, batch, device)
 
 
 def labels(positive: list, classes: int, batch: int) -> torch.Tensor:

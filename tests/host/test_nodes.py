@@ -32,6 +32,13 @@ def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
+def advanced(family: str, **numbers) -> dict:
+    """``graph`` with SSR and SAR in numbers."""
+    prompt = graph(family, method=["method", 0])
+    prompt["method"] = {"class_type": "DiverseVARSpectral", "inputs": numbers}
+    return prompt
+
+
 def pixels(outcome) -> list[np.ndarray]:
     assert outcome.error is None
     return [np.asarray(picture) for picture in outcome.pictures]
@@ -57,9 +64,21 @@ def test_picture_i_of_a_batch_is_seed_plus_i(host, family):
 
 
 def test_diversity_changes_the_picture(host):
-    (vanilla,) = pixels(host.run(graph("infinity", seed=1)))
-    (diverse,) = pixels(host.run(graph("infinity", seed=1, ssr=1.0, sar=1.0)))
+    (vanilla,) = pixels(host.run(graph("infinity", diversity=0.0)))
+    (diverse,) = pixels(host.run(graph("infinity", diversity=1.0)))
+    (off,) = pixels(host.run(advanced("infinity", ssr=0.0, sar=0.0)))
     assert not np.array_equal(vanilla, diverse)
+    np.testing.assert_array_equal(vanilla, off)
+
+
+def test_the_spectrum_is_plotted_for_every_map_and_block(host):
+    prompt = graph("var")
+    inputs = {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0]}
+    prompt["plot"] = {"class_type": "DiverseVARSpectrum", "inputs": inputs}
+    prompt["save"]["inputs"]["images"] = ["plot", 0]
+    (plot,) = pixels(host.run(prompt))
+    orange = (plot == (0xD9, 0x54, 0x1E)).all(axis=-1)
+    assert orange.any(axis=1).sum() > plot.shape[0] / 8  # lines in every row of panels
 
 
 def test_aspects_reach_the_picture(host):
@@ -182,9 +201,10 @@ def latent_without_tokens() -> dict:
         (latent_without_tokens(), "tokens"),
         (graph("infinity", prompt=" "), "empty"),
         (graph("infinity", prompt="cat " * 600), "601 tokens"),
-        (graph("infinity", sides="4,7"), "7"),
-        (graph("infinity", sides="four"), "four"),
-        (graph("infinity", ssr=float("nan")), "nan"),
+        (advanced("infinity", sides="4,7"), "7"),
+        (advanced("infinity", sides="four"), "four"),
+        (advanced("infinity", ssr=float("nan")), "nan"),
+        (graph("infinity", diversity=float("nan")), "diversity"),
         (graph("var", top_p=float("nan")), "nan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -195,7 +215,7 @@ def test_bad_input_is_one_clear_sentence(host, prompt, words):
     assert len(error) < 300 and "\n" not in error
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"ssr": -1.0}, {"site": "nowhere"}])
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"diversity": -1.0}, {"aspect": "9:1"}])
 def test_the_host_checks_ranges_and_choices(host, bad):
     with pytest.raises(Refused, match=next(iter(bad))):
         host.run(graph("var", **bad))

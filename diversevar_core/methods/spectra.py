@@ -1,0 +1,60 @@
+"""Watch another method: the singular values that it finds and those that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..schedule import Scale
+from . import Method
+
+MODEL = -1  # in place of a block's number: the whole transformer
+
+
+class Place(NamedTuple):
+    """Where a feature map was seen: before (``reads``) or after a block, at a map's side."""
+
+    side: int
+    block: int
+    reads: bool
+
+
+class Spectra(Method):
+    """Runs ``method`` and keeps, of the first picture, what it did to every feature map.
+
+    found: place -> singular values (min(n, C),) before and after the method, descending. Only the
+    hooks that see a feature map are passed on.
+    """
+
+    def __init__(self, method: Method):
+        self.method = method
+        self.found: dict[Place, tuple[Tensor, Tensor]] = {}
+
+    def note(self, place: Place, before: Tensor, after: Tensor) -> None:
+        values = (torch.linalg.svdvals(x[0].double().cpu()) for x in (before, after))
+        self.found[place] = tuple(values)
+
+    def input(self, x: Tensor, scale: Scale) -> Tensor:
+        changed = self.method.input(x, scale)
+        self.note(Place(scale.side, MODEL, True), x, changed)
+        return changed
+
+    def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
+        written = []
+
+        def watched(read: Tensor) -> Tensor:
+            self.note(Place(scale.side, i, True), x, read)
+            written.append(run(read))
+            return written[0]
+
+        changed = self.method.block(watched, i, scale, x)
+        self.note(Place(scale.side, i, False), written[0], changed)
+        return changed
+
+    def output(self, x: Tensor, scale: Scale) -> Tensor:
+        changed = self.method.output(x, scale)
+        self.note(Place(scale.side, MODEL, False), x, changed)
+        return changed

@@ -1,0 +1,81 @@
+"""Where the user's models lie, and which of them are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+
+from ..diversevar_core import included
+from ..diversevar_core.checkpoints import is_model, is_tokenizer, names_in
+from ..diversevar_core.text import is_t5
+
+OWN = "diversevar"  # models/diversevar, for who likes to keep them together
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The ComfyUI folders of one kind of file, what it must hold, and the one that is included."""
+
+    folders: tuple[str, ...]
+    accepts: Callable[[Iterable[str]], bool]
+    included: Path
+
+
+MODELS = Kind(("diffusion_models", "checkpoints", OWN), is_model, included.MODEL)
+TOKENIZERS = Kind(("vae", "checkpoints", OWN), is_tokenizer, included.TOKENIZER)
+TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.TEXT_ENCODER)
+
+
+def register() -> None:
+    """Add our own folder to the host's, beside any that the user's extra paths name."""
+    folder_paths.add_model_folder_path(OWN, str(Path(folder_paths.models_dir) / OWN))
+    paths, _ = folder_paths.folder_names_and_paths[OWN]
+    folder_paths.folder_names_and_paths[OWN] = (paths, folder_paths.supported_pt_extensions)
+
+
+def choices(kind: Kind) -> list[str]:
+    """The included model, then what the user has: subfolders that are one model, and files."""
+    found = [included.NAME]
+    for folder in kind.folders:
+        files = folder_paths.get_filename_list(folder)
+        parents = sorted({Path(name).parent.as_posix() for name in files} - {"."})
+        for name in parents + files:
+            if name not in found and any(fits(kind, path) for path in places(folder, name)):
+                found.append(name)
+    return found
+
+
+def path_of(kind: Kind, name: str) -> Path:
+    """Where a choice lies on disk. ValueError where it is gone."""
+    if name == included.NAME:
+        return kind.included
+    for folder in kind.folders:
+        for path in places(folder, name):
+            if fits(kind, path):
+                return path
+    raise ValueError(
+        f"There is no {name} in models/{kind.folders[0]} any more; refresh and choose again."
+    )
+
+
+def places(folder: str, name: str) -> Iterator[Path]:
+    """Where a name exists in any of a folder's paths."""
+    for root in folder_paths.get_folder_paths(folder):
+        if (Path(root) / name).exists():
+            yield Path(root) / name
+
+
+def fits(kind: Kind, path: Path) -> bool:
+    """Whether a file or folder can be of this kind; in doubt a file can, and a folder cannot."""
+    names = known_names(path, path.stat().st_mtime_ns)
+    return path.is_file() if names is None else kind.accepts(names)
+
+
+@lru_cache(maxsize=4096)
+def known_names(path: Path, changed: int) -> frozenset[str] | None:
+    """``names_in`` a file, read once until it changes."""
+    return names_in(path)

@@ -1,0 +1,110 @@
+"""The paper's own numbers, for the sampler's method input."""
+
+from comfy_api.latest import io
+
+from ..diversevar_core.spectral import SITES, DiverseVAR
+
+Method = io.Custom("DIVERSEVAR_METHOD")
+RATES = ("relative", "absolute")
+
+
+class Spectral(io.ComfyNode):
+    """DiverseVAR, arXiv 2511.17074."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARSpectral",
+            display_name="SSR and SAR (advanced)",
+            category="DiverseVAR",
+            description="The paper's parameters behind the sampler's diversity: SSR softens the "
+            "dominant singular values of what the transformer reads at early token maps, SAR "
+            "strengthens those of what it writes.",
+            search_aliases=["var", "diverse", "ssr", "sar", "singular values", "same face"],
+            inputs=[
+                io.Float.Input(
+                    "ssr",
+                    default=1.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.05,
+                    tooltip="How strongly to loosen the composition that all seeds share. 0 is "
+                    "off.",
+                ),
+                io.Float.Input(
+                    "sar",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly to push what the seed makes of it. 0 is off.",
+                ),
+                io.String.Input(
+                    "sides",
+                    default="4,6",
+                    tooltip="Which token maps to act on, by side: smaller sides decide layout, "
+                    "larger ones detail.",
+                ),
+                io.Combo.Input(
+                    "site",
+                    options=list(SITES),
+                    default="block",
+                    tooltip="Act once on the whole transformer, or on every block of it.",
+                ),
+                io.Combo.Input(
+                    "rates",
+                    options=list(RATES),
+                    tooltip="Strengths per share of the largest singular value (the same on every "
+                    "model), or per unit of it, as the paper writes beta.",
+                ),
+                io.Float.Input(
+                    "ssr_alpha",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.01,
+                    tooltip="The paper's alpha of SSR: an overall gain.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "sar_alpha",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.01,
+                    tooltip="The paper's alpha of SAR: an overall gain.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                Method.Output(
+                    display_name="method", tooltip="For the sampler, in place of its diversity."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, ssr, sar, sides, site, rates, ssr_alpha, sar_alpha) -> io.NodeOutput:
+        method = DiverseVAR(
+            ssr=ssr,
+            sar=sar,
+            sides=read_sides(sides),
+            site=site,
+            ssr_alpha=ssr_alpha,
+            sar_alpha=sar_alpha,
+            relative=rates == "relative",
+        )
+        return io.NodeOutput(method)
+
+
+def read_sides(text: str) -> tuple[int, ...]:
+    """``4,6`` -> (4, 6)."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"sides must be whole numbers with commas, as in 4,6; not {text}."
+        ) from error
+
+
+NODES = [Spectral]
