@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import Case, write_case, write_text_encoder
+from cases import REFERENCE, Case, write_case, write_text_encoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,18 +16,19 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def var_case(folder) -> Case:
-    return write_case("var_plain", folder)
+def cases(folder) -> dict[str, Case]:
+    names = sorted(file.stem for file in REFERENCE.glob("*.json"))
+    return {name: write_case(name, folder) for name in names}
 
 
 @pytest.fixture(scope="session")
-def infinity_case(folder) -> Case:
-    return write_case("infinity_plain", folder)
+def var_case(cases) -> Case:
+    return cases["var_plain"]
 
 
 @pytest.fixture(scope="session")
-def cases(var_case, infinity_case) -> dict[str, Case]:
-    return {"var": var_case, "infinity": infinity_case}
+def infinity_case(cases) -> Case:
+    return cases["infinity_plain"]
 
 
 @pytest.fixture(scope="session")
