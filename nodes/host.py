@@ -215,9 +215,10 @@ def to_device(
 ) -> torch.device:
     """Have both models ready, with room for this many pictures; returns their device."""
     network: VAR | Infinity = model.model
-    tokens, rows = sum(scale.tokens for scale in schedule), 2 * batch
-    cache = 2 * rows * tokens * network.config.width * network.depth * network.dtype.itemsize
-    work = 32 * rows * schedule[-1].tokens * network.config.width  # float32 streams of the last map
+    width, last = network.config.width, schedule[-1].tokens
+    cached, rows = sum(scale.tokens for scale in schedule) - last, 2 * batch
+    cache = 2 * rows * cached * width * network.depth * network.dtype.itemsize
+    work = 32 * rows * last * width  # float32 streams of the last map
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
     return model.load_device
 

@@ -25,9 +25,10 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class KVCache:
-    """One block's keys and values for all the maps of a picture, in one allocation.
+    """One block's keys and values for the maps of a picture, in one allocation.
 
-    tokens: room for this many, the sum over the schedule.
+    tokens: room for this many, the sum over the schedule but for its last map, which nobody reads
+    again: a picture's largest map costs no memory, and the rest is free once the block has seen it.
     """
 
     def __init__(self, tokens: int):
@@ -36,6 +37,9 @@ class KVCache:
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, n, c) keys and values; return all there are so far."""
+        if self.filled == self.room:
+            before_k, before_v, self.k, self.v = self.k, self.v, None, None
+            return (k, v) if before_k is None else (cat(before_k, k), cat(before_v, v))
         if self.k is None:
             rows, heads, _, c = k.shape
             self.k, self.v = k.new_empty(2, rows, heads, self.room, c)
@@ -43,6 +47,11 @@ class KVCache:
         self.k[:, :, start : self.filled] = k
         self.v[:, :, start : self.filled] = v
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
+
+
+def cat(before: Tensor, new: Tensor) -> Tensor:
+    """Join (rows, heads, tokens, c) along the tokens."""
+    return torch.cat((before, new), dim=2)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

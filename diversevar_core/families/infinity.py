@@ -306,7 +306,7 @@ class Infinity(nn.Module):
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
         """State for new pictures; ``guided`` adds a row of negative text to every picture's."""
-        tokens = sum(scale.tokens for scale in schedule)
+        tokens = sum(scale.tokens for scale in schedule[:-1])
         return InfinityState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
 
     def condition(self, state: InfinityState, text: Text) -> None:

@@ -164,7 +164,7 @@ class VAR(nn.Module):
 
     def start(self, schedule: Schedule, guided: bool) -> VARState:
         """State for new pictures; ``guided`` adds a row without condition to every picture's."""
-        tokens = sum(scale.tokens for scale in schedule)
+        tokens = sum(scale.tokens for scale in schedule[:-1])
         return VARState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
 
     def condition(self, state: VARState, labels: Tensor) -> None:
