@@ -34,6 +34,14 @@ ASPECTS = {
     "3:1 landscape": 0.333,
 }
 OWN = "the model's own"
+# what stock nodes ask for by an entry of the conditioning, and no VAR model can follow
+UNREAD = {
+    "area": "an area",
+    "mask": "a mask",
+    "start_percent": "a range of steps",
+    "control": "a ControlNet",
+    "hooks": "hooks",
+}
 
 
 class Sampler(io.ComfyNode):
@@ -211,8 +219,12 @@ def schedule_of(picture: dict) -> Schedule:
     """The token maps of an encoded picture."""
     if TOKEN_MAPS not in picture:
         raise ValueError("This latent has no tokens to keep; connect VAR Encode to picture.")
-    if len(picture["samples"]) > 1:
-        raise ValueError("picture takes one picture; pick one with Latent From Batch.")
+    pictures = len(picture[TOKEN_MAPS][0])
+    if pictures > 1:
+        raise ValueError(
+            f"picture was encoded from {pictures} pictures and takes one; put Image From Batch "
+            "before VAR Encode."
+        )
     return picture[SCHEDULE]
 
 
@@ -275,7 +287,14 @@ def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
             f"{socket} has {len(conditioning)} conditionings and a VAR model reads one; "
             "use Conditioning Concat or Average in place of Combine."
         )
-    return conditioning[0][0][0].float()
+    features, extras = conditioning[0]
+    for name, asks in UNREAD.items():
+        if name in extras:
+            raise ValueError(
+                f"{socket} asks for {asks}, and a VAR model paints the whole picture at every "
+                "step; remove the node that sets it."
+            )
+    return features[0].float()
 
 
 NODES = [Sampler]

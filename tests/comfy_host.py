@@ -120,9 +120,9 @@ class Host:
         """The JSON at a path."""
         return json.loads(self.fetch(path))
 
-    def interrupt(self) -> None:
-        """What the page's cancel button does."""
-        self.fetch("/interrupt", {})
+    def interrupt(self, prompt: str | None = None) -> None:
+        """What the page's cancel button does; only to this prompt, where one is given."""
+        self.fetch("/interrupt", {"prompt_id": prompt} if prompt else {})
 
     def filled(self, prompt: dict) -> dict:
         """The prompt with every widget that it leaves out at its default, as on the page."""
@@ -177,11 +177,14 @@ class Host:
             else:
                 outcome.messages.append(event)
         number = outcome.messages[0]["data"]["prompt_id"]
-        for output in self.get(f"/history/{number}")[number]["outputs"].values():
-            for image in output.get("images", []):
-                data = self.fetch("/view?" + urllib.parse.urlencode(image))
-                outcome.pictures.append(Image.open(BytesIO(data)))
+        files = self.pictures(self.get(f"/history/{number}")[number])
+        outcome.pictures = [Image.open(BytesIO(file)) for file in files]
         return outcome
+
+    def pictures(self, entry: dict) -> list[bytes]:
+        """The picture files of an entry of the history."""
+        images = [i for output in entry["outputs"].values() for i in output.get("images", [])]
+        return [self.fetch("/view?" + urllib.parse.urlencode(image)) for image in images]
 
     def complaints(self) -> list[str]:
         """Tracebacks through this pack, but for ValueErrors: those are its word to the user."""

@@ -95,6 +95,19 @@ def test_stock_text_nodes_give_the_same_picture(host):
     np.testing.assert_array_equal(ours, stock)
 
 
+def test_stock_conditioning_nodes_work(host):
+    prompt = graph("infinity")
+    inputs = {"clip": ["clip", 0], "text": "a blue pear on a table"}
+    prompt["other"] = {"class_type": "CLIPTextEncode", "inputs": inputs}
+    inputs = {"conditioning_to": ["text", 0], "conditioning_from": ["other", 0]}
+    prompt["mixed"] = {"class_type": "ConditioningAverage", "inputs": inputs}
+    prompt["zero"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["text", 0]}}
+    prompt["sampler"]["inputs"] |= {"positive": ["mixed", 0], "negative": ["zero", 0]}
+    (mixed,) = pixels(host.run(prompt))
+    (plain,) = pixels(host.run(graph("infinity")))
+    assert not np.array_equal(mixed, plain)
+
+
 def encoded(family: str, **sampler) -> dict:
     """A prompt whose sampler varies a plain picture."""
     prompt = graph(family, picture=["encode", 0], **sampler)
@@ -191,6 +204,28 @@ def latent_without_tokens() -> dict:
     return prompt
 
 
+def text_in_an_area() -> dict:
+    prompt = graph("infinity")
+    prompt["sampler"]["inputs"]["positive"] = ["area", 0]
+    inputs = {"conditioning": ["text", 0]}
+    prompt["area"] = {"class_type": "ConditioningSetArea", "inputs": inputs}
+    return prompt
+
+
+def two_prompts() -> dict:
+    prompt = graph("infinity")
+    prompt["sampler"]["inputs"]["positive"] = ["both", 0]
+    inputs = {"conditioning_1": ["text", 0], "conditioning_2": ["text", 0]}
+    prompt["both"] = {"class_type": "ConditioningCombine", "inputs": inputs}
+    return prompt
+
+
+def two_encoded_pictures() -> dict:
+    prompt = encoded("infinity")
+    prompt["image"]["inputs"]["batch_size"] = 2
+    return prompt
+
+
 @pytest.mark.parametrize(
     "prompt, words",
     [
@@ -199,6 +234,9 @@ def latent_without_tokens() -> dict:
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),
         (latent_without_tokens(), "tokens"),
+        (two_encoded_pictures(), "2 pictures"),
+        (text_in_an_area(), "an area"),
+        (two_prompts(), "2 conditionings"),
         (graph("infinity", prompt=" "), "empty"),
         (graph("infinity", prompt="cat " * 600), "601 tokens"),
         (advanced("infinity", sides="4,7"), "7"),

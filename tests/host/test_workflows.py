@@ -1,17 +1,27 @@
 """Every workflow: offered by the template browser, opened by the page, run to a picture."""
 
+import json
 import os
+import time
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from comfy_host import PACK, ROOT
+from PIL import Image
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename === name"
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
 TYPES = ".map(n => n.type)"
+PROMPT = "app.graphToPrompt().then(graph => graph.output)"
+DROPPED = """bytes => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(bytes)], "saved.png", {type: "image/png"}));
+    return transfer;
+}"""
 
 
 @pytest.fixture
@@ -31,26 +41,37 @@ def save(page, name: str) -> None:
         page.screenshot(path=Path(folder, f"{name}.png"))
 
 
-def test_the_host_offers_every_workflow_with_a_thumbnail(host):
+def browse_templates(page) -> None:
+    page.locator(".comfy-menu-button-wrapper").click()
+    page.get_by_role("menuitem", name="Browse Templates").click()
+    page.get_by_text(PACK, exact=True).click()
+
+
+def open_template(page, name: str) -> None:
+    browse_templates(page)
+    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.wait_for_function(OPENED, arg=name)
+    page.wait_for_timeout(2000)  # its checks of nodes and models come after
+
+
+def test_the_host_offers_every_workflow_with_a_thumbnail(host, page):
     assert set(host.get("/workflow_templates")[PACK]) == set(WORKFLOWS) != set()
     for name in WORKFLOWS:
-        assert host.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
+        thumbnail = host.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")
+        assert Image.open(BytesIO(thumbnail)).format == "JPEG"
+    browse_templates(page)
+    for name in WORKFLOWS:
+        page.get_by_test_id(f"template-workflow-{name}").wait_for()
+    page.wait_for_timeout(1000)
+    save(page, "templates")
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_opens_and_runs(host, page, name):
-    page.locator(".comfy-menu-button-wrapper").click()
-    page.get_by_role("menuitem", name="Browse Templates").click()
-    page.get_by_text(PACK, exact=True).click()
-    page.get_by_test_id(f"template-workflow-{name}").wait_for()
-    save(page, "templates")
-
     errors = []
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.get_by_test_id(f"template-workflow-{name}").click()
-    page.wait_for_function(OPENED, arg=name)
-    page.wait_for_timeout(2000)  # its checks of nodes and models come after
+    open_template(page, name)
     save(page, name)
     assert page.evaluate(UNKNOWN + TYPES) == []
     assert page.evaluate(RED + TYPES) == []
@@ -58,7 +79,8 @@ def test_workflow_opens_and_runs(host, page, name):
     assert not page.get_by_role("dialog").is_visible()
     assert errors == []
 
-    prompt = page.evaluate("app.graphToPrompt()")["output"]
+    prompt = page.evaluate(PROMPT)
+    assert prompt == json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     outcome = host.run(prompt)
     assert outcome.error is None
     assert outcome.pictures
@@ -66,3 +88,33 @@ def test_workflow_opens_and_runs(host, page, name):
         assert np.asarray(picture).std() > 1  # not a flat colour
         if folder := os.environ.get("SCREENSHOTS"):
             picture.save(Path(folder, f"{name}-{outcome.pictures.index(picture)}.png"))
+
+
+def test_a_saved_picture_brings_its_workflow_back(host, page):
+    open_template(page, "text_to_image")
+    prompt = page.evaluate(PROMPT)
+    saved = run_on_page(host, page)
+    page.evaluate("app.graph.clear()")
+    host.fetch("/free", {"unload_models": True, "free_memory": True})
+
+    transfer = page.evaluate_handle(DROPPED, list(saved))
+    page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
+    page.wait_for_function("app.graph.nodes.length > 0")
+    page.wait_for_timeout(1000)
+    assert page.evaluate(PROMPT) == prompt
+    again = run_on_page(host, page)
+    np.testing.assert_array_equal(*(np.asarray(Image.open(BytesIO(p))) for p in (saved, again)))
+
+
+def run_on_page(host, page) -> bytes:
+    """Press run; the first picture's file once it is there."""
+    before = set(host.get("/history"))
+    page.evaluate("app.queuePrompt(0)")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        history = host.get("/history")
+        for number in set(history) - before:
+            assert history[number]["status"]["status_str"] == "success"
+            return host.pictures(history[number])[0]
+        time.sleep(0.2)
+    raise TimeoutError("The prompt did not finish.")

@@ -1,0 +1,57 @@
+"""The API-format workflows, from a plain HTTP client: several in the queue, one cancelled."""
+
+import json
+import time
+
+from comfy_host import ROOT
+
+SETTLED = 60 * 2**20  # bytes that a warm host's memory may still move by
+
+
+def load(name: str, seed: int) -> dict:
+    """A workflow in API format, with a seed of its own (else the host answers from its cache)."""
+    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    for node in prompt.values():
+        if node["class_type"] == "DiverseVARSampler":
+            node["inputs"]["seed"] = seed
+    return prompt
+
+
+def queue_five(host, first: int) -> list[dict]:
+    """Queue five workflows at once and cancel the third once it runs; their history."""
+    names = ["text_to_image", "variations", "vanilla_and_diverse", "inpainting", "text_to_image"]
+    numbers = [
+        json.loads(host.fetch("/prompt", {"prompt": load(name, first + i)}))["prompt_id"]
+        for i, name in enumerate(names)
+    ]
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        history = host.get("/history")
+        host.interrupt(numbers[2])
+        if all(number in history for number in numbers):
+            return [history[number] for number in numbers]
+        time.sleep(0.05)
+    raise TimeoutError("The queue did not finish.")
+
+
+def memory(host) -> int:
+    """Resident bytes of the host after it was told to free what it can."""
+    host.fetch("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+    with open(f"/proc/{host.process.pid}/statm") as pages:
+        return int(pages.read().split()[1]) * 4096
+
+
+def test_five_in_the_queue_one_cancelled_and_nothing_left(host):
+    queue_five(host, 1000)
+    before, files = memory(host), sorted((host.base / "temp").rglob("*"))
+    first, second, cancelled, *rest = queue_five(host, 2000)
+    for entry in (first, second, *rest):
+        assert entry["status"]["status_str"] == "success"
+        assert host.pictures(entry)
+    assert "execution_interrupted" in [kind for kind, _ in cancelled["status"]["messages"]]
+    queue = host.get("/queue")
+    assert queue["queue_running"] == queue["queue_pending"] == []
+    assert memory(host) - before < SETTLED
+    left = [path for path in (host.base / "temp").rglob("*") if path not in files]
+    assert not [path for path in left if path.suffix != ".png"]  # previews are the host's own
