@@ -31,6 +31,10 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name):
+        return folders.path_of(folders.MODELS, model_name).stat().st_mtime_ns
+
+    @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
         return io.NodeOutput(host.load_transformer(folders.path_of(folders.MODELS, model_name)))
 
@@ -61,6 +65,10 @@ class LoadTokenizer(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, vae_name):
+        return folders.path_of(folders.TOKENIZERS, vae_name).stat().st_mtime_ns
+
+    @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
         return io.NodeOutput(host.load_vae(folders.path_of(folders.TOKENIZERS, vae_name)))
 
@@ -86,6 +94,10 @@ class LoadTextEncoder(io.ComfyNode):
             ],
             outputs=[io.Clip.Output(tooltip="For VAR Encode Text or CLIP Text Encode.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder_name):
+        return folders.path_of(folders.TEXT_ENCODERS, text_encoder_name).stat().st_mtime_ns
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:

@@ -53,32 +53,33 @@ class Row:
     methods: tuple[Method, ...] = ()
 
 
+SINGLE = [*({"ssr": r} for r in (0.5, 1, 2, 4)), *({"sar": r} for r in (0.25, 0.5, 1, 2))]
+BOTH = [{"ssr": ssr, "sar": sar} for ssr, sar in ((0.5, 0.25), (1, 0.5), (1, 1), (2, 1), (2, 2))]
+
+
 def rows() -> list[Row]:
     """Official settings, the plain knobs around them, then SSR and SAR on a grid."""
-    plain = [Row(f"cfg {cfg}, tau 0.5", "guidance", (cfg,)) for cfg in (4, 3, 2, 1.5, 1)]
-    warm = [
-        Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,))
-        for cfg, tau in ((4, 0.75), (4, 1), (3, 1), (4, 1.5), (3, 1.5), (2, 1))
-    ]
-    interval = [
-        Row(f"{n} maps cfg 1, then {cfg}, tau {tau}", "interval", (1.0,) * n + (cfg,), (tau,))
-        for n in (1, 2, 3)
-        for cfg, tau in ((4, 0.5), (3, 1))
-    ]
-    spectral = []
-    for site in ("model", "block"):
-        for ssr in (0.5, 1.0, 2.0, 4.0):
-            spectral.append((f"SSR {ssr:g}", site, {"ssr": ssr}))
-        for sar in (0.25, 0.5, 1.0, 2.0):
-            spectral.append((f"SAR {sar:g}", site, {"sar": sar}))
-        for ssr, sar in ((0.5, 0.25), (1.0, 0.5), (1.0, 1.0), (2.0, 1.0)):
-            spectral.append((f"SSR {ssr:g}, SAR {sar:g}", site, {"ssr": ssr, "sar": sar}))
-    cures = [
-        Row(f"{name}, {site}, sides {sides}", "DiverseVAR " + site,
-            methods=(DiverseVAR(site=site, sides=sides, **rates),))
-        for sides in ((4, 6), (2, 4), (2, 4, 6)) for name, site, rates in spectral
-    ]  # fmt: skip
-    return plain + warm + interval + cures
+    found = [Row(f"cfg {cfg}, tau 0.5", "guidance", (cfg,)) for cfg in (4, 3, 2, 1.5, 1)]
+    for cfg, tau in ((4, 1), (3, 1), (2, 1), (4, 1.5), (3, 1.5)):
+        found.append(Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,)))
+    for maps in (1, 2, 3):
+        for cfg, tau in ((4, 0.5), (3, 1)):
+            name = f"{maps} maps cfg 1, then {cfg}, tau {tau}"
+            found.append(Row(name, "interval", (1.0,) * maps + (cfg,), (tau,)))
+    for site, sides, grid in (
+        ("model", (4, 6), SINGLE + BOTH),
+        ("block", (4, 6), SINGLE + BOTH),
+        ("model", (2, 4, 6), BOTH),
+        ("block", (2, 4, 6), BOTH),
+        ("block", (2, 4), BOTH),
+        ("block", (2,), BOTH),
+    ):
+        for rates in grid:
+            name = ", ".join(f"{knob.upper()} {rate:g}" for knob, rate in rates.items())
+            name += f", {site}, sides {' '.join(map(str, sides))}"
+            methods = (DiverseVAR(site=site, sides=sides, **rates),)
+            found.append(Row(name, f"DiverseVAR {site}", methods=methods))
+    return found
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ DROPPED = """bytes => {
 
 @pytest.fixture
 def page(host, browser):
-    """The host's page, empty, as a user has it from the second day on."""
+    """The host's page, empty and at rest, as a user has it from the second day on."""
     host.fetch("/settings/Comfy.TutorialCompleted", True)
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.goto(f"http://{host.address}")
     page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+    page.wait_for_load_state("networkidle")  # what the host itself asks for and lacks is behind
     yield page
     page.close()
 
