@@ -1,0 +1,111 @@
+"""Memory that Infinity takes: a scaled model's measured peak beside the arithmetic, then releases.
+
+``python benchmarks/memory.py`` samples one guided 1M-pixel picture with small random models on a
+CPU, takes the peak of the process's memory above the weights, and divides it by what ``needs``
+reckons. The same arithmetic then gives the table for the released sizes, on a GPU in bfloat16.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from diversevar_core.families.infinity import Infinity, InfinityConfig, Text  # noqa: E402
+from diversevar_core.sampler import Settings, sample  # noqa: E402
+from diversevar_core.schedule import infinity_schedule  # noqa: E402
+from diversevar_core.tokenizers.autoencoder import AutoencoderConfig  # noqa: E402
+from diversevar_core.tokenizers.bsq import BSQ  # noqa: E402
+
+SCHEDULE = infinity_schedule(1.0, "1M")
+LAST = SCHEDULE[-1].tokens
+TOKENS = sum(scale.tokens for scale in SCHEDULE)
+PROMPT = 32  # tokens
+ROWS = 2  # of one guided picture
+STREAMS = 8  # float32 tensors (rows, tokens, width) alive at once in the last map's largest step
+GB = 1e9
+
+
+def config(width: int, depth: int, heads: int, bits: int) -> InfinityConfig:
+    """An Infinity of this size that reads flan-t5-xl."""
+    return InfinityConfig(
+        width, depth, heads, bits, 2048, 4 * width, 512, depth, True, sides=None, pixels="1M"
+    )
+
+
+def needs(sizes: InfinityConfig, itemsize: int) -> dict[str, float]:
+    """Bytes of one guided picture: what is kept from map to map, and the last map's own."""
+    token = ROWS * sizes.width
+    return {
+        "cache": 2 * token * (TOKENS - LAST) * sizes.depth * itemsize,
+        "text": 2 * token * PROMPT * sizes.depth * itemsize,
+        "block": 2 * token * TOKENS * itemsize,  # keys and values of one block, last map included
+        "streams": STREAMS * token * LAST * 4,
+    }
+
+
+def weights(sizes: InfinityConfig) -> tuple[int, int]:
+    """Bytes of all weights in bfloat16 as loaded, and of the largest layer."""
+    model = Infinity(sizes, device="meta", dtype=torch.bfloat16)
+    layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in model.modules()]
+    return sum(layers), max(layers)
+
+
+def peak(reset: bool = False) -> int:
+    """Highest resident memory of this process, in bytes, since it was last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def measured(sizes: InfinityConfig) -> int:
+    """Bytes above the weights at the peak of one guided picture in float32."""
+    model = Infinity(sizes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    tokenizer = BSQ(AutoencoderConfig((32, 32), 1, sizes.bits, attention=False))
+    settings = Settings((4.0,), "flat", (1.0,), top_k=0, top_p=1.0)
+    text = Text([torch.randn(PROMPT, sizes.text)])
+    small = infinity_schedule(1.0, "0.06M")
+    for schedule in (small, SCHEDULE):  # the first has torch allocate what it keeps for itself
+        before = peak(reset=True)
+        for _ in sample(model, tokenizer, text, schedule, settings, seed=0):
+            pass
+    return peak() - before
+
+
+def scaled() -> Iterator[str]:
+    """Lines of the measurement."""
+    yield "| width, depth | measured GB | reckoned GB | ratio |"
+    yield "| --- | --- | --- | --- |"
+    for width, depth in ((128, 4), (256, 4), (256, 8), (256, 16)):
+        sizes = config(width, depth, width // 64, 32)
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            found = fresh.apply(measured, (sizes,)) / GB
+        reckoned = sum(needs(sizes, 4).values()) / GB
+        yield f"| {width}, {depth} | {found:.2f} | {reckoned:.2f} | {found / reckoned:.2f} |"
+
+
+def released() -> Iterator[str]:
+    """Lines of the table of releases."""
+    yield "| model | weights | of them the largest layer | cache | last map | all loaded | streamed |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name, sizes in (("2B", config(2048, 32, 16, 32)), ("8B", config(3584, 40, 28, 56))):
+        whole, layer = weights(sizes)
+        part = needs(sizes, 2)
+        kept, work = part["cache"] + part["text"], part["block"] + part["streams"]
+        numbers = (whole, layer, kept, work, whole + kept + work, 2 * layer + kept + work)
+        yield f"| Infinity-{name} | " + " | ".join(f"{n / GB:.2f}" for n in numbers) + " |"
+
+
+if __name__ == "__main__":
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed leaves the process at once
+    for part in (scaled, released):
+        for row in part():
+            print(row, flush=True)
+        print()
