@@ -93,7 +93,7 @@ def scaled() -> Iterator[str]:
 
 def released() -> Iterator[str]:
     """Lines of the table of releases."""
-    yield "| model | weights | of them the largest layer | cache | last map | all loaded | streamed |"
+    yield "| model | weights | largest layer | cache | last map | everything loaded | streamed |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, sizes in (("2B", config(2048, 32, 16, 32)), ("8B", config(3584, 40, 28, 56))):
         whole, layer = weights(sizes)
