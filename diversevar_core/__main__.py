@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .checkpoints import load_model, load_tokenizer
 from .families.infinity import Infinity, Text
 from .families.var import VAR
 from .pictures import captioned_rows, read_picture, sheet, to_pil
-from .sampler import Settings, Step, sample
+from .sampler import Settings, Step, free_early, sample
 from .schedule import PIXELS, Schedule, square
 from .spectral import CALIBRATED, SITES, DiverseVAR
 from .tokenizers.autoencoder import to_image
@@ -54,12 +54,13 @@ def parser() -> argparse.ArgumentParser:
 
     both = commands.add_parser(
         "compare",
-        help="the same seeds without and with DiverseVAR",
-        description="Make the same seeds twice: above as the model is, below with DiverseVAR.",
+        help="the same seeds without and with diversity",
+        description="Make the same seeds three times: as the model is, with DiverseVAR, and guided "
+        "only from a side on.",
     )
     both.set_defaults(run=run_compare)
     add_sampling_options(both)
-    both.set_defaults(prompt="red apple", batch=8, **CALIBRATED)
+    both.set_defaults(prompt="cat face", batch=8, guide_from=4, **CALIBRATED)
 
     two = commands.add_parser("encode", help="picture -> token maps -> picture")
     two.set_defaults(run=run_encode)
@@ -99,6 +100,13 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
     how.add_argument("--cfg-layer", type=int, default=0, help="0 guides logits, -m block depth-m")
     how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
+    how.add_argument(
+        "--guide-from",
+        type=int,
+        default=0,
+        metavar="SIDE",
+        help="no guidance and temperature 1 at the maps before this side",
+    )
     how.add_argument("--top-k", type=int, help="0 is off")
     how.add_argument("--top-p", type=float, help="0 is off")
     how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
@@ -192,12 +200,14 @@ def run_sample(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """Make the same seeds without and with DiverseVAR, save both rows, print the path."""
-    job = prepare(args)
-    method = method_of(args)
+    """Make the same seeds in three ways, save a row of each, print the path."""
+    late, args.guide_from = args.guide_from, 0
+    job, method = prepare(args), method_of(args)
+    freed = replace(job, settings=free_early(job.settings, job.schedule, late))
     rows = [
         ("vanilla", job.picture(job.run([]))),
         (f"DiverseVAR: SSR {method.ssr:g}, SAR {method.sar:g}", job.picture(job.run([method]))),
+        (f"guided from side {late} on", freed.picture(freed.run([]))),
     ]
     save_picture(args.out, captioned_rows(rows))
 
@@ -255,6 +265,7 @@ def prepare(args: argparse.Namespace) -> Job:
         cfg_layer=args.cfg_layer,
         more_smooth=args.more_smooth,
     )
+    settings = free_early(settings, schedule, args.guide_from)
     shared = args.rng == "shared"
     return Job(model, tokenizer, condition, schedule, settings, args.seed, shared)
 

@@ -7,7 +7,7 @@ from which the next map's input is cut (VAR, arXiv 2404.02905; Infinity, arXiv 2
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -66,6 +66,25 @@ def guidance(settings: Settings, schedule: Schedule) -> tuple[float, ...]:
         last = max(schedule[-1].k, 1)
         return tuple(1 + value * scale.k / last for value, scale in zip(cfg, schedule, strict=True))
     raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
+
+
+def free_early(settings: Settings, schedule: Schedule, side: int) -> Settings:
+    """Draw the maps before this side as the model learned them: temperature 1, no guidance.
+
+    Guidance and a low temperature make the first maps, which decide the idea, nearly the same for
+    every seed; the later ones follow the prompt well without their help. The sampler's form of
+    guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724). 0 changes nothing.
+    """
+    none = 1.0 if settings.cfg_schedule == "flat" else 0.0
+    free = [scale.side < side for scale in schedule]
+    cfg, tau = (
+        tuple(own if early else value for early, value in zip(free, values, strict=True))
+        for own, values in (
+            (none, per_scale("cfg", settings.cfg, schedule)),
+            (1.0, per_scale("tau", settings.tau, schedule)),
+        )
+    )
+    return replace(settings, cfg=cfg, tau=tau)
 
 
 def guide(rows: Tensor, g: float) -> Tensor:

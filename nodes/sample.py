@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..diversevar_core.families.infinity import Infinity, Text
 from ..diversevar_core.families.var import VAR
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.sampler import Settings, sample
+from ..diversevar_core.sampler import Settings, free_early, sample
 from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.spectral import calibrated
 from . import host
@@ -119,6 +119,15 @@ class Sampler(io.ComfyNode):
                     "official value (4). Infinity: 1 is no guidance; VAR: it grows from coarse to "
                     "fine.",
                 ),
+                io.Int.Input(
+                    "guide_from",
+                    default=0,
+                    min=0,
+                    max=128,
+                    tooltip="Follow the prompt from the token map of this side on: smaller maps, "
+                    "which decide the idea, are drawn without cfg at temperature 1. 0 is as "
+                    "published; 4 makes seeds differ most on the included model.",
+                ),
                 io.Float.Input(
                     "tau",
                     default=0.0,
@@ -189,6 +198,7 @@ class Sampler(io.ComfyNode):
         pixels,
         diversity,
         cfg,
+        guide_from,
         tau,
         top_k,
         top_p,
@@ -199,7 +209,6 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        settings = settings_of(network, cfg, tau, top_k, top_p)
         methods = [method or calibrated(diversity), host.Interruptible()]
         tokenizer = host.tokenizer_of(vae)
         if picture is not None:
@@ -209,6 +218,8 @@ class Sampler(io.ComfyNode):
             schedule = network.schedule()
         else:
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
+        settings = settings_of(network, cfg, tau, top_k, top_p)
+        settings = free_early(settings, schedule, guide_from)
         device = host.to_device(model, vae, schedule, batch_size)
         condition = condition_of(network, positive, negative, batch_size, device)
         steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)

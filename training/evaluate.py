@@ -53,8 +53,15 @@ class Row:
     methods: tuple[Method, ...] = ()
 
 
-SINGLE = [*({"ssr": r} for r in (0.5, 1, 2, 4)), *({"sar": r} for r in (0.25, 0.5, 1, 2))]
-BOTH = [{"ssr": ssr, "sar": sar} for ssr, sar in ((0.5, 0.25), (1, 0.5), (1, 1), (2, 1), (2, 2))]
+# site, sides, and pairs of SSR and SAR: the paper's, on the whole transformer or on every block, at
+# the paper's maps or at those that come first here
+GRID = (
+    ("model", (4, 6), ((0.5, 0), (1, 0), (2, 0), (0, 0.5), (0, 1), (0, 2), (0.5, 0.25), (1, 1))),
+    ("block", (4, 6), ((0.5, 0), (1, 0), (0, 0.25), (0, 0.5), (0.5, 0.25), (1, 1))),
+    ("block", (2, 4), ((0.5, 0), (0, 0.5), (0.5, 0.25), (1, 0.5), (1, 1), (2, 2))),
+    ("block", (2,), ((1, 0), (0, 1), (0.5, 0.25), (1, 0.5), (2, 1), (2, 2), (4, 4))),
+    ("block", (1, 2), ((0.5, 0), (1, 0), (0, 1), (1, 0.5))),
+)
 
 
 def rows() -> list[Row]:
@@ -63,22 +70,14 @@ def rows() -> list[Row]:
     for cfg, tau in ((4, 1), (3, 1), (2, 1), (4, 1.5), (3, 1.5)):
         found.append(Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,)))
     for maps in (1, 2, 3):
-        for cfg, tau in ((4, 0.5), (3, 1)):
-            name = f"{maps} maps cfg 1, then {cfg}, tau {tau}"
-            found.append(Row(name, "interval", (1.0,) * maps + (cfg,), (tau,)))
-    for site, sides, grid in (
-        ("model", (4, 6), SINGLE + BOTH),
-        ("block", (4, 6), SINGLE + BOTH),
-        ("model", (2, 4, 6), BOTH),
-        ("block", (2, 4, 6), BOTH),
-        ("block", (2, 4), BOTH),
-        ("block", (2,), BOTH),
-    ):
-        for rates in grid:
-            name = ", ".join(f"{knob.upper()} {rate:g}" for knob, rate in rates.items())
-            name += f", {site}, sides {' '.join(map(str, sides))}"
-            methods = (DiverseVAR(site=site, sides=sides, **rates),)
-            found.append(Row(name, f"DiverseVAR {site}", methods=methods))
+        for tau in (0.5, 1.0):
+            name = f"{maps} maps cfg 1, tau {tau:g}, then cfg 4, tau 0.5"
+            found.append(Row(name, "interval", (1.0,) * maps + (4.0,), (tau,) * maps + (0.5,)))
+    for site, sides, pairs in GRID:
+        for ssr, sar in pairs:
+            name = f"SSR {ssr:g}, SAR {sar:g}, {site}, sides {' '.join(map(str, sides))}"
+            method = DiverseVAR(ssr, sar, sides, site)
+            found.append(Row(name, f"DiverseVAR {site}", methods=(method,)))
     return found
 
 

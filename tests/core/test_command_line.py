@@ -1,7 +1,9 @@
 """What a person at a terminal sees when something is wrong."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 
@@ -79,3 +81,13 @@ def test_encode_takes_a_picture_through_the_tokenizer(command_line, common, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+def test_compare_shows_the_included_model_in_three_rows(command_line, tmp_path):
+    out = tmp_path / "rows.png"
+    done = command_line("compare", "--batch", "3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
+    vanilla, diverse, late = picture.reshape(3, 20 + 64, 3, 64, 3)[:, 20:]  # below the captions
+    assert (vanilla != diverse).any()
+    assert late.std(axis=1).mean() > 1.5 * vanilla.std(axis=1).mean()  # three seeds, three cats

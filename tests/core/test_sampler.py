@@ -1,5 +1,7 @@
 """What seeds, batches and methods mean for the pictures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.draw import PerImage, draw, truncate
 from diversevar_core.families.infinity import Text
 from diversevar_core.methods import Method
-from diversevar_core.sampler import Settings, sample
+from diversevar_core.sampler import Settings, free_early, sample
 from diversevar_core.spectral import DiverseVAR
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
@@ -37,6 +39,17 @@ def test_a_picture_of_a_batch_is_the_picture_alone(pair):
     for i, text in enumerate(texts):
         alone = tokens(pair, [text], 40 + i, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
         assert all(torch.equal(a[i : i + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize(("cfg_schedule", "none"), [("flat", 1.0), ("ramp", 0.0)])
+def test_maps_before_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedule, none):
+    texts, schedule = prompts(4), pair[0].schedule()
+    settings = replace(SETTINGS, cfg_schedule=cfg_schedule)
+    free = tokens(pair, texts, 1, replace(settings, cfg=(none,), tau=(1.0,)))
+    late = tokens(pair, texts, 1, free_early(settings, schedule, 6))
+    same = [torch.equal(a, b) for a, b in zip(free, late, strict=True)]
+    assert same == [scale.side < 6 for scale in schedule]
+    assert free_early(settings, schedule, 0).cfg == (4.0,) * len(schedule)
 
 
 def test_one_picture_is_the_same_with_either_stream(pair):

@@ -28,9 +28,9 @@ def test_help_page_shows_its_pictures_and_names_only_inputs_that_exist(host, pag
         Image.open(BytesIO(host.fetch(f"/extensions/{PACK}/docs/{picture}"))).verify()
     inputs = ours(host)[page.stem]["input"]
     known = set(inputs.get("required", {})) | set(inputs.get("optional", {}))
-    for row in re.findall(r"^\| ([a-z_, ]+) \|", text, re.M):
-        if row != "widget":
-            assert set(row.split(", ")) <= known
+    for table in re.findall(r"^\| widget .*\n.*\n((?:\|.*\n)+)", text, re.M):
+        named = {name for row in table.splitlines() for name in row.split("|")[1].split(",")}
+        assert {name.strip() for name in named} <= known
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
