@@ -20,6 +20,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,8 +28,9 @@ from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.draw import PerImage
 from diversevar_core.families.infinity import Infinity, Text
 from diversevar_core.methods import Method
+from diversevar_core.pictures import captioned_rows, to_pil
 from diversevar_core.sampler import Settings, scale_loop
-from diversevar_core.spectral import DiverseVAR
+from diversevar_core.spectral import DiverseVAR, calibrated
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.bsq import BSQ
 
@@ -39,6 +41,7 @@ from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
 RESAMPLES = 1000
+SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
 METRICS = ("top-1", "top-5", "designs", "modes", "distance")
 
 
@@ -191,6 +194,25 @@ def tokenizer_figures(bench: Bench) -> dict[str, float]:
     }
 
 
+def contact_sheet(bench: Bench, path: Path) -> None:
+    """Prompts by rows, the same eight seeds three times: as it is, with DiverseVAR, guided late."""
+    ways = {
+        "as published": Row("", ""),
+        "DiverseVAR, diversity 1": Row("", "", methods=(calibrated(1.0),)),
+        "guided from side 4 on": Row("", "", (1.0, 1.0, 4.0), (1.0, 1.0, 0.5)),
+    }
+    known = [concept.prompt for concept in bench.data.concepts]
+    columns = []
+    for title, row in ways.items():
+        lines = [
+            (f"{prompt}: {title}", rearrange(pictures / 255, "b h w c -> b c h w"))
+            for prompt in SHOWN
+            for pictures in [bench.draw(row, [known.index(prompt)], first=0)[:8]]
+        ]
+        columns.append(F.pad(captioned_rows(lines), (0, 16), value=1.0))
+    to_pil(torch.cat(columns, dim=2)).save(path)
+
+
 def table(report: dict) -> str:
     """The report as Markdown."""
     lines = [f"{title}: " + ", ".join(f"{k} {v:.3g}" for k, v in report[title].items())
@@ -278,6 +300,8 @@ def main() -> None:
         saved.write_text(json.dumps(report, indent=1))
     saved.with_suffix(".md").write_text(table(report))
     plot(report, saved.with_suffix(".png"))
+    with torch.no_grad():
+        contact_sheet(bench, args.folder / "contact.png")
 
 
 if __name__ == "__main__":

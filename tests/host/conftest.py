@@ -68,3 +68,18 @@ def browser():
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(host, browser):
+    """The host's page, empty, as a user has it from the second day on.
+
+    The host's own templates are a package of their own that is not here: its lists are empty.
+    """
+    host.fetch("/settings/Comfy.TutorialCompleted", True)
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.route("**/templates/*.json", lambda route: route.fulfill(json=[]))
+    page.goto(f"http://{host.address}")
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+    yield page
+    page.close()

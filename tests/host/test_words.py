@@ -7,6 +7,13 @@ import pytest
 from comfy_host import PACK, ROOT
 from PIL import Image
 
+SELECT = """type => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    node.pos = [300, 200];
+    app.canvas.selectNode(node);
+}"""
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
 LANGUAGES = ("zh", "zh-TW", "ja")
 
@@ -28,9 +35,8 @@ def test_help_page_shows_its_pictures_and_names_only_inputs_that_exist(host, pag
         Image.open(BytesIO(host.fetch(f"/extensions/{PACK}/docs/{picture}"))).verify()
     inputs = ours(host)[page.stem]["input"]
     known = set(inputs.get("required", {})) | set(inputs.get("optional", {}))
-    for table in re.findall(r"^\| widget .*\n.*\n((?:\|.*\n)+)", text, re.M):
-        named = {name for row in table.splitlines() for name in row.split("|")[1].split(",")}
-        assert {name.strip() for name in named} <= known
+    for line in re.findall(r"^- ((?:\*\*[a-z_]+\*\*(?:, )?)+):", text, re.M):
+        assert set(re.findall(r"[a-z_]+", line)) <= known
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -46,3 +52,25 @@ def test_every_word_is_translated(host, language):
         words = [found["display_name"], found["description"], *(e["tooltip"] for e in entries)]
         assert all(re.search(r"[\u3040-\u9fff]", text) for text in words)
         assert all(entry["name"] for entry in entries)
+
+
+def test_search_finds_the_sampler(page):
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    sampler = page.get_by_role("option").filter(has_text="DiverseVAR Sampler")
+    for phrase in ("var", "infinity", "diverse", "ssr", "same face", "all seeds look alike"):
+        page.locator("input:focus").fill("no node has this name")
+        sampler.wait_for(state="detached")
+        page.locator("input:focus").fill(phrase)
+        sampler.wait_for()
+
+
+def test_help_opens_beside_every_node(host, page):
+    for name, node in ours(host).items():
+        page.evaluate(SELECT, name)
+        page.get_by_test_id("info-button").first.click()
+        page.get_by_role("heading", name=node["display_name"], exact=True).wait_for()
+        picture = page.locator(f'img[src*="images/{name}.png"]')
+        picture.wait_for()
+        page.wait_for_function(
+            "image => image.complete && image.naturalWidth > 0", arg=picture.element_handle()
+        )
