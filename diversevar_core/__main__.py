@@ -21,7 +21,7 @@ from .families.var import VAR
 from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .sampler import Settings, Step, free_early, sample
 from .schedule import PIXELS, Schedule, square
-from .spectral import CALIBRATED, SITES, DiverseVAR
+from .spectral import SITES, DiverseVAR, calibrated
 from .tokenizers.autoencoder import to_image
 from .tokenizers.bsq import BSQ
 from .tokenizers.vqvae import VQVAE
@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("sample", help="make pictures", description="Make pictures.")
     one.set_defaults(run=run_sample)
     add_sampling_options(one)
+    add_method_options(one)
+    one.add_argument("--trace", type=Path, help="safetensors of every map's logits and tokens")
 
     both = commands.add_parser(
         "compare",
@@ -60,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     )
     both.set_defaults(run=run_compare)
     add_sampling_options(both)
-    both.set_defaults(prompt="cat face", batch=8, guide_from=4, **CALIBRATED)
+    both.add_argument("--diversity", type=float, default=1.0, help="strength of SSR and SAR")
+    both.set_defaults(prompt="octopus", batch=8, guide_from=4)
 
     two = commands.add_parser("encode", help="picture -> token maps -> picture")
     two.set_defaults(run=run_encode)
@@ -110,6 +113,14 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--top-k", type=int, help="0 is off")
     how.add_argument("--top-p", type=float, help="0 is off")
     how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
+    out = command.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
+    )
+
+
+def add_method_options(command: argparse.ArgumentParser) -> None:
+    """The paper's parameters."""
     diverse = command.add_argument_group("DiverseVAR (arXiv 2511.17074)")
     diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
@@ -118,11 +129,6 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
     diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
     diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")
-    out = command.add_argument_group("output")
-    out.add_argument(
-        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
-    )
-    out.add_argument("--trace", type=Path, help="safetensors of every scale's logits and tokens")
 
 
 def fastest_device() -> str:
@@ -202,11 +208,12 @@ def run_sample(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     """Make the same seeds in three ways, save a row of each, print the path."""
     late, args.guide_from = args.guide_from, 0
-    job, method = prepare(args), method_of(args)
+    job = prepare(args)
+    method = calibrated(args.diversity)
     freed = replace(job, settings=free_early(job.settings, job.schedule, late))
     rows = [
         ("vanilla", job.picture(job.run([]))),
-        (f"DiverseVAR: SSR {method.ssr:g}, SAR {method.sar:g}", job.picture(job.run([method]))),
+        (f"DiverseVAR: diversity {args.diversity:g}", job.picture(job.run([method]))),
         (f"guided from side {late} on", freed.picture(freed.run([]))),
     ]
     save_picture(args.out, captioned_rows(rows))

@@ -23,7 +23,6 @@ from .schedule import Scale, Schedule
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("model", "block")
 DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
-CALIBRATED = {"ssr": 1.0, "sar": 1.0, "site": "block"}  # diversity 1; docs/emoji-model-card.md
 
 
 def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) -> Tensor:
@@ -110,11 +109,11 @@ class DiverseVAR(Method):
 
 
 def calibrated(diversity: float) -> DiverseVAR:
-    """SSR and SAR together from one strength: 0 is off, 1 is ``CALIBRATED``, 2 twice its rates.
+    """SSR and SAR together from one strength: 0 is off, 1 is SSR 0.5 and SAR 0.25.
 
-    Raises ValueError for a negative or non-finite strength.
+    The paper's places, at the largest strength that costs the emoji model no measurable alignment
+    (docs/emoji-model-card.md). Raises ValueError for a negative or non-finite strength.
     """
     if not 0 <= diversity < float("inf"):
         raise ValueError(f"diversity must be a finite number of 0 or more, not {diversity}.")
-    rates = {name: diversity * CALIBRATED[name] for name in ("ssr", "sar")}
-    return DiverseVAR(**(CALIBRATED | rates))
+    return DiverseVAR(ssr=0.5 * diversity, sar=0.25 * diversity)

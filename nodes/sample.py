@@ -53,9 +53,9 @@ class Sampler(io.ComfyNode):
             node_id="DiverseVARSampler",
             display_name="DiverseVAR Sampler",
             category="DiverseVAR",
-            description="Makes pictures with a VAR or Infinity model. Diversity makes seeds "
-            "differ (SSR and SAR of arXiv 2511.17074); at 0 the model runs as published, bit for "
-            "bit.",
+            description="Makes pictures with a VAR or Infinity model. Diversity (SSR and SAR of "
+            "arXiv 2511.17074) and guide_from make seeds differ; with both at 0 the model runs as "
+            "published, bit for bit.",
             search_aliases=[
                 "var",
                 "infinity",
@@ -105,9 +105,17 @@ class Sampler(io.ComfyNode):
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How strongly seeds should differ, by loosening the composition that "
-                    "they share. 0 is the model as published; 1 suits most prompts; more is "
-                    "freer, and follows the prompt less.",
+                    tooltip="How strongly to loosen the composition that all seeds share. 0 is the "
+                    "model as published; more is freer, and follows the prompt less.",
+                ),
+                io.Int.Input(
+                    "guide_from",
+                    default=4,
+                    min=0,
+                    max=128,
+                    tooltip="Follow the prompt from the token map of this side on: smaller maps, "
+                    "which decide the idea, are drawn without cfg at temperature 1. 0 is the model "
+                    "as published; 4 makes seeds differ most.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -118,15 +126,6 @@ class Sampler(io.ComfyNode):
                     tooltip="How closely to follow the prompt: lower is freer. 0 uses the model's "
                     "official value (4). Infinity: 1 is no guidance; VAR: it grows from coarse to "
                     "fine.",
-                ),
-                io.Int.Input(
-                    "guide_from",
-                    default=0,
-                    min=0,
-                    max=128,
-                    tooltip="Follow the prompt from the token map of this side on: smaller maps, "
-                    "which decide the idea, are drawn without cfg at temperature 1. 0 is as "
-                    "published; 4 makes seeds differ most on the included model.",
                 ),
                 io.Float.Input(
                     "tau",
@@ -197,8 +196,8 @@ class Sampler(io.ComfyNode):
         aspect,
         pixels,
         diversity,
-        cfg,
         guide_from,
+        cfg,
         tau,
         top_k,
         top_p,

@@ -24,7 +24,7 @@ class Spectral(io.ComfyNode):
             inputs=[
                 io.Float.Input(
                     "ssr",
-                    default=1.0,
+                    default=0.5,
                     min=0.0,
                     max=8.0,
                     step=0.05,
@@ -33,7 +33,7 @@ class Spectral(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "sar",
-                    default=1.0,
+                    default=0.25,
                     min=0.0,
                     max=4.0,
                     step=0.05,
@@ -43,12 +43,11 @@ class Spectral(io.ComfyNode):
                     "sides",
                     default="4,6",
                     tooltip="Which token maps to act on, by side: smaller sides decide layout, "
-                    "larger ones detail.",
+                    "larger ones detail. 4,6 are the paper's.",
                 ),
                 io.Combo.Input(
                     "site",
                     options=list(SITES),
-                    default="block",
                     tooltip="Act once on the whole transformer, or on every block of it.",
                 ),
                 io.Combo.Input(

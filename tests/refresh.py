@@ -14,6 +14,7 @@ from playwright.sync_api import sync_playwright
 
 SIDE = 512  # pixels of a thumbnail
 PAPER = (244, 244, 242)
+WIDEST = 1.52  # width to height of what is shown of a row; the rest of it is cut off
 IMAGES = ROOT / "web" / "docs" / "images"
 # the only node on the page, one and a half times as large; where its box is on the screen
 ALONE = """type => {
@@ -37,6 +38,7 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
     cell = SIDE // columns
     square = Image.new("RGB", (SIDE, SIDE), PAPER)
     for i, picture in enumerate(shown):
+        picture = picture.crop((0, 0, min(picture.width, WIDEST * picture.height), picture.height))
         scale = cell / max(picture.size)
         size = [max(round(side * scale), 1) for side in picture.size]
         fitted = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)

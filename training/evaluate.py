@@ -62,7 +62,7 @@ GRID = (
     ("model", (4, 6), ((0.5, 0), (1, 0), (2, 0), (0, 0.5), (0, 1), (0, 2), (0.5, 0.25), (1, 1))),
     ("block", (4, 6), ((0.5, 0), (1, 0), (0, 0.25), (0, 0.5), (0.5, 0.25), (1, 1))),
     ("block", (2, 4), ((0.5, 0), (0, 0.5), (0.5, 0.25), (1, 0.5), (1, 1), (2, 2))),
-    ("block", (2,), ((1, 0), (0, 1), (0.5, 0.25), (1, 0.5), (2, 1), (2, 2), (4, 4))),
+    ("block", (2,), ((1, 0), (0, 1), (0.5, 0.25), (1, 0.5), (2, 1), (4, 2), (2, 2), (4, 4))),
     ("block", (1, 2), ((0.5, 0), (1, 0), (0, 1), (1, 0.5))),
 )
 
@@ -81,6 +81,9 @@ def rows() -> list[Row]:
             name = f"SSR {ssr:g}, SAR {sar:g}, {site}, sides {' '.join(map(str, sides))}"
             method = DiverseVAR(ssr, sar, sides, site)
             found.append(Row(name, f"DiverseVAR {site}", methods=(method,)))
+    late = (1.0, 1.0)
+    name = "2 maps cfg 1, tau 1, then cfg 4, tau 0.5, and diversity 1 (the nodes' defaults)"
+    found.append(Row(name, "interval", (*late, 4.0), (*late, 0.5), (calibrated(1.0),)))
     return found
 
 
