@@ -30,14 +30,18 @@ def host(tmp_path_factory):
 
 
 def write_infinity(models: Path) -> None:
-    """The reference Infinity with a text encoder of its width."""
+    """The reference Infinity with a text encoder of its width, also with the releases' names."""
     case = write_case("infinity_plain", models)
     for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
         for file in (path, path.with_suffix(".json")):
             file.rename(models / folder / f"infinity_tiny{file.suffix}")
     whole = (models / "diffusion_models" / "infinity_tiny.safetensors").read_bytes()
     (models / "diffusion_models" / "truncated.safetensors").write_bytes(whole[:100_000])
-    write_text_encoder(models / "text_encoders" / "t5_tiny")
+    shapes, config = case.about["shapes"], case.about["config"]
+    write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
+    write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
+    for name in ("t5_tiny", "flan-t5-xl"):
+        write_text_encoder(models / "text_encoders" / name)
 
 
 def write_var(models: Path) -> None:
@@ -49,10 +53,14 @@ def write_var(models: Path) -> None:
     transformer["class_emb.weight"][0] = 1001
     transformer["pos_1LC"][1] = sum(side**2 for side in sides)
     transformer["lvl_embed.weight"][0] = tokenizer["quantize.ema_vocab_hit_SV"][0] = len(sides)
-    files = {"diffusion_models/var_d16": transformer, "vae/vae_ch160v4096z32": tokenizer}
-    for name, shapes in files.items():
-        torch.save(state_dict(shapes), models / f"{name}.pth")
-        (models / f"{name}.json").write_text(json.dumps(about["config"]))
+    write_release(models / "diffusion_models" / "var_d16.pth", transformer, about["config"])
+    write_release(models / "vae" / "vae_ch160v4096z32.pth", tokenizer, about["config"])
+
+
+def write_release(path: Path, shapes: dict, config: dict) -> None:
+    """Tiny weights in a release's file, and beside it what the release's shapes would tell."""
+    torch.save(state_dict(shapes), path)
+    path.with_suffix(".json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")

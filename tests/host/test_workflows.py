@@ -79,6 +79,16 @@ def test_workflow_opens_and_runs(host, page, name):
             picture.save(Path(folder, f"{name}-{outcome.pictures.index(picture)}.png"))
 
 
+@pytest.mark.parametrize("name", ["class_to_image", "text_to_image_infinity_2b"])
+def test_missing_models_are_offered_for_download(page, name):
+    elsewhere = (ROOT / "workflows" / f"{name}.json").read_text().replace(".pth", "_v2.pth")
+    page.evaluate("graph => app.loadGraphData(graph)", json.loads(elsewhere))
+    page.get_by_role("button", name="View details").click()
+    page.get_by_role("button", name="Download all").wait_for()
+    save(page, f"{name}-missing")
+    assert page.get_by_text("Download", exact=True).count() == 2
+
+
 def test_a_saved_picture_brings_its_workflow_back(host, page):
     open_template(page, "text_to_image")
     prompt = page.evaluate(PROMPT)
