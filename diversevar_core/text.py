@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from .checkpoints import CheckpointError, compute_dtype, describe, fill, naming, read
+from .checkpoints import compute_dtype, describe, fill
+from .files import CheckpointError, naming, read
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import folder_paths
 
 from ..diversevar_core import included
-from ..diversevar_core.checkpoints import is_model, is_tokenizer, names_in
+from ..diversevar_core.checkpoints import is_model, is_tokenizer
+from ..diversevar_core.files import names_in
 from ..diversevar_core.text import is_t5
 
 OWN = "diversevar"  # models/diversevar, for who likes to keep them together

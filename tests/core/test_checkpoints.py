@@ -10,7 +10,8 @@ import torch
 from cases import state_dict
 from safetensors.torch import load_file, save_file
 
-from diversevar_core.checkpoints import CheckpointError, load_model, load_tokenizer
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.files import CheckpointError
 from diversevar_core.text import load_text_encoder
 
 
