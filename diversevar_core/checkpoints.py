@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -10,55 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .families import infinity
-from .families.infinity import Infinity
-from .families.var import VAR
+from .families import FAMILIES
+from .families.family import Family
 from .files import CheckpointError, naming, read
-from .tokenizers import bsq
-from .tokenizers.bsq import BSQ
-from .tokenizers.vqvae import VQVAE
+from .tokenizers import TOKENIZERS
+from .tokenizers.tokenizer import Tokenizer
 
 # buffers of the original modules that carry nothing
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
 
 
-def is_var(keys: Iterable[str]) -> bool:
-    """Whether these are a VAR transformer's tensors."""
-    return {"pos_1LC", "word_embed.weight"} <= set(keys)
-
-
-def is_infinity(keys: Iterable[str]) -> bool:
-    """Whether these are an Infinity transformer's tensors."""
-    return {"text_norm.weight", "word_embed.weight"} <= set(keys)
-
-
-def is_vqvae(keys: Iterable[str]) -> bool:
-    """Whether these are VAR's tokenizer's tensors."""
-    return "quantize.embedding.weight" in keys and "quantize.quant_resi.qresi_ls.0.weight" in keys
-
-
-def is_bsq(keys: Iterable[str]) -> bool:
-    """Whether these are an Infinity tokenizer's tensors (and not a diffusion model's VAE)."""
-    keys = set(keys)
-    entry = {"decoder.conv_in.conv.weight", "decoder.conv_in.weight"} & keys
-    return bool(entry) and not any(
-        key.startswith(("quant_conv.", "quantize.embedding.")) or ".attn_1." in key for key in keys
-    )
-
-
-def is_model(keys: Iterable[str]) -> bool:
+def is_model(keys: Collection[str]) -> bool:
     """Whether ``load_model`` takes these tensors."""
-    return is_var(keys) or is_infinity(keys)
+    return any(family.recognises(keys) for family in FAMILIES)
 
 
-def is_tokenizer(keys: Iterable[str]) -> bool:
+def is_tokenizer(keys: Collection[str]) -> bool:
     """Whether ``load_tokenizer`` takes these tensors."""
-    return is_vqvae(keys) or is_bsq(keys)
+    return any(kind.recognises(keys) for kind in TOKENIZERS)
 
 
-def describe(keys: Iterable[str]) -> str:
+def describe(keys: Collection[str]) -> str:
     """What these tensors seem to be, for an error message."""
-    keys = set(keys)
     if is_model(keys):
         return "a VAR transformer"
     if is_tokenizer(keys):
@@ -81,7 +54,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
     attention: Attention = sdpa,
-) -> VAR | Infinity:
+) -> Family:
     """Load a VAR or Infinity transformer.
 
     dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
@@ -93,17 +66,17 @@ def load_model(
             f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
             "choose one of those."
         )
-    family = VAR if is_var(file.tensors) else Infinity
+    family = next(family for family in FAMILIES if family.recognises(file.tensors))
     with naming(path):
         config = family.read_config(file.tensors, file.facts)
-    tensors = file.tensors if family is VAR else infinity.rename(file.tensors)
+    tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors["word_embed.weight"], device)
     model = family(config, operations, attention, device="meta", dtype=dtype)
     unknown = sorted(set(tensors) - set(model.state_dict()))
     unknown = [key for key in unknown if not key.endswith(BUFFERS)]
     if unknown:
         raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that no {family.__name__} release has, such as "
+            f"{path} has {len(unknown)} tensors that no {family.name} release has, such as "
             f"{unknown[0]}; this variant is not supported."
         )
     fill(model, tensors, device, path)
@@ -115,7 +88,7 @@ def load_tokenizer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
-) -> VQVAE | BSQ:
+) -> Tokenizer:
     """Load VAR's or Infinity's tokenizer, as ``load_model`` does. Raises CheckpointError."""
     file = read(path, is_tokenizer)
     if not is_tokenizer(file.tensors):
@@ -123,12 +96,12 @@ def load_tokenizer(
             f"{path} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
             "choose one of those."
         )
-    family = VQVAE if is_vqvae(file.tensors) else BSQ
-    tensors = file.tensors if family is VQVAE else bsq.rename(file.tensors)
+    kind = next(kind for kind in TOKENIZERS if kind.recognises(file.tensors))
+    tensors = kind.rename(file.tensors)
     with naming(path):
-        config = family.read_config(tensors)
+        config = kind.read_config(tensors)
     dtype = dtype or compute_dtype(tensors["decoder.conv_in.weight"], device)
-    tokenizer = family(config, operations, device="meta", dtype=dtype)
+    tokenizer = kind(config, operations, device="meta", dtype=dtype)
     fill(tokenizer, tensors, device, path)
     return tokenizer
 

@@ -3,8 +3,7 @@
 import comfy.utils
 from comfy_api.latest import io
 
-from ..diversevar_core.families.var import VAR
-from ..diversevar_core.pairing import check_pair, picture_size, token_maps
+from ..diversevar_core.pairing import check_pair, picture_size
 from . import host
 from .load import VARModel
 
@@ -40,18 +39,18 @@ class Encode(io.ComfyNode):
         tokenizer, network = host.tokenizer_of(vae), model.model
         check_pair(network, tokenizer)
         height, width = pixels.shape[1:3]
-        square = isinstance(network, VAR) or network.config.sides is not None
-        schedule = network.schedule() if square else network.schedule(height / width)
+        nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))
+        schedule = network.schedule(nearest)
         height, width = picture_size(network, tokenizer, schedule)
         fitted = comfy.utils.common_upscale(
             pixels.movedim(-1, 1), width, height, "lanczos", "center"
         )
         features = vae.encode(fitted.movedim(1, -1)[..., :3])
         host.to_device(model, vae, schedule, 1)
-        maps = token_maps(network, tokenizer, features.to(vae.device).float(), schedule)
+        maps = tokenizer.quantize_maps(features.to(vae.device).float(), schedule)
         f_hat = None
         for scale, tokens in zip(schedule, maps, strict=True):
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
+            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
         latent = {"samples": f_hat.to(vae.output_device)}
         return io.NodeOutput(latent | {TOKEN_MAPS: maps, SCHEDULE: schedule})
 

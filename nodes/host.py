@@ -20,21 +20,19 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from ..diversevar_core.attention import sdpa
 from ..diversevar_core.checkpoints import load_model, load_tokenizer
-from ..diversevar_core.families.infinity import Infinity
-from ..diversevar_core.families.var import VAR
+from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods import Method
 from ..diversevar_core.pictures import to_pil
+from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
 from ..diversevar_core.schedule import Scale, Schedule
 from ..diversevar_core.text import check_length, read_t5
 from ..diversevar_core.tokenizers.autoencoder import to_image
-from ..diversevar_core.tokenizers.bsq import BSQ
-from ..diversevar_core.tokenizers.vqvae import VQVAE
+from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 PREVIEW_PIXELS = 512
@@ -70,7 +68,7 @@ def load_transformer(path: Path) -> comfy.model_patcher.ModelPatcher:
 class Autoencoder(nn.Module):
     """A tokenizer as the host's VAE code calls it: pictures <-> features, no tokens between."""
 
-    def __init__(self, tokenizer: VQVAE | BSQ):
+    def __init__(self, tokenizer: Tokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
@@ -84,19 +82,18 @@ class Autoencoder(nn.Module):
 class TokenizerVAE(comfy.sd.VAE):
     """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work on it."""
 
-    def __init__(self, tokenizer: VQVAE | BSQ, dtype: torch.dtype):
+    def __init__(self, tokenizer: Tokenizer, dtype: torch.dtype):
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)  # the host warns of the weights that it is not given
         super().__init__(sd={})
         logging.disable(level)
-        config = tokenizer.autoencoder_config
         self.tokenizer = tokenizer
         self.first_stage_model = Autoencoder(tokenizer).eval()
-        self.latent_channels = config.latent
-        self.downscale_ratio = self.upscale_ratio = config.stride
+        self.latent_channels = tokenizer.token_kind.channels
+        self.downscale_ratio = self.upscale_ratio = tokenizer.stride
         # as much as the host reckons for its own autoencoder of stride 8, which this one resembles
         self.memory_used_decode = lambda shape, dtype: (
-            2178 * shape[2] * shape[3] * config.stride**2 * dtype.itemsize
+            2178 * shape[2] * shape[3] * tokenizer.stride**2 * dtype.itemsize
         )
         self.device = comfy.model_management.vae_device()
         self.vae_dtype = dtype
@@ -109,7 +106,7 @@ class TokenizerVAE(comfy.sd.VAE):
         self.model_size()
 
 
-def tokenizer_of(vae: comfy.sd.VAE) -> VQVAE | BSQ:
+def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
     """The tokenizer in a VAE; ValueError where it is a diffusion model's."""
     if not isinstance(vae, TokenizerVAE):
         raise ValueError(
@@ -214,9 +211,9 @@ def to_device(
     model: comfy.model_patcher.ModelPatcher, vae: TokenizerVAE, schedule: Schedule, batch: int
 ) -> torch.device:
     """Have both models ready, with room for this many pictures; returns their device."""
-    network: VAR | Infinity = model.model
-    width, last = network.config.width, schedule[-1].tokens
-    cached, rows = sum(scale.tokens for scale in schedule) - last, 2 * batch
+    network: Family = model.model
+    width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
+    rows = 2 * batch
     cache = 2 * rows * cached * width * network.depth * network.dtype.itemsize
     work = 32 * rows * last * width  # float32 streams of the last map
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
@@ -240,5 +237,4 @@ def preview(step: Step, vae: TokenizerVAE):
     """The first picture so far, decoded small: no larger than the map that was just drawn."""
     f_hat = step.f_hat[:1]
     h, w = (min(size, PREVIEW_SIDE) for size in (step.scale.h, step.scale.w))
-    small = F.interpolate(f_hat, size=(h, w), mode="area")
-    return to_pil(to_image(vae.tokenizer.decode(small))[0])
+    return to_pil(to_image(vae.tokenizer.decode(area(f_hat, h, w)))[0])

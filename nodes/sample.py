@@ -1,13 +1,16 @@
 """The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.families.infinity import Infinity, Text
-from ..diversevar_core.families.var import VAR
+from ..diversevar_core.conditions import Condition, Labels, Text
+from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.sampler import Settings, free_early, sample
+from ..diversevar_core.sampler import sample
 from ..diversevar_core.schedule import PIXELS, Schedule
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.spectral import calibrated
 from . import host
 from .class_label import LABEL
@@ -213,15 +216,13 @@ class Sampler(io.ComfyNode):
         if picture is not None:
             schedule = schedule_of(picture)
             methods.append(Keep(picture[TOKEN_MAPS], keep_side, mask))
-        elif isinstance(network, VAR):
-            schedule = network.schedule()
         else:
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
-        settings = settings_of(network, cfg, tau, top_k, top_p)
-        settings = free_early(settings, schedule, guide_from)
+        settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
         device = host.to_device(model, vae, schedule, batch_size)
         condition = condition_of(network, positive, negative, batch_size, device)
-        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
+        seeds = range(seed, seed + batch_size)
+        steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
         return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
 
 
@@ -239,40 +240,34 @@ def schedule_of(picture: dict) -> Schedule:
 
 
 def settings_of(
-    network: VAR | Infinity, cfg: float, tau: float, top_k: int, top_p: float
+    network: Family, cfg: float, tau: float, top_k: int, top_p: float, guide_from: int
 ) -> Settings:
     """The sampler's numbers, with the model's official one wherever the widget says 0."""
     own = network.defaults()
-    return Settings(
-        cfg=(cfg or own.cfg,),
-        cfg_schedule=own.cfg_schedule,
-        tau=(tau or own.tau,),
+    return replace(
+        own,
+        cfg=(cfg,) if cfg else own.cfg,
+        tau=(tau,) if tau else own.tau,
         top_k=top_k or own.top_k,
         top_p=top_p or own.top_p,
+        guide_from=guide_from,
     )
 
 
 def condition_of(
-    network: VAR | Infinity,
+    network: Family,
     positive: list,
     negative: list | None,
     batch: int,
     device: torch.device,
-) -> torch.Tensor | Text:
+) -> Condition:
     """What every picture shows, as the model reads it."""
-    if isinstance(network, VAR):
-        return labels(positive, network.config.classes, batch).to(device)
-    return text(positive, negative, batch, device)
-
-
-def labels(positive: list, classes: int, batch: int) -> torch.Tensor:
-    """The class of every picture, from a VAR Class Label's conditioning."""
+    if network.reads is Text:
+        return text(positive, negative, batch, device)
     label = positive[0][1].get(LABEL)
     if label is None:
         raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
-    if label >= classes:
-        raise ValueError(f"This model has no class {label}; the last is {classes - 1}.")
-    return torch.full((batch,), label)
+    return Labels(torch.full((batch,), label, device=device))
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:

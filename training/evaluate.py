@@ -25,11 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.draw import PerImage
-from diversevar_core.families.infinity import Infinity, Text
+from diversevar_core.conditions import Text
+from diversevar_core.families.infinity import Infinity
 from diversevar_core.methods import Method
 from diversevar_core.pictures import captioned_rows, to_pil
-from diversevar_core.sampler import Settings, scale_loop
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR, calibrated
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.bsq import BSQ
@@ -108,10 +109,9 @@ class Bench:
         names = [self.data.concepts[c].prompt for c in concepts]
         features = [f for f in self.text(names) for _ in range(self.seeds)]
         settings = Settings(row.cfg, "flat", row.tau, top_k=0, top_p=0.97)
-        schedule, stream = self.model.schedule(), PerImage(first, len(features))
-        steps = scale_loop(
-            self.model, self.tokenizer, Text(features), schedule, settings, stream, row.methods
-        )
+        seeds, schedule = range(first, first + len(features)), self.model.schedule()
+        models = (self.model, self.tokenizer, Text(features))
+        steps = sample(*models, schedule, settings, seeds, methods=row.methods)
         *_, last = steps
         return to_pixels(self.tokenizer.decode(last.f_hat)).cpu()
 

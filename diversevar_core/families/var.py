@@ -5,8 +5,8 @@ Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of Foundatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -14,9 +14,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
-from ..schedule import Scale, Schedule, square
-from . import Defaults
+from ..conditions import Labels
+from ..schedule import Scale, Schedule, fixed, square
+from ..settings import Settings
 from .blocks import FeedForward, HeadNorm, KVCache, SelfAttention, modulate
+from .family import TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -47,11 +49,14 @@ class VARConfig:
 class VARState:
     """One batch of pictures in flight: what the blocks remember from scale to scale."""
 
-    schedule: Schedule
     guided: bool
     caches: list[KVCache]
     condition: Tensor | None = None  # (rows, C) float32
     shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
+
+    def fork(self) -> VARState:
+        """A copy that goes on without changing this one."""
+        return replace(self, caches=[cache.fork() for cache in self.caches])
 
 
 class Block(nn.Module):
@@ -89,6 +94,10 @@ class Block(nn.Module):
 class VAR(nn.Module):
     """The transformer; parameter names are those of the official checkpoints."""
 
+    name = "VAR"
+    reads = Labels
+    aspects = (1.0,)
+
     def __init__(
         self,
         config: VARConfig,
@@ -114,6 +123,16 @@ class VAR(nn.Module):
         )
         self.head_nm = HeadNorm(width, operations, device)
         self.head = operations.Linear(width, config.codebook, device=device, dtype=torch.float32)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        """Whether these are a VAR transformer's tensors."""
+        return {"pos_1LC", "word_embed.weight"} <= set(keys)
+
+    @classmethod
+    def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The official keys are this module's."""
+        return dict(state_dict)
 
     @classmethod
     def read_config(
@@ -145,32 +164,40 @@ class VAR(nn.Module):
         )
 
     @property
-    def choices(self) -> int:
-        """What a token is drawn from: the codebook's rows."""
-        return self.config.codebook
+    def token_kind(self) -> TokenKind:
+        """A row of the codebook."""
+        return TokenKind(self.config.codebook, self.config.features)
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return self.config.depth
 
-    def defaults(self) -> Defaults:
-        """The settings of the official demo."""
-        return Defaults(cfg=4.0, cfg_schedule="ramp", tau=1.0, top_k=900, top_p=0.95)
+    @property
+    def width(self) -> int:
+        """Channels of the blocks."""
+        return self.config.width
 
-    def schedule(self) -> Schedule:
-        """The token maps that the model was trained on."""
-        return square(self.config.sides)
+    def defaults(self) -> Settings:
+        """The settings of the official demo."""
+        return Settings(cfg=(4.0,), cfg_schedule="ramp", tau=(1.0,), top_k=900, top_p=0.95)
+
+    def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
+        """The token maps that the model was trained on; ValueError where others are asked for."""
+        return fixed(self.config.sides, aspect, pixels)
 
     def start(self, schedule: Schedule, guided: bool) -> VARState:
         """State for new pictures; ``guided`` adds a row without condition to every picture's."""
-        tokens = sum(scale.tokens for scale in schedule[:-1])
-        return VARState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
+        return VARState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
 
-    def condition(self, state: VARState, labels: Tensor) -> None:
-        """Set the classes: labels (B,), 0-based."""
+    def condition(self, state: VARState, condition: Labels) -> None:
+        """Set the classes; ValueError where there is no such class."""
+        labels, classes = condition.labels, self.config.classes
+        if not 0 <= labels.min() <= labels.max() < classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"There is no class {wrong}; the last is {classes - 1}.")
         if state.guided:
-            labels = torch.cat((labels, torch.full_like(labels, self.config.classes)))
+            labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()
         if self.config.shared_ada:
             flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
@@ -183,8 +210,7 @@ class VAR(nn.Module):
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
-        begin = sum(before.tokens for before in state.schedule[: scale.k])
-        position = self.pos_1LC[:, begin : begin + scale.tokens].to(x)
+        position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
         level = self.lvl_embed(torch.tensor([scale.k], device=x.device)).to(x)
         return x + (level + position)
 
