@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conditions import Condition
 from ..schedule import Scale, Schedule
@@ -35,20 +35,20 @@ class State(Protocol):
         """A copy that goes on without changing this one."""
 
 
-class Family(Protocol):
+class Family(nn.Module):
     """A transformer; ``families.FAMILIES`` lists them all.
 
-    It is a module that is built from what ``read_config`` returns, operations (where the layer
-    classes come from), attention (the kernel), device and dtype.
+    It is built from what ``read_config`` returns, operations (where the layer classes come from),
+    attention (the kernel), device and dtype (in which the layers compute).
     """
 
     name: str
     reads: type[Condition]  # the kind of condition
     token_kind: TokenKind
+    aspects: Collection[float] = (1.0,)  # height / width of the pictures that it can make
     depth: int  # number of blocks
     width: int  # channels C of the blocks
-    dtype: torch.dtype  # in which the layers compute
-    aspects: Collection[float]  # height / width of the pictures that it can make
+    dtype: torch.dtype
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
@@ -56,7 +56,8 @@ class Family(Protocol):
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> the module's."""
+        """Official keys -> the module's; the same where a family does not say otherwise."""
+        return dict(state_dict)
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]) -> object:

@@ -22,7 +22,7 @@ from ..conditions import Text
 from ..schedule import MAPS, PIXELS, Scale, Schedule, fixed, infinity_schedule, nearest_aspect
 from ..settings import Settings
 from .blocks import EPS, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
-from .family import TokenKind
+from .family import Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
@@ -68,7 +68,6 @@ class InfinityState:
     memories: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # text keys, values
 
     def fork(self) -> InfinityState:
-        """A copy that goes on without changing this one."""
         caches = [cache.fork() for cache in self.caches]
         return replace(self, caches=caches, memories=dict(self.memories))
 
@@ -164,7 +163,7 @@ class Block(nn.Module):
         return x + gamma2 * h
 
 
-class Infinity(nn.Module):
+class Infinity(Family):
     """The transformer; parameter names are the official ones, the chunks' blocks in one list."""
 
     name = "Infinity"
@@ -180,6 +179,9 @@ class Infinity(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(2, config.bits)
+        self.depth, self.width = config.depth, config.width
+        self.aspects = MAPS if config.sides is None else (1.0,)
         where = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
@@ -205,7 +207,6 @@ class Infinity(nn.Module):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are an Infinity transformer's tensors."""
         return {"text_norm.weight", "word_embed.weight"} <= set(keys)
 
     @classmethod
@@ -257,35 +258,11 @@ class Infinity(nn.Module):
             pixels=pixels,
         )
 
-    @property
-    def token_kind(self) -> TokenKind:
-        """A bit in each channel."""
-        return TokenKind(2, self.config.bits)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
-
-    @property
-    def width(self) -> int:
-        """Channels of the blocks."""
-        return self.config.width
-
-    @property
-    def aspects(self) -> Collection[float]:
-        """Heights / widths of the pictures that it can make."""
-        return MAPS if self.config.sides is None else (1.0,)
-
     def defaults(self) -> Settings:
         """The settings of the official 2B script."""
         return Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps of a picture of this aspect (height / width) and pixel budget.
-
-        ValueError where the model has maps of its own and another shape is asked for.
-        """
         if self.config.sides is None:
             return infinity_schedule(aspect, pixels or self.config.pixels)
         return fixed(self.config.sides, aspect, pixels)
@@ -312,14 +289,9 @@ class Infinity(nn.Module):
         return angles.cos(), angles.sin()
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
-        """State for new pictures; ``guided`` adds a row of negative text to every picture's."""
         return InfinityState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
 
     def condition(self, state: InfinityState, text: Text) -> None:
-        """Set the text: start vector, modulation terms, and what cross-attention looks at.
-
-        ValueError where the features are not as wide as the model's.
-        """
         rows = list(text.positive)
         if state.guided:
             own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
@@ -350,7 +322,6 @@ class Infinity(nn.Module):
         )
 
     def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, bits), None for the first map."""
         state.rotary = self.rotary(scale, state.condition.device)
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
@@ -360,7 +331,6 @@ class Infinity(nn.Module):
         return x + self.level(scale, x.device)
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map, (rows, n, C)."""
         block = self.blocks[i]
         if i not in state.memories:
             state.memories[i] = block.ca.memory(state.text)
@@ -375,5 +345,4 @@ class Infinity(nn.Module):
         return self.lvl_embed(torch.tensor([scale.k], device=device)).float()
 
     def logits(self, state: InfinityState, x: Tensor) -> Tensor:
-        """(rows, n, C) -> (rows, n, bits * 2) float32; fewer rows are the state's first ones."""
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

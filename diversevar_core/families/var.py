@@ -18,7 +18,7 @@ from ..conditions import Labels
 from ..schedule import Scale, Schedule, fixed, square
 from ..settings import Settings
 from .blocks import FeedForward, HeadNorm, KVCache, SelfAttention, modulate
-from .family import TokenKind
+from .family import Family, TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -55,7 +55,6 @@ class VARState:
     shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
 
     def fork(self) -> VARState:
-        """A copy that goes on without changing this one."""
         return replace(self, caches=[cache.fork() for cache in self.caches])
 
 
@@ -91,12 +90,11 @@ class Block(nn.Module):
         return x + gamma2 * h
 
 
-class VAR(nn.Module):
+class VAR(Family):
     """The transformer; parameter names are those of the official checkpoints."""
 
     name = "VAR"
     reads = Labels
-    aspects = (1.0,)
 
     def __init__(
         self,
@@ -108,6 +106,8 @@ class VAR(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(config.codebook, config.features)
+        self.depth, self.width = config.depth, config.width
         where = {"device": device, "dtype": dtype}
         width, maps = config.width, square(config.sides)
         self.word_embed = operations.Linear(config.features, width, **where)
@@ -126,13 +126,7 @@ class VAR(nn.Module):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are a VAR transformer's tensors."""
         return {"pos_1LC", "word_embed.weight"} <= set(keys)
-
-    @classmethod
-    def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The official keys are this module's."""
-        return dict(state_dict)
 
     @classmethod
     def read_config(
@@ -163,35 +157,17 @@ class VAR(nn.Module):
             shared_ada="shared_ada_lin.1.weight" in state_dict,
         )
 
-    @property
-    def token_kind(self) -> TokenKind:
-        """A row of the codebook."""
-        return TokenKind(self.config.codebook, self.config.features)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
-
-    @property
-    def width(self) -> int:
-        """Channels of the blocks."""
-        return self.config.width
-
     def defaults(self) -> Settings:
         """The settings of the official demo."""
         return Settings(cfg=(4.0,), cfg_schedule="ramp", tau=(1.0,), top_k=900, top_p=0.95)
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps that the model was trained on; ValueError where others are asked for."""
         return fixed(self.config.sides, aspect, pixels)
 
     def start(self, schedule: Schedule, guided: bool) -> VARState:
-        """State for new pictures; ``guided`` adds a row without condition to every picture's."""
         return VARState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
 
     def condition(self, state: VARState, condition: Labels) -> None:
-        """Set the classes; ValueError where there is no such class."""
         labels, classes = condition.labels, self.config.classes
         if not 0 <= labels.min() <= labels.max() < classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
@@ -204,7 +180,6 @@ class VAR(nn.Module):
             state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
 
     def embed(self, state: VARState, features: Tensor | None, scale: Scale) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map."""
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
@@ -215,9 +190,7 @@ class VAR(nn.Module):
         return x + (level + position)
 
     def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map, (rows, n, C)."""
         return self.blocks[i](x, state, state.caches[i])
 
     def logits(self, state: VARState, x: Tensor) -> Tensor:
-        """(rows, n, C) -> (rows, n, V) float32; fewer rows than the state's are its first ones."""
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -21,6 +21,7 @@ from ..families.family import TokenKind
 from ..resize import area
 from ..schedule import Scale, Schedule
 from .autoencoder import AutoencoderConfig, Decoder, Encoder, read_config
+from .tokenizer import Tokenizer
 
 # the layer inside a wrapper, as in conv1.conv.weight; downsample.conv.weight has none left to strip
 WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)\.(weight|bias)$")
@@ -33,7 +34,7 @@ def resize(x: Tensor, h: int, w: int) -> Tensor:
     return F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
 
 
-class BSQ(nn.Module):
+class BSQ(Tokenizer):
     """Pictures <-> maps of bits <-> features."""
 
     name = "Infinity"
@@ -46,7 +47,8 @@ class BSQ(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.stride = config, config.stride
+        self.token_kind = TokenKind(2, config.latent)
         self.encoder = Encoder(config, operations, device=device, dtype=dtype)
         self.decoder = Decoder(config, operations, device=device, dtype=dtype)
 
@@ -72,18 +74,7 @@ class BSQ(nn.Module):
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
-        """Read the configuration off a renamed state dict."""
         return read_config(state_dict)
-
-    @property
-    def token_kind(self) -> TokenKind:
-        """A bit in each channel."""
-        return TokenKind(2, self.config.latent)
-
-    @property
-    def stride(self) -> int:
-        """Pixels along the side of one position."""
-        return self.config.stride
 
     def codes(self, bits: Tensor, scale: Scale) -> Tensor:
         """Bits (B, h*w, d * p**2) of a map of p x p patches -> codes (B, d, p*h, p*w)."""
@@ -95,11 +86,6 @@ class BSQ(nn.Module):
     def accumulate(
         self, f_hat: Tensor | None, bits: Tensor, scale: Scale
     ) -> tuple[Tensor, Tensor | None]:
-        """Add the bits (B, h*w, d * p**2), 0 or 1, of one map of p x p patches to the sum.
-
-        f_hat: the sum of the coarser maps (B, d, p*H, p*W), None before the first. Returns the new
-        sum and the next map's input features (B, h'*w', d * p**2), None at the end.
-        """
         codes = self.codes(bits, scale)
         patch = codes.shape[-1] // scale.w
         codes = resize(codes, *(patch * size for size in scale.full))
@@ -109,11 +95,9 @@ class BSQ(nn.Module):
         return f_hat, patchify(resize(f_hat, *(patch * size for size in scale.next)), patch)
 
     def features(self, image: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, d, h, w), float32."""
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Encoder features (B, d, p*H, p*W) -> bits (B, h*w, d * p**2) of every map."""
         patch = features.shape[-1] // schedule[-1].w
         rest, maps = features, []
         for scale in schedule:
@@ -124,7 +108,6 @@ class BSQ(nn.Module):
         return maps
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """The summed codes (B, d, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
         return self.decoder(f_hat.to(self.decoder.conv_in.weight.dtype))
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families.family import TokenKind
 from ..schedule import Scale, Schedule
 
 
-class Tokenizer(Protocol):
+class Tokenizer(nn.Module):
     """Pictures <-> token maps; ``tokenizers.TOKENIZERS`` lists them all.
 
-    It is a module that is built from what ``read_config`` returns, operations (where the layer
+    It is built from what ``read_config`` returns, operations (where the layer
     classes come from), device and dtype. Where the transformer's tokens are patches of p x p of
     the tokenizer's positions (Infinity-8B), bits have p**2 times the channels.
     """
@@ -29,7 +28,8 @@ class Tokenizer(Protocol):
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> the module's."""
+        """Official keys -> the module's; the same where a tokenizer does not say otherwise."""
+        return dict(state_dict)
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> object:

@@ -22,6 +22,7 @@ from ..resize import area
 from ..schedule import Scale, Schedule
 from .autoencoder import AutoencoderConfig, Decoder, Encoder
 from .autoencoder import read_config as read_autoencoder_config
+from .tokenizer import Tokenizer
 
 SMOOTHING = 0.5  # the share of the convolution in phi
 
@@ -56,7 +57,7 @@ class Quantizer(nn.Module):
         return (1 - SMOOTHING) * h + SMOOTHING * self.quant_resi.qresi_ls[nearest](h)
 
 
-class VQVAE(nn.Module):
+class VQVAE(Tokenizer):
     """Pictures <-> maps of codebook indices <-> features."""
 
     name = "VAR"
@@ -69,7 +70,8 @@ class VQVAE(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.stride = config, config.autoencoder.stride
+        self.token_kind = TokenKind(config.codebook, config.autoencoder.latent)
         where = {"device": device, "dtype": dtype}
         d = config.autoencoder.latent
         self.encoder = Encoder(config.autoencoder, operations, **where)
@@ -81,33 +83,16 @@ class VQVAE(nn.Module):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are VAR's tokenizer's tensors."""
         return {"quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight"} <= set(keys)
 
     @classmethod
-    def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The official keys are this module's."""
-        return dict(state_dict)
-
-    @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> VQVAEConfig:
-        """Read the configuration off the shapes of an official state dict."""
         phis = sum(key.startswith("quantize.quant_resi.qresi_ls.") for key in state_dict) // 2
         return VQVAEConfig(
             autoencoder=read_autoencoder_config(state_dict),
             codebook=state_dict["quantize.embedding.weight"].shape[0],
             phis=phis,
         )
-
-    @property
-    def token_kind(self) -> TokenKind:
-        """A row of the codebook."""
-        return TokenKind(self.config.codebook, self.config.autoencoder.latent)
-
-    @property
-    def stride(self) -> int:
-        """Pixels along the side of one token."""
-        return self.config.autoencoder.stride
 
     def embed(self, tokens: Tensor, scale: Scale) -> Tensor:
         """Token map (B, h*w) -> codebook rows (B, D, h, w)."""
@@ -122,13 +107,7 @@ class VQVAE(nn.Module):
     def accumulate(
         self, f_hat: Tensor | None, tokens: Tensor, scale: Scale
     ) -> tuple[Tensor, Tensor | None]:
-        """Add one map to the sum.
-
-        f_hat: the sum of the coarser maps (B, D, H, W), None before the first.
-        tokens: indices (B, h*w), or a mixture of codebook rows as weights (B, h*w, V).
-        Returns the new sum and the next map's input features (B, h'*w', D), None at the end.
-        """
-        if tokens.is_floating_point():
+        if tokens.is_floating_point():  # a mixture of codebook rows, as weights (B, h*w, V)
             mixed = tokens @ self.quantize.embedding.weight.to(tokens)
             rows = rearrange(mixed, "b (h w) d -> b d h w", h=scale.h)
         else:
@@ -140,11 +119,9 @@ class VQVAE(nn.Module):
         return f_hat, rearrange(area(f_hat, *scale.next), "b d h w -> b (h w) d")
 
     def features(self, image: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
         return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Encoder features (B, D, H, W) -> token maps, (B, h*w) each."""
         rest, maps = features, []
         for scale in schedule:
             z = rest if scale.last else area(rest, scale.h, scale.w)
@@ -160,5 +137,4 @@ class VQVAE(nn.Module):
         return distance.argmin(-1)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """Summed features (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
         return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
