@@ -20,6 +20,7 @@ from .checkpoints import load_model, load_tokenizer
 from .conditions import Condition, Labels, Text
 from .families.family import Family
 from .methods import Method
+from .packed import fastest_dtype, pack
 from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .sampler import Step, sample
 from .schedule import PIXELS, Schedule, square
@@ -88,6 +89,12 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
         help="T5 folder, or file with tokenizer.json beside it",
     )
     files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    files.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "fastest"),
+        help="type of the transformer's products (default: float32 on a CPU, else as stored); "
+        "fastest measures a CPU's. A seed's picture depends on it",
+    )
     what = command.add_argument_group("what to make")
     what.add_argument("--prompt", help="text of the picture")
     what.add_argument("--negative", help="text to steer away from")
@@ -140,6 +147,13 @@ def fastest_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(name: str | None, device: str) -> torch.dtype | None:
+    """The type that --dtype names; None leaves it to ``load_model``."""
+    if name == "fastest":
+        return fastest_dtype() if device == "cpu" else None
+    return name and getattr(torch, name)
 
 
 def read_text_features(path: str) -> Text:
@@ -236,7 +250,10 @@ class Job:
 def prepare(args: argparse.Namespace) -> Job:
     """Load what the options name."""
     device = args.device or fastest_device()
-    model, tokenizer = load_model(args.model, device), load_tokenizer(args.vq, device)
+    model = load_model(args.model, device, dtype_of(args.dtype, device))
+    tokenizer = load_tokenizer(args.vq, device)
+    if device == "cpu":
+        pack(model)
     condition = condition_of(args, model, device)
     schedule = model.schedule(args.aspect, args.pixels)
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
