@@ -46,7 +46,7 @@ def pack(model: nn.Module) -> None:
     """
     for layer in list(model.modules()):
         for name, child in list(layer.named_children()):
-            if type(child) is nn.Linear and multiplies(child.weight.dtype):
+            if isinstance(child, nn.Linear) and multiplies(child.weight.dtype):
                 gelu = isinstance(layer, FeedForward) and name == "fc1"
                 setattr(layer, name, Packed(child, gelu))
                 if gelu:
