@@ -199,6 +199,13 @@ def load_clip(path: Path) -> comfy.sd.CLIP:
     )
 
 
+def fit(images: Tensor, height: int, width: int, resize: str = "lanczos") -> Tensor:
+    """Crop (B, C, H, W) about the middle to the shape of height x width, and resize."""
+    if images.shape[-2:] == (height, width):
+        return images
+    return comfy.utils.common_upscale(images, width, height, resize, "center")
+
+
 class Interruptible(Method):
     """Lets the user's cancel button through before every block."""
 

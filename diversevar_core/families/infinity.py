@@ -181,7 +181,8 @@ class Infinity(Family):
         self.config, self.dtype = config, dtype
         self.token_kind = TokenKind(2, config.bits)
         self.depth, self.width = config.depth, config.width
-        self.aspects = MAPS if config.sides is None else (1.0,)
+        if config.sides is None:
+            self.aspects, self.budgets = MAPS, PIXELS
         where = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
