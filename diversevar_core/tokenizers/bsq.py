@@ -51,10 +51,10 @@ class BSQ(nn.Module):
         config: AutoencoderConfig,
         operations: ModuleType = nn,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.encoder = Encoder(config, operations, device=device, dtype=dtype)
         self.decoder = Decoder(config, operations, device=device, dtype=dtype)
 
@@ -97,7 +97,7 @@ class BSQ(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, d, h, w), float32."""
-        return self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
+        return self.encoder(image.to(self.dtype)).float()
 
     def encode(self, image: Tensor, schedule: Schedule, patch: int = 1) -> list[Tensor]:
         """Picture (B, 3, H, W) in -1..1 -> bits (B, h*w, d * patch**2) of every map.
@@ -127,7 +127,7 @@ class BSQ(nn.Module):
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """The summed codes (B, d, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
-        return self.decoder(f_hat.to(self.decoder.conv_in.weight.dtype))
+        return self.decoder(f_hat.to(self.dtype))
 
 
 def patchify(maps: Tensor, patch: int) -> Tensor:

@@ -62,10 +62,10 @@ class VQVAE(nn.Module):
         config: VQVAEConfig,
         operations: ModuleType = nn,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         where = {"device": device, "dtype": dtype}
         d = config.autoencoder.latent
         self.encoder = Encoder(config.autoencoder, operations, **where)
@@ -87,7 +87,8 @@ class VQVAE(nn.Module):
 
     def embed(self, tokens: Tensor, scale: Scale) -> Tensor:
         """Token map (B, h*w) -> codebook rows (B, D, h, w)."""
-        return rearrange(self.quantize.embedding(tokens), "b (h w) d -> b d h w", h=scale.h)
+        rows = self.quantize.embedding(tokens).float()
+        return rearrange(rows, "b (h w) d -> b d h w", h=scale.h)
 
     def lift(self, rows: Tensor, scale: Scale, schedule: Schedule) -> Tensor:
         """Codebook rows (B, D, h, w) -> what they add to f_hat (B, D, H, W)."""
@@ -125,7 +126,7 @@ class VQVAE(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
-        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
+        return self.quant_conv(self.encoder(image.to(self.dtype))).float()
 
     def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
         """Picture (B, 3, H, W) in -1..1 -> token maps, (B, h*w) each.
@@ -160,4 +161,4 @@ class VQVAE(nn.Module):
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """Summed features (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
-        return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))
