@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..diversevar_core.families.infinity import Infinity, Text
 from ..diversevar_core.families.var import VAR
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.sampler import Settings, free_early, sample
+from ..diversevar_core.sampler import Settings, free_early, guidance, sample
 from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.spectral import calibrated
 from . import host
@@ -208,7 +208,7 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        methods = [method or calibrated(diversity), host.Interruptible()]
+        methods = [method or calibrated(diversity)]
         tokenizer = host.tokenizer_of(vae)
         if picture is not None:
             schedule = schedule_of(picture)
@@ -219,10 +219,11 @@ class Sampler(io.ComfyNode):
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
         settings = settings_of(network, cfg, tau, top_k, top_p)
         settings = free_early(settings, schedule, guide_from)
-        device = host.to_device(model, vae, schedule, batch_size)
+        guided = any(g != 1 for g in guidance(settings, schedule))
+        device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
         steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
-        return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+        return io.NodeOutput({"samples": host.watch(model, steps, schedule, vae)})
 
 
 def schedule_of(picture: dict) -> Schedule:

@@ -67,10 +67,9 @@ class Spectrum(io.ComfyNode):
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
         watched = Spectra(method or calibrated(diversity))
-        methods = [watched, host.Interruptible()]
         settings = settings_of(network, 0, 0, 0, 0)
-        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
-        host.watch(steps, schedule, vae)
+        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, [watched])
+        host.watch(model, steps, schedule, vae)
         return io.NodeOutput(spectrum_plot(watched.found).movedim(0, -1)[None])
 
 
