@@ -33,6 +33,9 @@ WAYS = {
 }
 
 
+QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # how a file tells its scales
+
+
 def is_matrix(name: str, tensor: torch.Tensor) -> bool:
     """Whether this is one of the blocks' matrices."""
     return "block" in name and name.endswith(".weight") and tensor.ndim == 2
@@ -49,7 +52,12 @@ def write_models(models: Path) -> None:
             for file in (path, path.with_suffix(".json")):
                 file.rename(models / folder / f"{family}{file.suffix}")
         files[family] = models / "diffusion_models" / f"{family}.safetensors"
-    write_text_encoder(models / "text_encoders" / "infinity")
+    write_text_encoders(models / "text_encoders")
+    write_loras(models, files["infinity"])
+    for family, file in files.items():
+        plain, quantized, header = quantize(load_file(file), QUANTIZED[family])
+        write(models, f"{family} dequantized", plain, file)
+        write(models, f"{family} quantized", quantized, file, header)
     for family, file in files.items():
         for kind, dtype in TYPES.items():
             tensors = {
@@ -59,13 +67,67 @@ def write_models(models: Path) -> None:
             write(models, f"{family}_{kind}", tensors, file)
 
 
-def write(models: Path, name: str, tensors: dict, like: Path) -> None:
+def write(models: Path, name: str, tensors: dict, like: Path, header: dict | None = None) -> None:
     """A transformer's file with the facts of another."""
     facts = like.with_suffix(".json")
     text = facts.read_text() if facts.exists() else json.dumps({"patch_nums": [1, 2, 4, 6, 8]})
     path = models / "diffusion_models" / f"{name}.safetensors"
-    save_file(tensors, path)
+    save_file(tensors, path, header)
     path.with_suffix(".json").write_text(text)
+
+
+def quantize(tensors: dict, layout: str) -> tuple[dict, dict, dict | None]:
+    """Scaled float8 by a plain rule: the float32 values that it stands for, the file, its header."""
+    plain = {name: tensor.float() for name, tensor in tensors.items()}
+    file, layers, mark = dict(plain), {}, {"format": "float8_e4m3fn"}
+    for name, tensor in plain.items():
+        if not is_matrix(name, tensor):
+            continue
+        scale = tensor.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        file[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        plain[name] = file[name].float() * scale
+        layer = name.removesuffix(".weight")
+        file[f"{layer}.{'scale_weight' if layout == 'old' else 'weight_scale'}"] = scale
+        layers[layer] = mark
+        if layout == "marks":
+            words = json.dumps(mark).encode()
+            file[f"{layer}.comfy_quant"] = torch.tensor(list(words), dtype=torch.uint8)
+    if layout == "old":
+        file["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    header = {"_quantization_metadata": json.dumps({"layers": layers})}
+    return plain, file, header if layout == "header" else None
+
+
+def write_text_encoders(folder: Path) -> None:
+    """A tiny T5, and scaled float8 of it."""
+    for name in ("infinity", "t5 dequantized", "t5 quantized", "t5 scaled", "t5 unmarked"):
+        write_text_encoder(folder / name)
+    tensors = load_file(folder / "infinity" / "model.safetensors")
+    for name, layout in (("quantized", "marks"), ("scaled", "old"), ("unmarked", "header")):
+        plain, file, header = quantize(tensors, layout)
+        save_file(file, folder / f"t5 {name}" / "model.safetensors", header)
+    save_file(plain, folder / "t5 dequantized" / "model.safetensors")
+
+
+def write_loras(models: Path, model: Path) -> None:
+    """A random LoRA in two layouts, and the weights that it makes at two strengths."""
+    tensors, random = load_file(model), torch.Generator().manual_seed(0)
+    official, kohya, merged = {}, {}, {0.5: dict(tensors), 0.75: dict(tensors)}
+    for name, tensor in tensors.items():
+        if not is_matrix(name, tensor):
+            continue
+        up, down = (0.3 * torch.randn(n, 4, generator=random) for n in tensor.shape)
+        layer = name.removesuffix(".weight")
+        peft = f"diffusion_model.{layer}"
+        official |= {f"{peft}.lora_B.weight": up, f"{peft}.lora_A.weight": down.T.contiguous()}
+        under = "lora_unet_" + layer.replace(".", "_")
+        kohya |= {f"{under}.lora_up.weight": up, f"{under}.lora_down.weight": down.T.contiguous()}
+        for strength, whole in merged.items():
+            whole[name] = tensor + strength * (up @ down.T)
+    save_file(official, models / "loras" / "official.safetensors")
+    save_file(kohya, models / "loras" / "kohya.safetensors")
+    write(models, "merged half", merged[0.5], model)
+    write(models, "merged three quarters", merged[0.75], model)
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +157,50 @@ def test_tokens_are_those_of_the_same_weights_kept_plainly(report, family, mode,
     assert not isinstance(found, str), found
     assert torch.equal(found, expected)
     assert found.isfinite().all() and found.std() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+def test_scales_of_a_quantized_file_are_applied(report, family, mode):
+    found = report[f"{family} quantized {mode}"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report[f"{family} dequantized"])
+
+
+@pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled"])
+def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
+    torch.testing.assert_close(report[encoder], report["t5 dequantized"], atol=1e-5, rtol=0)
+    assert not torch.equal(report["t5 dequantized"], report["t5 plain"])
+
+
+def test_a_text_encoder_whose_scales_cannot_be_read_is_refused(report):
+    assert "is quantized in a way that is not known here" in report["t5 unmarked"]
+
+
+def test_a_text_encoder_reads_the_same_under_dynamic_vram(report):
+    assert torch.equal(report["t5 dynamic"], report["t5 plain"])
+
+
+def test_a_lora_is_the_merged_weights(report):
+    assert "loras" not in report, report["loras"]
+    for layout in ("official", "kohya", "streamed"):
+        torch.testing.assert_close(report[f"lora {layout}"], report["merged half"])
+    torch.testing.assert_close(report["lora both"], report["merged three quarters"])
+    assert not torch.equal(report["merged half"], report["merged three quarters"])
+
+
+def test_a_lora_comes_off_without_a_trace(report):
+    assert report["lora restores"]
+    assert torch.equal(report["lora off"], report["infinity plain default"])
+
+
+def test_a_lora_of_another_model_is_refused(report):
+    words = report["lora of another model"]
+    assert "kohya.safetensors has no weights for this model" in words
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_may_stay_on_another_device(report, family):
+    found = report[f"{family} elsewhere"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report[f"{family} plain default"])
