@@ -11,7 +11,7 @@ from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
 from ..diversevar_core.sampler import sample
 from ..diversevar_core.schedule import PIXELS, Schedule
-from ..diversevar_core.settings import Settings
+from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.spectral import calibrated
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 from . import host
@@ -214,7 +214,7 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        methods = [method or calibrated(diversity), host.Interruptible()]
+        methods = [method or calibrated(diversity)]
         tokenizer = host.tokenizer_of(vae)
         check_pair(network, tokenizer)
         if picture is None:
@@ -224,7 +224,8 @@ class Sampler(io.ComfyNode):
         else:
             schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
-        device = host.to_device(model, vae, schedule, batch_size)
+        guided = any(g != 1 for g, _ in guidance(settings, schedule))
+        device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
         if picture is not None:
             mask = picture.get("noise_mask") if mask is None else mask
@@ -234,7 +235,7 @@ class Sampler(io.ComfyNode):
             methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
         seeds = range(seed, seed + batch_size)
         steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
-        return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+        return io.NodeOutput({"samples": host.watch(model, steps, schedule, vae)})
 
 
 def schedule_of_latent(

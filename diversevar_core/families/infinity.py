@@ -318,9 +318,8 @@ class Infinity(Family):
 
     def norm_text(self, text: Tensor) -> Tensor:
         """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        return F.rms_norm(
-            text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
-        )
+        text = text.float()
+        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
     def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
         state.rotary = self.rotary(scale, state.condition.device)
