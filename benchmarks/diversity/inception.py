@@ -73,7 +73,7 @@ class Inception:
         return F.relu(F.batch_norm(x, mean, variance, gain, bias, eps=0.001))
 
     def path(self, x: Tensor, name: str, convolutions: int, stride: int = 1) -> Tensor:
-        """Convolutions ``name_1``, ``name_2``, ... (0: ``name`` alone), the last with the stride."""
+        """Convolutions ``name_1``, ``name_2``, ... (0: ``name`` alone), the last one strided."""
         if convolutions == 0:
             return self.conv(x, name, stride)
         for i in range(1, convolutions):
