@@ -81,6 +81,7 @@ class Sampler:
             "model": digest(self.model_path),
             "tokenizer": digest(self.tokenizer_path),
             "text encoder": digest(self.text_path),
+            "kind of device": torch.device(self.device).type,
             "settings": repr(self.settings(row)),
             "methods": repr(row.methods),
         }

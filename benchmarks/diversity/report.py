@@ -102,7 +102,9 @@ def interval(values: Tensor) -> list[float]:
     return list(metrics.interval(values))
 
 
-def write_report(folder: Path, report: Mapping, sheets: Mapping[str, Path], protocol: Protocol):
+def write_report(
+    folder: Path, report: Mapping, sheets: Mapping[str, Path], protocol: Protocol
+) -> None:
     """report.json, .md and .png, and pictures.png of the rows' folders ``sheets``."""
     write(folder / "report.json", json.dumps(report, indent=1).encode())
     write(folder / "report.md", markdown(report).encode())
@@ -180,6 +182,7 @@ def plot(report: Mapping, path: Path) -> None:
                 elinewidth=0.7,
             )
         axis.set(xlabel=x_name, ylabel=y_name)
+        axis.locator_params(nbins=5)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
