@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import random
 import re
-import subprocess
+import runpy
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.diversity import __main__ as program
 from training.judge import Judge
 
-ROOT = Path(__file__).parents[2]
 CAPTIONS = ("penguin", "pizza", "red apple", "fox", "cat face", "sunflower", "owl", "octopus")
 
 
 def run(*arguments: object) -> None:
-    """The command in this process."""
-    program.run(program.parser().parse_args([str(argument) for argument in arguments]))
+    """``python -m benchmarks.diversity`` in this process, which has imported torch already."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that the module has been imported before
+        patch.setattr(sys, "argv", ["diversity", *map(str, arguments)])
+        runpy.run_module("benchmarks.diversity", run_name="__main__")
 
 
 def options(files) -> list[object]:
@@ -74,19 +76,19 @@ def share(place: int, arguments: list[str], log: Path) -> None:
 
 
 def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
-    coco, files, tmp_path
+    coco, files, tmp_path, capsys
 ):
     common = ["--bench", "coco2017-5k", "--data", coco, "--batch", "3", "--device", "cpu"]
     common += ["--rows", "vanilla", "late guidance", "--k", "3", *options(files)]
     clean, broken = tmp_path / "clean", tmp_path / "broken"
-    command = [sys.executable, "-m", "benchmarks.diversity", *map(str, common), "--out", clean]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"vanilla, drawn: 10 pictures, \d+ s per thousand", done.stdout)
+    run(*common, "--out", clean)
+    said = capsys.readouterr().out
+    assert re.search(r"vanilla, drawn: 10 pictures, \d+ s per thousand", said)
+    assert said.endswith(f"{clean / 'report.md'}\n")
 
     whole = len(written(clean)) - 2  # report.png and pictures.png
     moments = sorted(random.sample(range(1, whole - 2), 3))
-    fork = multiprocessing.get_context("fork")  # torch is imported once, not eight times
+    fork = multiprocessing.get_context("fork")
     seen: dict[Path, int] = {}
     for moment in (*moments, None):
         workers = [
@@ -137,7 +139,7 @@ def test_other_settings_do_not_mix(coco, tmp_path):
         (["--prompts", 2, "--seed", 7], r"with another first seed \(0, and now 7\)"),
         (["--prompts", 2, "--batch", 1], r"with another batch \(8, and now 1\)"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(SystemExit, match=words):
             run(*common, *change)
     assert (tmp_path / "vanilla" / "manifest.json").read_bytes() == manifest
     assert len(list((tmp_path / "vanilla" / "samples").iterdir())) == 2
@@ -152,7 +154,7 @@ def test_other_references_do_not_mix(coco, files, tmp_path):
     (other / "val2017").mkdir()
     for picture in (coco / "val2017").iterdir():
         noise(64, 64, 99).save(other / "val2017" / picture.name)
-    with pytest.raises(ValueError, match="references were made with another set of references"):
+    with pytest.raises(SystemExit, match="references were made with another set of references"):
         run(*common, "--data", other, "--clip", files["--clip"])
 
 
@@ -229,7 +231,7 @@ def test_emoji_with_its_judge(tmp_path):
     ],
 )
 def test_bad_input_is_told_in_one_sentence(arguments, words, tmp_path):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SystemExit, match=words):
         run(*arguments, "--out", tmp_path / "out")
     assert not list(tmp_path.rglob("*.png"))
 
@@ -238,5 +240,5 @@ def test_a_missing_reference_is_named(coco, tmp_path):
     folder = tmp_path / "coco"
     (folder / "val2017").mkdir(parents=True)
     (folder / "annotations").symlink_to(coco / "annotations")
-    with pytest.raises(ValueError, match="10 of 10 reference pictures are missing, first .*jpg"):
+    with pytest.raises(SystemExit, match="10 of 10 reference pictures are missing, first .*jpg"):
         run("--bench", "coco2017-5k", "--data", folder, "--out", tmp_path / "out")
