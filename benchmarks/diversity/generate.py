@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.families.infinity import Infinity, Text
+from diversevar_core.conditions import Text
+from diversevar_core.families.family import Family
 from diversevar_core.methods import Method
-from diversevar_core.sampler import Settings, free_early, sample
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.autoencoder import to_image
-from diversevar_core.tokenizers.bsq import BSQ
+from diversevar_core.tokenizers.tokenizer import Tokenizer
 
 from .features import digest
 
@@ -47,16 +49,16 @@ class Sampler:
     device: str
 
     @cached_property
-    def model(self) -> Infinity:
+    def model(self) -> Family:
         model = load_model(self.model_path, self.device)
-        if not isinstance(model, Infinity):
+        if model.reads is not Text:
             raise ValueError(
                 f"{self.model_path} paints classes, and every bench has prompts; take an Infinity."
             )
         return model
 
     @cached_property
-    def tokenizer(self) -> BSQ:
+    def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.tokenizer_path, self.device)
 
     @cached_property
@@ -65,15 +67,7 @@ class Sampler:
 
     def settings(self, row: Row) -> Settings:
         """The row's settings for this model."""
-        official = self.model.defaults()
-        settings = Settings(
-            cfg=(official.cfg,),
-            cfg_schedule=official.cfg_schedule,
-            tau=(official.tau,),
-            top_k=official.top_k,
-            top_p=official.top_p,
-        )
-        return free_early(settings, self.model.schedule(), row.guide_from)
+        return replace(self.model.defaults(), guide_from=row.guide_from)
 
     def facts(self, row: Row) -> dict[str, str]:
         """Everything that the row's pictures depend on besides prompts and seeds."""
@@ -93,14 +87,7 @@ class Sampler:
             (features[prompt],) = self.text([prompt])
         condition = Text([features[prompt] for prompt in prompts])
         settings, schedule = self.settings(row), self.model.schedule()
-        *_, last = sample(
-            self.model,
-            self.tokenizer,
-            condition,
-            schedule,
-            settings,
-            seed,
-            methods=row.methods,
-        )
+        models, seeds = (self.model, self.tokenizer, condition), range(seed, seed + len(prompts))
+        *_, last = sample(*models, schedule, settings, seeds, methods=row.methods)
         with torch.no_grad():
             return to_image(self.tokenizer.decode(last.f_hat)).cpu()
