@@ -8,26 +8,54 @@ dictionary, saved by torch, of what came out under which name: tensors, or an er
 import asyncio
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 host, pack, models, out = map(Path, sys.argv[1:])
 sys.path[0] = str(host)
 
-from comfy.cli_args import args  # noqa: E402
+from comfy.cli_args import LatentPreviewMethod, args  # noqa: E402
 
 args.cpu, args.base_directory, args.fp32_text_enc = True, str(models.parent), True
 
+import comfy.ldm.modules.attention as kernels  # noqa: E402
 import comfy.memory_management  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
-import folder_paths  # noqa: E402
-import nodes  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.utils  # noqa: E402
 import torch  # noqa: E402
+from comfy.patcher_extension import CallbacksMP  # noqa: E402
+
+import nodes  # noqa: E402
 
 FLAGS = ("fp32_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet")
 TYPES = ("fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
+KERNELS = ("basic", "sub_quad", "split", "pytorch")
 FAMILIES = ("emoji", "infinity", "var")
 CPU = torch.device("cpu")
+
+
+@contextmanager
+def patched(module, name: str, value):
+    """A module, or other object, with another value under a name."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def dynamic():
+    """The host as Dynamic VRAM makes it, but for the card's part: there is no card."""
+    patcher = comfy.model_patcher.ModelPatcherDynamic
+    with (
+        patched(comfy.memory_management, "aimdo_enabled", True),
+        patched(comfy.model_patcher, "CoreModelPatcher", patcher),
+    ):
+        yield
 
 
 def node(name: str, **inputs) -> tuple:
@@ -51,40 +79,34 @@ def text(encoder: str) -> list:
     return node("EncodeText", clip=clip, prompt="a red apple", negative="")[0]
 
 
-def picture(family: str, model, prepare=lambda model, vae: None) -> torch.Tensor:
+@cache
+def others(family: str, lazily: bool) -> tuple:
+    """The family's tokenizer and a condition; lazily: loaded under Dynamic VRAM."""
+    assert lazily == comfy.memory_management.aimdo_enabled
+    condition = node("ClassLabel", label=3)[0] if family == "var" else text(family)
+    return node("LoadTokenizer", vae_name=file(family))[0], condition
+
+
+def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
     """The latent of one picture: the sum of its tokens' codes, the same only for the same tokens.
 
-    The family's tokenizer and text encoder have its name. prepare: called with what is loaded.
+    The family's tokenizer and text encoder have its name. loaded: called whenever the host has
+    loaded models, with their patchers and the room beside them. numbers: inputs of the sampler.
     """
-    (vae,) = node("LoadTokenizer", vae_name=file(family))
-    positive = node("ClassLabel", label=3)[0] if family == "var" else text(family)
-    prepare(model, vae)
-    sampler = {"batch_size": 1, "aspect": "1:1 square", "pixels": "the model's own"}
-    numbers = {"diversity": 0.0, "guide_from": 0, "cfg": 0, "tau": 0, "top_k": 0, "top_p": 0}
-    (latent,) = node(
-        "Sampler", model=model, vae=vae, positive=positive, seed=7, **sampler, **numbers
-    )
-    assert not vae.decode(latent["samples"]).isnan().any()
+    vae, positive = others(family, comfy.memory_management.aimdo_enabled)
+    inputs = {"model": model, "vae": vae, "positive": positive, "seed": 7, "batch_size": 1}
+    inputs |= {"aspect": "1:1 square", "pixels": "the model's own", "diversity": 0.0}
+    inputs |= {"guide_from": 0, "cfg": 0, "tau": 0, "top_k": 0, "top_p": 0} | numbers
+    load_models = comfy.model_management.load_models_gpu
+
+    def load_and_tell(patchers, memory_required=0, **options) -> None:
+        load_models(patchers, memory_required, **options)
+        loaded(patchers, memory_required)
+
+    with patched(comfy.model_management, "load_models_gpu", load_and_tell):
+        (latent,) = node("Sampler", **inputs)
+        assert not vae.decode(latent["samples"]).isnan().any()
     return latent["samples"]
-
-
-@contextmanager
-def dynamic():
-    """The host as Dynamic VRAM makes it, but for the card's part: there is no card."""
-    plain = comfy.model_patcher.CoreModelPatcher
-    comfy.memory_management.aimdo_enabled = True
-    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-    yield
-    comfy.memory_management.aimdo_enabled = False
-    comfy.model_patcher.CoreModelPatcher = plain
-
-
-@contextmanager
-def started_with(flag: str):
-    """The host as started with a flag."""
-    setattr(args, flag, True)
-    yield
-    setattr(args, flag, False)
 
 
 class Elsewhere(torch.Tensor):
@@ -128,7 +150,7 @@ class Report(dict):
         """Keep the words of an error under a name."""
         try:
             yield
-        except Exception as error:
+        except (Exception, comfy.model_management.InterruptProcessingException) as error:
             self[name] = f"{type(error).__name__}: {error}"
 
 
@@ -140,14 +162,18 @@ def matrix(report: Report) -> None:
             with report.errors(name):
                 report[name] = picture(family, load(f"{family}_{kind}.safetensors"))
         for mode in ("plain", "dynamic"):
-            ways = [("default", None), *((flag, flag) for flag in FLAGS), *((t, None) for t in TYPES)]
+            ways = [
+                ("default", None),
+                *((flag, flag) for flag in FLAGS),
+                *((t, None) for t in TYPES),
+            ]
             for way, flag in ways:
                 name, kind = f"{family} {mode} {way}", "default" if flag else way
                 with report.errors(name), ExitStack() as ways:
                     if mode == "dynamic":
                         ways.enter_context(dynamic())
                     if flag:
-                        ways.enter_context(started_with(flag))
+                        ways.enter_context(patched(args, flag, True))
                     report[name] = picture(family, load(file(family), weight_dtype=kind))
 
 
@@ -170,7 +196,7 @@ def quantized(report: Report) -> None:
 
 
 def loras(report: Report) -> None:
-    """LoRAs on the transformer: in two layouts, together, taken off again, and as weights stream."""
+    """LoRAs on the transformer: in two layouts, together, as weights stream, and taken off."""
     model = load("infinity.safetensors")
     before = weights(model)
     official, kohya = (
@@ -181,8 +207,8 @@ def loras(report: Report) -> None:
     report["lora official"] = picture("infinity", official)
     report["lora kohya"] = picture("infinity", kohya)
     report["lora both"] = picture("infinity", both)
-    report["lora streamed"] = picture("infinity", official, lambda model, vae: stream(model))
-    for name, strength in (("merged half", 0.5), ("merged three quarters", 0.75)):
+    report["lora streamed"] = picture("infinity", official, stream)
+    for name in ("merged half", "merged three quarters"):
         report[name] = picture("infinity", load(f"{name}.safetensors"))
     report["lora off"] = picture("infinity", model)
     comfy.model_management.unload_all_models()
@@ -192,20 +218,21 @@ def loras(report: Report) -> None:
         node("LoadLora", model=load("var.safetensors"), lora_name="kohya.safetensors", strength=1.0)
 
 
-def stream(model) -> None:
-    """Load no weight, as a host with too little memory on its card; patch each as it is used."""
-    model.partially_unload(CPU, 1e30)
-    model.unpatch_model(CPU)
-    model.patch_model(CPU, lowvram_model_memory=1)
+def stream(patchers: list, room: float) -> None:
+    """Load no weight, as a host with too little room on its card; patch each as it is used."""
+    for patcher in patchers:
+        patcher.unpatch_model(CPU)
+        patcher.patch_model(CPU, lowvram_model_memory=1)
+        patched = [m for m in patcher.model.modules() if getattr(m, "weight_function", None)]
+        assert bool(patched) == bool(patcher.patches)
 
 
 def elsewhere(report: Report) -> None:
     """Weights that stay on another device."""
 
-    def away(model, vae) -> None:
-        comfy.model_management.load_models_gpu([model, vae.patcher])
-        send_elsewhere(model.model)
-        send_elsewhere(vae.first_stage_model)
+    def away(patchers: list, room: float) -> None:
+        for patcher in patchers:
+            send_elsewhere(patcher.model)
 
     for family in FAMILIES:
         name = f"{family} elsewhere"
@@ -213,11 +240,97 @@ def elsewhere(report: Report) -> None:
             report[name] = picture(family, load(file(family)), away)
 
 
+def files(report: Report) -> None:
+    """Wrong files, for layers that are made as they are filled, and a file that stays mapped."""
+    for name in ("transposed", "lacking", "unknown"):
+        with report.errors(name), dynamic():
+            load(f"{name}.safetensors")
+    for mode in ("plain", "dynamic"):
+        with dynamic() if mode == "dynamic" else ExitStack():
+            model = load("emoji").model
+        report[f"mapped {mode}"] = all(is_mapped(weight) for weight in model.parameters())
+        report[f"types {mode}"] = {weight.dtype for weight in model.parameters()}
+    with dynamic():
+        report["made empty"] = comfy.ops.manual_cast.Linear(2, 2).weight is None
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory is a file's."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            start, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if start <= tensor.data_ptr() < end:
+                return line.rstrip().endswith(".safetensors")
+    return False
+
+
+def runs(report: Report) -> None:
+    """What goes on around sampling: callbacks, cancel, previews, room on the card, copies."""
+    model = load("infinity.safetensors")
+    seen = []
+    for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        model.add_callback(kind, lambda patcher, kind=kind: seen.append(kind))
+    picture("infinity", model)
+    with report.errors("cancelled"):
+        cancel = comfy.model_management.interrupt_current_processing
+        picture("infinity", model, lambda patchers, room: cancel())
+    report["callbacks"] = seen.copy()
+
+    args.preview_method, args.preview_size = LatentPreviewMethod.Auto, 300
+    frames = []
+    comfy.utils.set_progress_bar_global_hook(lambda at, of, frame, **_: frames.append(frame))
+    picture("infinity", model, aspect="1:2 portrait")
+    comfy.utils.set_progress_bar_global_hook(None)
+    args.preview_method = LatentPreviewMethod.NoPreviews
+    report["previews"] = [(kind, image.size, side) for kind, image, side in frames]
+
+    rooms = []
+    for cfg in (1.0, 4.0):
+        picture("infinity", model, lambda patchers, room: rooms.append(room), cfg=cfg)
+    report["room"] = rooms[::2]  # the sampler's, and not the decoder's
+
+    copy = model.clone(force_deepcopy=True)
+    report["copy is another"] = copy.model is not model.model
+    report["copy"] = picture("infinity", copy)
+    (vae,), (clip,) = (
+        node("LoadTokenizer", vae_name="emoji"),
+        node("LoadTextEncoder", text_encoder_name="emoji"),
+    )
+    for patcher in (vae.patcher, clip.patcher):
+        assert patcher.clone(force_deepcopy=True).model is not patcher.model
+    estimate = vae.memory_used_decode((1, 1, 8, 8), torch.float32)
+    with patched(comfy.model_management, "is_amd", lambda: True):
+        (amd,) = node("LoadTokenizer", vae_name="emoji")
+    report["amd"] = amd.memory_used_decode((1, 1, 8, 8), torch.float32) / estimate
+
+
+def as_on_a_card(report: Report) -> None:
+    """The host's kernels, and what layers compute in on a card, here on a CPU."""
+    ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
+    random = torch.Generator().manual_seed(0)
+    report["q k v"] = q, k, v = torch.randn(3, 2, 4, 9, 16, generator=random)
+    for name in KERNELS:
+        with patched(ours, "optimized_attention", getattr(kernels, f"attention_{name}")):
+            report[f"kernel {name}"] = ours.attention(q, k, v, None, 1.5)
+    for compute in (torch.float32, torch.bfloat16, torch.float16):
+        for family in FAMILIES:
+            name = f"{family} in {compute}"
+            cast = patched(
+                comfy.model_management, "unet_manual_cast", lambda *_, compute=compute: compute
+            )
+            with report.errors(name), cast:
+                model = load(file(family))
+                for part in model.model.modules():
+                    if hasattr(part, "attention"):
+                        part.attention = ours.attention
+                report[name] = picture(family, model)
+
+
 def main() -> None:
     asyncio.run(nodes.load_custom_node(str(pack)))
     report = Report()
     with torch.inference_mode():
-        for part in (matrix, quantized, loras, elsewhere):
+        for part in (matrix, quantized, loras, files, runs, as_on_a_card, elsewhere):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)

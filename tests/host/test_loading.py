@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from cases import write_case, write_text_encoder
-from comfy_host import HOW_TO, ROOT, find
+from comfy_host import HOW_TO, ROOT, Host, find
 from safetensors.torch import load_file, save_file
 
 EMOJI = ROOT / "models" / "emoji" / "transformer.safetensors"
@@ -54,6 +55,7 @@ def write_models(models: Path) -> None:
         files[family] = models / "diffusion_models" / f"{family}.safetensors"
     write_text_encoders(models / "text_encoders")
     write_loras(models, files["infinity"])
+    write_wrong(models, files["infinity"])
     for family, file in files.items():
         plain, quantized, header = quantize(load_file(file), QUANTIZED[family])
         write(models, f"{family} dequantized", plain, file)
@@ -77,7 +79,7 @@ def write(models: Path, name: str, tensors: dict, like: Path, header: dict | Non
 
 
 def quantize(tensors: dict, layout: str) -> tuple[dict, dict, dict | None]:
-    """Scaled float8 by a plain rule: the float32 values that it stands for, the file, its header."""
+    """Scaled float8 by a plain rule: the values that it stands for, the file, its header."""
     plain = {name: tensor.float() for name, tensor in tensors.items()}
     file, layers, mark = dict(plain), {}, {"format": "float8_e4m3fn"}
     for name, tensor in plain.items():
@@ -128,6 +130,15 @@ def write_loras(models: Path, model: Path) -> None:
     save_file(kohya, models / "loras" / "kohya.safetensors")
     write(models, "merged half", merged[0.5], model)
     write(models, "merged three quarters", merged[0.75], model)
+
+
+def write_wrong(models: Path, model: Path) -> None:
+    """Files with a matrix turned, without one, and with one too many."""
+    tensors = load_file(model)
+    name = next(name for name in tensors if name.endswith("ffn.fc2.weight"))
+    write(models, "transposed", tensors | {name: tensors[name].T.contiguous()}, model)
+    write(models, "lacking", {n: tensor for n, tensor in tensors.items() if n != name}, model)
+    write(models, "unknown", tensors | {"word_embed.more": torch.zeros(1)}, model)
 
 
 @pytest.fixture(scope="session")
@@ -204,3 +215,68 @@ def test_weights_may_stay_on_another_device(report, family):
     found = report[f"{family} elsewhere"]
     assert not isinstance(found, str), found
     assert torch.equal(found, report[f"{family} plain default"])
+
+
+def test_wrong_files_are_refused_by_layers_that_start_empty(report):
+    assert report["made empty"]
+    assert "where" in report["transposed"] and "fc2.weight has shape" in report["transposed"]
+    assert "lacks 1 of" in report["lacking"]
+    assert "has 1 tensors that no Infinity release has" in report["unknown"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+def test_weights_stay_in_the_file_as_they_are(report, mode):
+    assert report[f"mapped {mode}"]
+    assert report[f"types {mode}"] == {torch.bfloat16}
+
+
+def test_callbacks_run_around_sampling_and_after_a_cancel(report):
+    assert report["cancelled"].startswith("InterruptProcessingException")
+    assert report["callbacks"] == 2 * ["on_pre_run", "on_cleanup"]
+
+
+def test_previews_have_the_pictures_shape_and_the_hosts_size(report):
+    assert "runs" not in report, report["runs"]
+    kinds, sizes, sides = zip(*report["previews"], strict=True)
+    assert set(kinds) == {"JPEG"} and set(sides) == {300}
+    assert sizes[-1][1] == 2 * sizes[-1][0]
+
+
+def test_room_is_asked_for_the_rows_that_there_are(report):
+    unguided, guided = report["room"]
+    assert 2 * unguided == guided > 0
+
+
+def test_the_host_can_load_a_copy(report):
+    assert report["copy is another"]
+    assert torch.equal(report["copy"], report["infinity plain default"])
+
+
+def test_decoding_counts_more_memory_on_amd(report):
+    assert report["amd"] == pytest.approx(2.73)
+
+
+def test_a_workflow_gives_the_same_pictures_under_dynamic_vram(host, tmp_path):
+    prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+    expected = host.run(prompt).pictures
+    other = Host(*find(), tmp_path, dynamic=True)
+    found = other.run(prompt)
+    other.stop()
+    assert not re.search("IMPORT FAILED.*dynamic_vram", other.log) and not other.complaints()
+    assert found.error is None and len(found.pictures) == len(expected) > 0
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(found.pictures, expected, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["basic", "sub_quad", "split", "pytorch"])
+def test_the_hosts_attention_kernels_scale_as_they_are_told(report, kernel):
+    q, k, v = report["q k v"]
+    expected = (1.5 * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    torch.testing.assert_close(report[f"kernel {kernel}"], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_cards_types_and_kernels_make_much_the_same_picture(report, family, compute):
+    found = report[f"{family} in {compute}"]
+    assert not isinstance(found, str), found
+    assert (found == report[f"{family} plain default"]).float().mean() > 0.9
