@@ -100,6 +100,15 @@ def test_float32_file_is_not_copied(infinity_case):
     assert model.word_embed.weight.dtype == torch.float32
 
 
+def test_float8_weights_without_scales_compute_in_float32_on_a_cpu(tensors, plain, tmp_path):
+    eighths = {key: value.to(torch.float8_e5m2) for key, value in tensors.items()}
+    save_file(eighths, tmp_path / "m.safetensors")
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.dtype == torch.float32
+    expected = plain.head.weight.to(torch.float8_e5m2).float()
+    assert torch.equal(model.head.weight, expected)
+
+
 class Code:
     """What a malicious pickle would do when it is loaded."""
 
@@ -130,6 +139,11 @@ def bad_files(folder, tensors):
         {key: value for key, value in tensors.items() if key != "head.bias"},
         folder / "no_head.safetensors",
     )
+    turned = {"head.weight": tensors["head.weight"].T.contiguous()}
+    save_file(tensors | turned, folder / "turned.safetensors")
+    save_file(tensors | {"head.more": torch.zeros(2)}, folder / "more.safetensors")
+    scale = {"head.weight_scale": torch.ones(())}
+    save_file(tensors | scale, folder / "quantized.safetensors")
     return {
         "nowhere.pth": "There is no file",
         "text.pth": "something other than tensors",
@@ -143,6 +157,9 @@ def bad_files(folder, tensors):
         "zipped_code.pth": "code in it is never run",
         "no_blocks.safetensors": "lacks the tensor block",
         "no_head.safetensors": "lacks 1 of",
+        "turned.safetensors": r"head.weight has shape \[.*\] where \[.*\] is needed",
+        "more.safetensors": "has 1 tensors that no Infinity release has",
+        "quantized.safetensors": "quantized .* ComfyUI only",
     }
 
 
