@@ -22,6 +22,7 @@ from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .sampler import Settings, Step, free_early, sample
 from .schedule import PIXELS, Schedule, square
 from .spectral import SITES, DiverseVAR, calibrated
+from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
 from .tokenizers.bsq import BSQ
 from .tokenizers.vqvae import VQVAE
@@ -159,8 +160,6 @@ def text_condition(args: argparse.Namespace, device: str) -> Text:
     elif args.prompt is None:
         raise ValueError("Infinity paints from text; give --prompt, or --text-features.")
     else:
-        from .text import load_text_encoder  # transformers takes seconds to import
-
         encoder = load_text_encoder(args.text_encoder, device)
         negative = encoder([args.negative]) if args.negative else None
         given = Text(encoder([args.prompt]), negative)

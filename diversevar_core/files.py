@@ -295,5 +295,5 @@ def naming(path: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} lacks the tensor {error.args[0]}; download it again."
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
