@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import included
 from .checkpoints import load_model, load_tokenizer
+from .convert import DTYPES, convert
 from .families.infinity import Infinity, Text
 from .families.var import VAR
 from .pictures import captioned_rows, read_picture, sheet, to_pil
@@ -73,6 +74,19 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--sides", type=integers, required=True, help="of its maps, as in 1,2,4,6,8")
     two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
     two.add_argument("--trace", type=Path, help="safetensors of the token maps")
+
+    three = commands.add_parser(
+        "convert",
+        help="any checkpoint -> one safetensors file",
+        description="Write a transformer, tokenizer or text encoder as one safetensors file, with "
+        "all that loading it needs in its header.",
+    )
+    three.set_defaults(run=run_convert)
+    three.add_argument("source", metavar="IN", help="file, or folder of shards")
+    three.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    three.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the matrices (default: as stored)"
+    )
     return top
 
 
@@ -324,6 +338,12 @@ def run_encode(args: argparse.Namespace) -> None:
         tensors = {f"{kind}.{scale.k}": m for scale, m in zip(schedule, maps, strict=True)}
         save_trace(args.trace, schedule, tensors | {"f_hat": f_hat, "image": image})
     save_picture(args.out, image[0])
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Write one safetensors file, print the path."""
+    convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
+    print(args.out)
 
 
 def main() -> None:

@@ -177,10 +177,8 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
     """One file's content and the facts of its header. Raises CheckpointError."""
     with reading(file):
         if file.suffix in SAFETENSORS:
-            header = read_header(file).get("__metadata__", {})
-            with safe_open(file, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, {name: parse(name, text) for name, text in header.items()}
+            facts = read_header(file).get("__metadata__", {})
+            return read_safetensors(file), {name: parse(name, facts[name]) for name in facts}
         zipped = is_zip(file)
         if zipped:
             program(file)
@@ -200,6 +198,12 @@ def read_header(file: Path) -> dict[str, object]:
         if not isinstance(header, dict):
             raise ValueError("the header is no object")
         return header
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors, memory-mapped."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def is_zip(file: Path) -> bool:
