@@ -72,7 +72,8 @@ def describe(keys: Iterable[str]) -> str:
         return "a text encoder"
     if any(key.startswith(("decoder.conv_in", "first_stage_model.")) for key in keys):
         return "a diffusion model's VAE"
-    return f"something else ({len(keys)} tensors, such as {', '.join(sorted(keys)[:2]) or 'none'})"
+    some = ", ".join(f"{key!r:.60}" for key in sorted(keys)[:2])  # whatever it is, on one line
+    return f"something else ({len(keys)} tensors, such as {some or 'none'})"
 
 
 def load_model(

@@ -41,10 +41,15 @@ class T5Config:
 
 
 def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
-    """Sizes of a T5 encoder from its tensors' shapes (KeyError where one is missing)."""
+    """Sizes of a T5 encoder from its tensors' shapes (KeyError where one is missing).
+
+    ValueError where they are no T5's.
+    """
     layer = "encoder.block.0.layer"
     vocabulary, width = tensors["shared.weight"].shape
     buckets, heads = tensors[f"{layer}.0.SelfAttention.relative_attention_bias.weight"].shape
+    if buckets < 4:
+        raise ValueError(f"it has {buckets} buckets of relative positions, where T5 has 32")
     gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
     hidden = tensors[f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"].shape[0]
     return T5Config(

@@ -33,10 +33,15 @@ def root_of(keys: Iterable[str]) -> str | None:
     return None
 
 
+def outer_of(root: str) -> str:
+    """What stands before the whole model's keys: the root without Hugging Face's ``encoder.``."""
+    return root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
+
+
 def embedding_of(keys: Iterable[str], root: str) -> str | None:
     """The name of the token embedding that goes with an encoder."""
-    outer = root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
-    names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in (outer, root)]
+    places = (outer_of(root), root)
+    names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in places]
     return next((name for name in names if name in keys), None)
 
 
@@ -51,12 +56,12 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Scales of quantized weights keep their place beside them.
     """
     root = root_of(tensors)
-    embedding = embedding_of(tensors, root).removesuffix("weight")
+    embedding = embedding_of(tensors, root)
     places = {
         f"{root}block.": "encoder.block.",
         f"{root}final_layer_norm.": "encoder.final_layer_norm.",
-        embedding: "shared.",
-        embedding.removesuffix("shared.") + "scaled_fp8": "scaled_fp8",
+        embedding.removesuffix("weight"): "shared.",
+        outer_of(root) + "scaled_fp8": "scaled_fp8",
     }
     return {
         to + key.removeprefix(start): tensor
@@ -100,7 +105,7 @@ class T5File:
             tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library has no type of its own for it
             raise CheckpointError(
-                f"{self.vocabulary} is not a tokenizer's; get it again."
+                f"The tokenizer.json for {self.vocabulary} is not valid; get it again."
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -169,7 +174,13 @@ def load_text_encoder(
     dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
     """
     file = read_t5(path)
-    return TextEncoder(build_t5(file, path, device, dtype), file.tokenizer())
+    tokenizer, words = file.tokenizer(), file.config.vocab_size
+    if tokenizer.get_vocab_size() > words:
+        raise CheckpointError(
+            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
+            f"embedding {words}; put the text encoder's own there."
+        )
+    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
 
 
 def build_t5(
