@@ -98,7 +98,7 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--text-encoder",
         default=included.TEXT_ENCODER,
-        help="T5 folder, or file with tokenizer.json beside it",
+        help="T5: folder, or file with tokenizer.json beside it or in its header",
     )
     files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     what = command.add_argument_group("what to make")

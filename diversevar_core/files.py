@@ -99,10 +99,10 @@ def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
     Raises CheckpointError.
     """
     path = Path(path)
-    sidecar = path.with_suffix(".json")
-    files = [path]
     if os.path.isdir(path):
         files, sidecar = shards(path), path / "config.json"
+    else:
+        files, sidecar = [path], path.with_suffix(".json")
     tensors, facts = {}, facts_of_name(path)
     for file in files:
         found, header = read_file(file)

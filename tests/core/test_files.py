@@ -189,15 +189,15 @@ def high_water(reset: bool = False) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-class Sparing:
-    """Little time, memory and reading are all that what is inside takes."""
+class Little:
+    """What is inside takes little time, memory and reading, on a busy machine too."""
 
     def __enter__(self):
-        self.before = time.monotonic(), bytes_read(), high_water(reset=True)
+        self.before = time.process_time(), bytes_read(), high_water(reset=True)
 
     def __exit__(self, *_):
         started, already, held = self.before
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
         assert bytes_read() - already < 100 * MB
         assert high_water() - held < 500 * MB
 
@@ -205,7 +205,7 @@ class Sparing:
 @pytest.mark.parametrize("name", HOSTILE | ODD)
 def test_listing_survives(name, tmp_path):
     (HOSTILE | ODD)[name](tmp_path / name)
-    with Sparing():
+    with Little():
         names = names_in(tmp_path / name)
     assert names is None or all(isinstance(name, str) for name in names)
 
@@ -214,7 +214,7 @@ def test_listing_survives(name, tmp_path):
 def test_reading_refuses_in_one_sentence(name, tmp_path):
     (tmp_path.parent / "secret.safetensors").write_bytes(entry())
     HOSTILE[name](tmp_path / name)
-    with Sparing(), pytest.raises(CheckpointError) as caught:
+    with Little(), pytest.raises(CheckpointError) as caught:
         read(tmp_path / name, anything)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -223,7 +223,7 @@ def test_reading_refuses_in_one_sentence(name, tmp_path):
 @pytest.mark.parametrize("name", ODD)
 def test_nothing_usable_is_found(name, tmp_path):
     ODD[name](tmp_path / name)
-    with Sparing():
+    with Little():
         assert "a.weight" not in read(tmp_path / name, anything).tensors
 
 
@@ -343,7 +343,7 @@ def test_two_thousand_mutations(tmp_path):
         file, content = files[i % len(files)]
         path = file.parent if file.parent != tmp_path else file
         file.write_bytes(mutated(content, dice))
-        started = time.monotonic()
+        started = time.process_time()
         names_in(path)
         try:
             for tensor in read(path, anything).tensors.values():
@@ -351,7 +351,7 @@ def test_two_thousand_mutations(tmp_path):
             loaded += 1
         except CheckpointError as error:
             assert "\n" not in str(error)
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
         file.write_bytes(content)
     assert high_water() - held < 500 * MB
     assert 200 < loaded < 1800  # both kinds came up
