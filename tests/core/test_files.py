@@ -199,7 +199,7 @@ class Little:
         started, already, held = self.before
         assert time.process_time() - started < 5
         assert bytes_read() - already < 100 * MB
-        assert high_water() - held < 500 * MB
+        assert high_water() - held < 200 * MB
 
 
 @pytest.mark.parametrize("name", HOSTILE | ODD)
@@ -353,5 +353,5 @@ def test_two_thousand_mutations(tmp_path):
             assert "\n" not in str(error)
         assert time.process_time() - started < 2
         file.write_bytes(content)
-    assert high_water() - held < 500 * MB
+    assert high_water() - held < 200 * MB
     assert 200 < loaded < 1800  # both kinds came up
