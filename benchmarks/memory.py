@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from diversevar_core.families.infinity import Infinity, InfinityConfig, Text  # noqa: E402
-from diversevar_core.sampler import Settings, sample  # noqa: E402
+from diversevar_core.conditions import Text  # noqa: E402
+from diversevar_core.families.infinity import Infinity, InfinityConfig  # noqa: E402
+from diversevar_core.sampler import sample  # noqa: E402
 from diversevar_core.schedule import infinity_schedule  # noqa: E402
+from diversevar_core.settings import Settings  # noqa: E402
 from diversevar_core.tokenizers.autoencoder import AutoencoderConfig  # noqa: E402
 from diversevar_core.tokenizers.bsq import BSQ  # noqa: E402
 
@@ -74,7 +76,7 @@ def measured(sizes: InfinityConfig) -> int:
     small = infinity_schedule(1.0, "0.06M")
     for schedule in (small, SCHEDULE):  # the first has torch allocate what it keeps for itself
         before = peak(reset=True)
-        for _ in sample(model, tokenizer, text, schedule, settings, seed=0):
+        for _ in sample(model, tokenizer, text, schedule, settings, seeds=[0]):
             pass
     return peak() - before
 

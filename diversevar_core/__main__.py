@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -16,17 +17,18 @@ from torch import Tensor
 
 from . import included
 from .checkpoints import load_model, load_tokenizer
+from .conditions import Condition, Labels, Text
 from .convert import DTYPES, convert
-from .families.infinity import Infinity, Text
-from .families.var import VAR
+from .families.family import Family
+from .methods import Method
 from .pictures import captioned_rows, read_picture, sheet, to_pil
-from .sampler import Settings, Step, free_early, sample
+from .sampler import Step, sample
 from .schedule import PIXELS, Schedule, square
+from .settings import Settings
 from .spectral import SITES, DiverseVAR, calibrated
 from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
-from .tokenizers.bsq import BSQ
-from .tokenizers.vqvae import VQVAE
+from .tokenizers.tokenizer import Tokenizer
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -109,6 +111,9 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
     what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
     what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
+    what.add_argument(
+        "--exact-batch", action="store_true", help="compute each picture of a batch alone"
+    )
     what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
     what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
     how = command.add_argument_group(
@@ -116,18 +121,17 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--cfg", type=numbers, help="guidance, one value or a list by scale")
     how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
-    how.add_argument("--cfg-layer", type=int, default=0, help="0 guides logits, -m block depth-m")
+    how.add_argument("--cfg-layer", type=int, help="0 guides logits, -m block depth-m")
     how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
     how.add_argument(
         "--guide-from",
         type=int,
-        default=0,
         metavar="SIDE",
         help="no guidance and temperature 1 at the maps before this side",
     )
     how.add_argument("--top-k", type=int, help="0 is off")
     how.add_argument("--top-p", type=float, help="0 is off")
-    how.add_argument("--more-smooth", action="store_true", help="VAR only: blend codebook rows")
+    how.add_argument("--more-smooth", action="store_true", default=None, help="VAR: blend rows")
     out = command.add_argument_group("output")
     out.add_argument(
         "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
@@ -167,97 +171,74 @@ def read_text_features(path: str) -> Text:
         raise ValueError(f"{path} does not hold text features ({error}).") from error
 
 
-def text_condition(args: argparse.Namespace, device: str) -> Text:
-    """The text of every picture: from a features file, or of the prompt."""
+def condition_of(args: argparse.Namespace, model: Family, device: str) -> Condition:
+    """What every picture shows: classes, or text of a features file or a prompt."""
+    if model.reads is Labels:
+        if args.labels is None:
+            raise ValueError(f"{model.name} paints classes; give --labels.")
+        labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
+        return Labels(torch.stack(labels))
     if args.text_features:
         given = read_text_features(args.text_features)
     elif args.prompt is None:
-        raise ValueError("Infinity paints from text; give --prompt, or --text-features.")
+        raise ValueError(f"{model.name} paints from text; give --prompt, or --text-features.")
     else:
         encoder = load_text_encoder(args.text_encoder, device)
-        negative = encoder([args.negative]) if args.negative else None
-        given = Text(encoder([args.prompt]), negative)
-    count = pictures(args, len(given.positive))
-    negative = given.negative and cycle(given.negative, count, device)
-    return Text(cycle(given.positive, count, device), negative)
+        given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
+    positive = cycle(given.positive, args.batch, device)
+    return Text(positive, given.negative and cycle(given.negative, len(positive), device))
 
 
-def class_condition(args: argparse.Namespace, model: VAR, device: str) -> Tensor:
-    """The class label of every picture."""
-    if args.labels is None:
-        raise ValueError("VAR paints classes; give --labels.")
-    for label in args.labels:
-        if not 0 <= label < model.config.classes:
-            raise ValueError(f"There is no class {label}; the last is {model.config.classes - 1}.")
-    labels = [torch.tensor(label) for label in args.labels]
-    return torch.stack(cycle(labels, pictures(args, len(labels)), device))
-
-
-def pictures(args: argparse.Namespace, given: int) -> int:
-    """How many pictures to make of ``given`` prompts or labels."""
-    count = given if args.batch is None else args.batch
-    if count < 1:
+def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tensor]:
+    """``count`` values (None: as many as there are), starting over at the end."""
+    if count is not None and count < 1:
         raise ValueError(f"--batch must be 1 or more, not {count}.")
-    return count
-
-
-def cycle(values: list[Tensor], count: int, device: str) -> list[Tensor]:
-    """``count`` values, starting over at the end."""
-    return [values[i % len(values)].to(device) for i in range(count)]
+    return [values[i % len(values)].to(device) for i in range(count or len(values))]
 
 
 def run_sample(args: argparse.Namespace) -> None:
     """Make pictures, save them, print the path."""
     job = prepare(args)
-    steps = job.run([method_of(args)])
+    steps = job.run(job.settings, [method_of(args)])
     image = job.picture(steps)
     if args.trace:
-        drawn = trace(steps, "bits" if isinstance(job.model, Infinity) else "tokens")
-        drawn |= {"f_hat": steps[-1].f_hat, "image": image}
-        save_trace(args.trace, job.schedule, drawn)
+        drawn = trace([step.tokens for step in steps], job.tokenizer)
+        drawn |= {f"logits.{step.scale.k}": step.logits for step in steps}
+        save_trace(args.trace, job.schedule, drawn | {"f_hat": steps[-1].f_hat, "image": image})
     save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))))
 
 
 def run_compare(args: argparse.Namespace) -> None:
     """Make the same seeds in three ways, save a row of each, print the path."""
-    late, args.guide_from = args.guide_from, 0
     job = prepare(args)
-    method = calibrated(args.diversity)
-    freed = replace(job, settings=free_early(job.settings, job.schedule, late))
-    rows = [
-        ("vanilla", job.picture(job.run([]))),
-        (f"DiverseVAR: diversity {args.diversity:g}", job.picture(job.run([method]))),
-        (f"guided from side {late} on", freed.picture(freed.run([]))),
+    plain = replace(job.settings, guide_from=0)
+    ways = [
+        ("vanilla", plain, []),
+        (f"DiverseVAR: diversity {args.diversity:g}", plain, [calibrated(args.diversity)]),
+        (f"guided from side {args.guide_from} on", job.settings, []),
     ]
+    rows = [(name, job.picture(job.run(settings, methods))) for name, settings, methods in ways]
     save_picture(args.out, captioned_rows(rows))
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that ``sample`` needs but the methods."""
+    """What the options name, loaded."""
 
-    model: VAR | Infinity
-    tokenizer: VQVAE | BSQ
-    condition: Tensor | Text
+    model: Family
+    tokenizer: Tokenizer
+    condition: Condition
     schedule: Schedule
     settings: Settings
     seed: int
     shared: bool
+    exact_batch: bool
 
-    def run(self, methods: list[DiverseVAR]) -> list[Step]:
+    def run(self, settings: Settings, methods: list[Method]) -> list[Step]:
         """Sample; what every map left behind."""
-        return list(
-            sample(
-                self.model,
-                self.tokenizer,
-                self.condition,
-                self.schedule,
-                self.settings,
-                self.seed,
-                self.shared,
-                methods,
-            )
-        )
+        seeds = range(self.seed, self.seed + len(self.condition))
+        models = (self.model, self.tokenizer, self.condition, self.schedule)
+        return list(sample(*models, settings, seeds, self.shared, methods, self.exact_batch))
 
     @torch.no_grad()
     def picture(self, steps: list[Step]) -> Tensor:
@@ -268,26 +249,14 @@ class Job:
 def prepare(args: argparse.Namespace) -> Job:
     """Load what the options name."""
     device = args.device or fastest_device()
-    model = load_model(args.model, device)
-    tokenizer = load_tokenizer(args.vq, device)
-    if isinstance(model, VAR):
-        condition, schedule = class_condition(args, model, device), model.schedule()
-    else:
-        condition = text_condition(args, device)
-        schedule = model.schedule(args.aspect, args.pixels)
-    defaults = model.defaults()
-    settings = Settings(
-        cfg=args.cfg or (defaults.cfg,),
-        cfg_schedule=args.cfg_schedule or defaults.cfg_schedule,
-        tau=args.tau or (defaults.tau,),
-        top_k=defaults.top_k if args.top_k is None else args.top_k,
-        top_p=defaults.top_p if args.top_p is None else args.top_p,
-        cfg_layer=args.cfg_layer,
-        more_smooth=args.more_smooth,
-    )
-    settings = free_early(settings, schedule, args.guide_from)
-    shared = args.rng == "shared"
-    return Job(model, tokenizer, condition, schedule, settings, args.seed, shared)
+    model, tokenizer = load_model(args.model, device), load_tokenizer(args.vq, device)
+    condition = condition_of(args, model, device)
+    schedule = model.schedule(args.aspect, args.pixels)
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = replace(model.defaults(), **given)
+    draws = args.seed, args.rng == "shared", args.exact_batch
+    return Job(model, tokenizer, condition, schedule, settings, *draws)
 
 
 def method_of(args: argparse.Namespace) -> DiverseVAR:
@@ -303,10 +272,10 @@ def method_of(args: argparse.Namespace) -> DiverseVAR:
     )
 
 
-def trace(steps: list[Step], kind: str) -> dict[str, Tensor]:
-    """``logits.K`` and ``tokens.K`` or ``bits.K`` of every scale K."""
-    logits = {f"logits.{step.scale.k}": step.logits for step in steps}
-    return logits | {f"{kind}.{step.scale.k}": step.tokens for step in steps}
+def trace(maps: list[Tensor], tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """``tokens.K``, or ``bits.K`` where a token is bits, of every scale K."""
+    kind = "bits" if tokenizer.token_kind.choices == 2 else "tokens"
+    return {f"{kind}.{k}": tokens for k, tokens in enumerate(maps)}
 
 
 def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> None:
@@ -321,22 +290,20 @@ def save_picture(path: Path, image: Tensor) -> None:
     print(path)
 
 
+@torch.no_grad()
 def run_encode(args: argparse.Namespace) -> None:
     """Take a picture through the tokenizer and back."""
     tokenizer = load_tokenizer(args.vq)
     schedule = square(args.sides)
-    bits = isinstance(tokenizer, BSQ)
-    size = schedule[-1].w * tokenizer.autoencoder_config.stride
-    f_hat = None
-    with torch.no_grad():
-        maps = tokenizer.encode(read_picture(args.image, size, size), schedule)
-        for scale, tokens in zip(schedule, maps, strict=True):
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
-        image = to_image(tokenizer.decode(f_hat))
+    size = schedule[-1].w * tokenizer.stride
+    features = tokenizer.features(read_picture(args.image, size, size))
+    maps, f_hat = tokenizer.quantize_maps(features, schedule), None
+    for scale, tokens in zip(schedule, maps, strict=True):
+        f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
+    image = to_image(tokenizer.decode(f_hat))
     if args.trace:
-        kind = "bits" if bits else "tokens"
-        tensors = {f"{kind}.{scale.k}": m for scale, m in zip(schedule, maps, strict=True)}
-        save_trace(args.trace, schedule, tensors | {"f_hat": f_hat, "image": image})
+        drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
+        save_trace(args.trace, schedule, drawn)
     save_picture(args.out, image[0])
 
 
@@ -346,9 +313,9 @@ def run_convert(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def main() -> None:
-    """Run a command; a ValueError is the user's to mend and is told in its one sentence."""
-    args = parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; a ValueError is the user's to put right and is told in its one sentence."""
+    args = parser().parse_args(argv)
     try:
         args.run(args)
     except ValueError as error:

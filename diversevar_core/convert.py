@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoints import BUFFERS, describe, is_bsq, is_model, is_tokenizer
+from .checkpoints import BUFFERS, describe, is_model, is_quantized, is_tokenizer
 from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
 from .text import is_t5, read_tokenizer, rename, tokenizer_beside
+from .tokenizers.bsq import BSQ
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 NAMES = {  # of types in safetensors headers
@@ -46,7 +47,6 @@ EXACT = re.compile(
     r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # vectors, by row
 )
 BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
-SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant")
 
 
 def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -81,7 +81,7 @@ def read_whole(source: Path) -> Checkpoint:
             f"{source} is {describe(file.tensors)}; what can be converted is a VAR or Infinity "
             "transformer, its tokenizer, or a T5 text encoder."
         )
-    if any(name.endswith(SCALES) for name in file.tensors):
+    if is_quantized(file.tensors):
         raise CheckpointError(f"{source} is quantized already; convert the original file.")
     facts, beside = file.facts, tokenizer_beside(source)
     if is_t5(file.tensors):
@@ -90,7 +90,7 @@ def read_whole(source: Path) -> Checkpoint:
         if not facts and beside.is_file():
             facts = {"tokenizer.json": read_tokenizer(beside)}
     else:
-        wanted = ("encoder.", "decoder.") if is_bsq(file.tensors) else ""
+        wanted = ("encoder.", "decoder.") if BSQ.recognises(file.tensors) else ""
         tensors = {
             name: tensor
             for name, tensor in file.tensors.items()

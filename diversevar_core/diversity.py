@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .resize import area
+
 THUMBNAIL = 32  # pixels along the side of what is compared where there are no better features
 
 
 def pixel_features(images: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in 0..1 -> features (B, C): small, centred copies of them."""
-    small = F.interpolate(images, size=(THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
-    return small - 0.5
+    return area(images, THUMBNAIL, THUMBNAIL).flatten(1) - 0.5
 
 
 def similarity(features: Tensor) -> Tensor:
     """Cosine similarity of every pair of features (B, C) -> (B, B), float64."""
-    unit = F.normalize(features.double(), dim=1)
+    unit = F.normalize(features.cpu().double(), dim=1)
     return unit @ unit.T
 
 

@@ -7,10 +7,13 @@ picture sees the same numbers here as in the original implementations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .schedule import Scale
 
 
 class Stream(Protocol):
@@ -22,13 +25,13 @@ class Stream(Protocol):
 
 
 class PerImage:
-    """Picture i draws from a stream of its own, seeded seed + i, always on the CPU.
+    """Picture i draws from a stream of its own, seeded seeds[i], always on the CPU.
 
     So its numbers do not depend on the batch, the device or the other pictures.
     """
 
-    def __init__(self, seed: int, batch: int):
-        self.generators = [torch.Generator().manual_seed((seed + i) % 2**64) for i in range(batch)]
+    def __init__(self, seeds: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(seed % 2**64) for seed in seeds]
 
     def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         numbers = torch.empty(shape)
@@ -70,11 +73,11 @@ def draw(logits: Tensor, stream: Stream) -> Tensor:
     return (logits.softmax(dim=-1) / race).argmax(dim=-1)
 
 
-def mixture(logits: Tensor, stream: Stream, progress: float) -> Tensor:
+def mixture(logits: Tensor, stream: Stream, scale: Scale) -> Tensor:
     """VAR's ``more_smooth``: Gumbel-softmax weights (B, n, V) instead of one choice.
 
-    progress: 0 at the first map, 1 at the last; the mixture sharpens with it.
+    The mixture sharpens from the first map to the last.
     """
-    tau = max(0.27 * (1 - 0.95 * progress), 0.005)
+    tau = max(0.27 * (1 - 0.95 * scale.progress), 0.005)
     gumbel = -stream.exponential(tuple(logits.shape), logits.device).log()
-    return ((logits * (1 + progress) + gumbel) / tau).softmax(dim=-1)
+    return ((logits * (1 + scale.progress) + gumbel) / tau).softmax(dim=-1)

@@ -2,58 +2,45 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
 
-from .families.infinity import Infinity
-from .families.var import VAR
+from .families.family import Family
 from .schedule import Schedule
-from .tokenizers.bsq import BSQ
-from .tokenizers.vqvae import VQVAE
+from .tokenizers.tokenizer import Tokenizer
 
 
-def check_pair(model: VAR | Infinity, tokenizer: VQVAE | BSQ) -> None:
+def check_pair(model: Family, tokenizer: Tokenizer) -> None:
     """Raise ValueError where the tokenizer is not the one that the transformer was trained with."""
-    if isinstance(model, VAR):
-        wants = f"VAR's, with {model.config.codebook} codebook rows of {model.config.features}"
-        fits = isinstance(tokenizer, VQVAE) and (
-            (model.config.codebook, model.config.features)
-            == (tokenizer.config.codebook, tokenizer.autoencoder_config.latent)
-        )
-    else:
-        wants = f"Infinity's, with {model.config.bits} bits a token (or a quarter of them)"
-        fits = isinstance(tokenizer, BSQ) and (
-            model.config.bits
-            in (tokenizer.autoencoder_config.latent, 4 * tokenizer.autoencoder_config.latent)
-        )
-    if not fits:
-        has = (
-            f"VAR's, with {tokenizer.config.codebook} rows of {tokenizer.autoencoder_config.latent}"
-            if isinstance(tokenizer, VQVAE)
-            else f"Infinity's, with {tokenizer.autoencoder_config.latent} bits"
-        )
+    wants, has = model.token_kind, tokenizer.token_kind
+    sizes = (has.channels, 4 * has.channels) if has.choices == 2 else (has.channels,)
+    if wants.choices != has.choices or wants.channels not in sizes:
+        quarter = " (or a quarter of them)" if wants.choices == 2 else ""
         raise ValueError(
-            f"This transformer needs the tokenizer {wants}, but was given {has}; load the other."
+            f"This transformer needs {model.name}'s tokenizer with {wants}{quarter}, but was given "
+            f"{tokenizer.name}'s with {has}; load the other."
         )
 
 
-def patch_of(model: VAR | Infinity, tokenizer: VQVAE | BSQ) -> int:
+def patch_of(model: Family, tokenizer: Tokenizer) -> int:
     """Along a side, how many of the tokenizer's positions make one token: 2 for Infinity-8B."""
-    four = isinstance(model, Infinity) and model.config.bits == 4 * tokenizer.config.latent
-    return 2 if four else 1
+    return math.isqrt(model.token_kind.channels // tokenizer.token_kind.channels)
 
 
-def picture_size(
-    model: VAR | Infinity, tokenizer: VQVAE | BSQ, schedule: Schedule
-) -> tuple[int, int]:
+def picture_size(model: Family, tokenizer: Tokenizer, schedule: Schedule) -> tuple[int, int]:
     """Height and width in pixels."""
-    stride = patch_of(model, tokenizer) * tokenizer.autoencoder_config.stride
-    return schedule[-1].h * stride, schedule[-1].w * stride
+    h, w = schedule[-1].full
+    stride = patch_of(model, tokenizer) * tokenizer.stride
+    return h * stride, w * stride
 
 
-def token_maps(
-    model: VAR | Infinity, tokenizer: VQVAE | BSQ, features: Tensor, schedule: Schedule
-) -> list[Tensor]:
-    """Encoder features (B, D, H, W) -> the tokens (B, n) or bits (B, n, bits) of every map."""
-    if isinstance(tokenizer, VQVAE):
-        return tokenizer.quantize_maps(features, schedule)
-    return tokenizer.quantize_maps(features, schedule, patch_of(model, tokenizer))
+def schedule_of_size(model: Family, h: float, w: float) -> Schedule:
+    """The schedule whose last map is h x w tokens; ValueError where the model has none."""
+    for aspect in model.aspects:
+        for pixels in model.budgets:
+            schedule = model.schedule(aspect, pixels)
+            if schedule[-1].full == (h, w):
+                return schedule
+    raise ValueError(
+        f"The picture is {w:g} x {h:g} tokens (width x height), and this model makes none of that "
+        "size; put it through VAR Encode with this model."
+    )

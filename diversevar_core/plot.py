@@ -25,9 +25,9 @@ def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
     found: of ``methods.spectra.Spectra``. Both axes are logarithmic; the top of a panel is the
     largest value before.
     """
-    rows = sorted({(p.side, not p.reads) for p in found if p.side in SIDES})
+    rows = sorted({(p.side, not p.reads) for p in found})
     blocks = sorted({p.block for p in found} - {MODEL})
-    columns = [MODEL, *(blocks[i] for i in evenly(len(blocks), COLUMNS - 1))]
+    columns = [MODEL, *blocks]
     wide, high = PANEL[0] + GAP, PANEL[1] + GAP
     size = (MARGIN + wide * len(columns), HEAD + high * len(rows) + GAP)
     canvas = Image.new("RGB", size, "white")
@@ -45,9 +45,9 @@ def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
     return rearrange(torch.from_numpy(np.array(canvas)).float() / 255, "h w c -> c h w")
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` places, first and last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(wanted, count))})
+def shown_blocks(depth: int) -> list[int]:
+    """The blocks that have a column each, first and last among them."""
+    return sorted({round(i) for i in np.linspace(0, depth - 1, min(depth, COLUMNS - 1))})
 
 
 def legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:

@@ -14,205 +14,145 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .conditions import Condition
 from .draw import PerImage, Shared, Stream, draw, mixture, truncate
-from .families.infinity import Infinity, Text
-from .families.var import VAR
-from .methods import Method
+from .families.family import Family, State
+from .methods import Context, Method
 from .pairing import check_pair
-from .schedule import Scale, Schedule, per_scale
-from .tokenizers.bsq import BSQ
-from .tokenizers.vqvae import VQVAE
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to sample.
-
-    cfg: guidance, and tau: temperature, a value a scale (a shorter list repeats its last);
-    cfg_schedule: "flat" takes cfg as it is, 1 is none (Infinity); "ramp" grows from none at the
-    first map to 1 + cfg at the last (VAR). cfg_layer: 0 guides the logits, -m the output of the
-    m-th block from the end. top_k, top_p: as in ``draw.truncate``. more_smooth: blend codebook
-    rows instead of choosing one (VAR only).
-    """
-
-    cfg: tuple[float, ...]
-    cfg_schedule: str
-    tau: tuple[float, ...]
-    top_k: int
-    top_p: float
-    cfg_layer: int = 0
-    more_smooth: bool = False
+from .schedule import Scale, Schedule
+from .settings import Guidance, Settings, guidance
+from .tokenizers.tokenizer import Tokenizer
 
 
 class Step(NamedTuple):
-    """What one map left behind.
-
-    logits (B, n, channels) after guidance and temperature; tokens (B, n) or bits (B, n, bits);
-    f_hat (B, D, H, W), the sum so far.
-    """
+    """What one map left behind."""
 
     scale: Scale
-    logits: Tensor
-    tokens: Tensor
-    f_hat: Tensor
+    logits: Tensor  # (B, n, channels) after guidance and temperature
+    tokens: Tensor  # (B, n), or bits (B, n, bits)
+    f_hat: Tensor  # (B, D, H, W), the sum so far
 
 
-def guidance(settings: Settings, schedule: Schedule) -> tuple[float, ...]:
-    """The factor g of every scale: guided = g * conditional + (1 - g) * unconditional."""
-    cfg = per_scale("cfg", settings.cfg, schedule)
-    if settings.cfg_schedule == "flat":
-        return cfg
-    if settings.cfg_schedule == "ramp":
-        last = max(schedule[-1].k, 1)
-        return tuple(1 + value * scale.k / last for value, scale in zip(cfg, schedule, strict=True))
-    raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
+@dataclass
+class Run:
+    """One batch of pictures in flight: all that a map hands to the next."""
+
+    state: State  # the model's: keys and values of the maps so far
+    condition: Condition | None = None  # that the state was given
+    f_hat: Tensor | None = None  # (B, D, H, W)
+    features: Tensor | None = None  # (B, n, D), the next map's input
+
+    def fork(self) -> Run:
+        """A copy that goes on without changing this one."""
+        return replace(self, state=self.state.fork())
 
 
-def free_early(settings: Settings, schedule: Schedule, side: int) -> Settings:
-    """Draw the maps before this side as the model learned them: temperature 1, no guidance.
+def sample(
+    model: Family,
+    tokenizer: Tokenizer,
+    condition: Condition,
+    schedule: Schedule,
+    settings: Settings,
+    seeds: Sequence[int],
+    shared: bool = False,
+    methods: Sequence[Method] = (),
+    exact_batch: bool = False,
+) -> Iterator[Step]:
+    """Sample a batch of pictures, yielding after every map; the last step's f_hat is decoded.
 
-    Guidance and a low temperature make the first maps, which decide the idea, nearly the same for
-    every seed; the later ones follow the prompt well without their help. The sampler's form of
-    guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724). 0 changes nothing.
+    seeds: picture i draws with seeds[i] what it draws alone; with ``shared`` the batch draws from
+    one stream, seeded with the first, as the original implementations. methods: applied in their
+    order. exact_batch: matrix products round differently with the number of rows, which rarely
+    turns a token; with this every picture is computed alone (unless a method acts on the batch
+    together), the same bit for bit in any company. Raises ValueError where models, settings,
+    methods and schedule do not fit.
     """
-    none = 1.0 if settings.cfg_schedule == "flat" else 0.0
-    free = [scale.side < side for scale in schedule]
-    cfg, tau = (
-        tuple(own if early else value for early, value in zip(free, values, strict=True))
-        for own, values in (
-            (none, per_scale("cfg", settings.cfg, schedule)),
-            (1.0, per_scale("tau", settings.tau, schedule)),
-        )
-    )
-    return replace(settings, cfg=cfg, tau=tau)
+    check_pair(model, tokenizer)
+    settings.check(model.depth, model.token_kind.choices)
+    groups = [(condition, range(len(condition)))]
+    if exact_batch and not shared and not any(method.together for method in methods):
+        groups = [(part, [i]) for i, part in enumerate(condition.split())]
+    loops = []
+    for part, group in groups:
+        own = [seeds[i] for i in group]
+        stream = Shared(own[0], condition.device) if shared else PerImage(own)
+        context = Context(schedule, group, own, part)
+        loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
+    for steps in zip(*loops, strict=True):
+        parts = zip(*(step[1:] for step in steps), strict=True)
+        yield Step(steps[0].scale, *map(torch.cat, parts))
+
+
+@torch.no_grad()
+def scale_loop(
+    model: Family,
+    tokenizer: Tokenizer,
+    context: Context,
+    settings: Settings,
+    stream: Stream,
+    methods: Sequence[Method],
+) -> Iterator[Step]:
+    """``sample`` for pictures that are computed together and draw from ``stream``."""
+    plan = guidance(settings, context.schedule)
+    acting = [method.begin(context) for method in methods]
+    advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
+    for method in acting:
+        advance = partial(method.step, advance)
+    run = Run(model.start(context.schedule, guided=any(g != 1 for g, _ in plan)))
+    for scale, at in zip(context.schedule, plan, strict=True):
+        run, left = advance(run, scale, at)
+        yield left
+
+
+def step(
+    model: Family,
+    tokenizer: Tokenizer,
+    condition: Condition,
+    settings: Settings,
+    stream: Stream,
+    methods: Sequence[Method],
+    run: Run,
+    scale: Scale,
+    at: Guidance,
+) -> tuple[Run, Step]:
+    """Draw one map; ``run`` is used up, the one that is returned goes on."""
+    state, (g, tau) = run.state, at
+    for method in methods:
+        condition = method.text(condition, scale)
+    if condition is not run.condition:
+        model.condition(state, condition)
+
+    x = model.embed(state, run.features, scale)  # (rows, n, C)
+    for method in methods:
+        x = method.input(x, scale)
+    for i in range(model.depth):
+        block = partial(model.block, state, i, scale)
+        for method in methods:
+            block = partial(method.block, block, i, scale)
+        x = block(x)
+        if g != 1 and i == model.depth + settings.cfg_layer:
+            x = guide(x, g).repeat(2, 1, 1)
+    for method in methods:
+        x = method.output(x, scale)
+
+    if g != 1 and settings.cfg_layer == 0:
+        logits = guide(model.logits(state, x) / tau, g)
+    else:
+        logits = model.logits(state, x[: len(condition)]) / tau
+    for method in methods:
+        logits = method.logits(logits, scale)
+
+    choices = logits.unflatten(-1, (-1, model.token_kind.choices))
+    kept = truncate(choices, settings.top_k, settings.top_p)
+    tokens = draw(kept, stream).squeeze(-1)  # one choice a token (VAR), or one a bit
+    for method in methods:
+        tokens = method.tokens(tokens, scale)
+    drawn = mixture(kept.squeeze(-2), stream, scale) if settings.more_smooth else tokens
+    f_hat, features = tokenizer.accumulate(run.f_hat, drawn, scale)
+    return Run(state, condition, f_hat, features), Step(scale, logits, tokens, f_hat)
 
 
 def guide(rows: Tensor, g: float) -> Tensor:
     """Mix (2B, ...) rows, conditional ones first, to (B, ...)."""
     conditional, unconditional = rows.chunk(2)
     return g * conditional + (1 - g) * unconditional
-
-
-def sample(
-    model: VAR | Infinity,
-    tokenizer: VQVAE | BSQ,
-    condition: Tensor | Text,
-    schedule: Schedule,
-    settings: Settings,
-    seed: int,
-    shared: bool = False,
-    methods: Sequence[Method] = (),
-) -> Iterator[Step]:
-    """Sample a batch of pictures, yielding after every map; the last step's f_hat is decoded.
-
-    condition: class labels (B,) for VAR, ``Text`` for Infinity. seed: picture i draws what
-    seed + i alone draws; with ``shared`` the batch draws from one stream, as the original
-    implementations. methods: applied in their order.
-    Raises ValueError where models, settings, methods and schedule do not fit.
-
-    On a CPU, where a batch saves no time, every picture is computed alone: matrix products round
-    differently with the number of rows, and so its tokens do not depend on its neighbours.
-    """
-    conditions = split(condition)
-    device = (condition if isinstance(condition, Tensor) else condition.positive[0]).device
-    if shared:
-        stream = Shared(seed, device)
-    elif device.type != "cpu":
-        stream = PerImage(seed, len(conditions))
-    else:
-        loops = [
-            scale_loop(model, tokenizer, alone, schedule, settings, PerImage(seed + i, 1), methods)
-            for i, alone in enumerate(conditions)
-        ]
-        for steps in zip(*loops, strict=True):
-            parts = zip(*(step[1:] for step in steps), strict=True)
-            yield Step(steps[0].scale, *map(torch.cat, parts))
-        return
-    yield from scale_loop(model, tokenizer, condition, schedule, settings, stream, methods)
-
-
-def split(condition: Tensor | Text) -> list[Tensor | Text]:
-    """The condition of every single picture of a batch."""
-    if isinstance(condition, Tensor):
-        return list(condition.split(1))
-    negatives = condition.negative or [None] * len(condition.positive)
-    return [
-        Text([positive], None if negative is None else [negative])
-        for positive, negative in zip(condition.positive, negatives, strict=True)
-    ]
-
-
-@torch.no_grad()
-def scale_loop(
-    model: VAR | Infinity,
-    tokenizer: VQVAE | BSQ,
-    condition: Tensor | Text,
-    schedule: Schedule,
-    settings: Settings,
-    stream: Stream,
-    methods: Sequence[Method],
-) -> Iterator[Step]:
-    """``sample`` for pictures that are computed together and draw from ``stream``."""
-    check_pair(model, tokenizer)
-    factors = guidance(settings, schedule)
-    taus = per_scale("tau", settings.tau, schedule)
-    if not -model.depth < settings.cfg_layer <= 0:
-        raise ValueError(
-            f"cfg_layer must be 0 (the logits) or -1 to {1 - model.depth} (a block, counted from "
-            f"the last), not {settings.cfg_layer}."
-        )
-    guided_block = model.depth + settings.cfg_layer  # no block, where the logits are guided
-    if min(taus) <= 0:
-        raise ValueError(f"tau must be above 0, not {min(taus)}.")
-    if settings.top_k < 0 or not 0 <= settings.top_p <= 1:
-        raise ValueError(
-            f"top_k must be 0 or more and top_p from 0 to 1, "
-            f"not {settings.top_k} and {settings.top_p}."
-        )
-    if settings.more_smooth and isinstance(model, Infinity):
-        raise ValueError(
-            "more_smooth blends codebook rows, which Infinity does not have; turn it off."
-        )
-    for method in methods:
-        method.check(schedule)
-
-    state = model.start(schedule, guided=any(g != 1 for g in factors))
-    conditioned = features = f_hat = None
-    for scale, g, tau in zip(schedule, factors, taus, strict=True):
-        wanted = condition
-        for method in methods:
-            wanted = method.text(wanted, scale)
-        if wanted is not conditioned:
-            model.condition(state, wanted)
-            conditioned = wanted
-
-        x = model.embed(state, features, scale)
-        for method in methods:
-            x = method.input(x, scale)
-        for i in range(model.depth):
-            run = partial(model.block, state, i, scale)
-            for method in methods:
-                run = partial(method.block, run, i, scale)
-            x = run(x)
-            if i == guided_block and g != 1:
-                x = guide(x, g).repeat(2, 1, 1)
-        for method in methods:
-            x = method.output(x, scale)
-
-        if g != 1 and settings.cfg_layer == 0:
-            logits = guide(model.logits(state, x) / tau, g)
-        else:
-            pictures = x.shape[0] // 2 if state.guided else x.shape[0]
-            logits = model.logits(state, x[:pictures]) / tau
-        for method in methods:
-            logits = method.logits(logits, scale)
-
-        kept = truncate(logits.unflatten(-1, (-1, model.choices)), settings.top_k, settings.top_p)
-        tokens = draw(kept, stream).squeeze(-1)  # one choice a token (VAR), or one a bit
-        for method in methods:
-            tokens = method.tokens(tokens, scale)
-        drawn = tokens
-        if settings.more_smooth:
-            drawn = mixture(kept.squeeze(-2), stream, scale.k / schedule[-1].k)
-        f_hat, features = tokenizer.accumulate(f_hat, drawn, scale, schedule)
-        yield Step(scale, logits, tokens, f_hat)

@@ -7,27 +7,32 @@ A schedule is a tuple of scales, coarse to fine. VAR's maps are squares of given
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 
 class Scale(NamedTuple):
-    """One token map: its 0-based place k, its height and width in tokens, and its side.
+    """One token map of a schedule: which it is, its size, and what the maps around it are."""
 
-    ``side`` is the side of the square schedule's map in the same place, so that "side 4" names
-    the same stage of the picture at every aspect ratio.
-    """
-
-    k: int
-    h: int
-    w: int
-    side: int
+    k: int  # place in the schedule, from 0
+    h: int  # tokens high
+    w: int  # tokens wide
+    side: int  # of the square schedule's map in the same place: "side 4" at every aspect ratio
+    begin: int  # tokens of the maps before it
+    next: tuple[int, int] | None  # (h, w) of the map after it, None at the last
+    full: tuple[int, int]  # (h, w) of the last map
+    progress: float  # 0 at the first map, 1 at the last
 
     @property
     def tokens(self) -> int:
         """Number of tokens in the map."""
         return self.h * self.w
+
+    @property
+    def last(self) -> bool:
+        """Whether no map comes after it."""
+        return self.next is None
 
 
 Schedule = tuple[Scale, ...]
@@ -77,9 +82,19 @@ MAPS = PORTRAIT_MAPS | {
 }
 
 
+def schedule_of(maps: Sequence[tuple[int, int]], sides: Sequence[int]) -> Schedule:
+    """The schedule of token maps (h, w), coarse to fine; sides: the names of their scales."""
+    begins = (0, *accumulate(h * w for h, w in maps))
+    after = (*maps[1:], None)
+    return tuple(
+        Scale(k, *maps[k], sides[k], begins[k], after[k], maps[-1], k / max(len(maps) - 1, 1))
+        for k in range(len(maps))
+    )
+
+
 def square(sides: Sequence[int]) -> Schedule:
     """The schedule of square token maps with these sides, e.g. VAR's ``patch_nums``."""
-    return tuple(Scale(k, side, side, side) for k, side in enumerate(sides))
+    return schedule_of([(side, side) for side in sides], sides)
 
 
 def nearest_aspect(aspect: float) -> float:
@@ -96,21 +111,14 @@ def infinity_schedule(aspect: float = 1.0, pixels: str = "1M") -> Schedule:
         raise ValueError(f"Unknown pixel budget {pixels!r}; choose one of {', '.join(PIXELS)}.")
     if not aspect > 0:
         raise ValueError(f"The aspect ratio (height to width) must be above 0, not {aspect}.")
-    maps = MAPS[nearest_aspect(aspect)][: PIXELS[pixels]]
-    return tuple(
-        Scale(k, h, w, side)
-        for k, ((h, w), side) in enumerate(zip(maps, SQUARE_SIDES, strict=False))
-    )
+    return schedule_of(MAPS[nearest_aspect(aspect)][: PIXELS[pixels]], SQUARE_SIDES)
 
 
-def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
-    """One value a scale: a list shorter than the schedule repeats its last value."""
-    if not 1 <= len(values) <= len(schedule):
+def fixed(sides: Sequence[int], aspect: float, pixels: str | None) -> Schedule:
+    """The schedule of a model with these square maps only; ValueError where another is wanted."""
+    if aspect != 1.0 or pixels is not None:
         raise ValueError(
-            f"{name} has {len(values)} values, but this picture has {len(schedule)} scales; "
-            f"give one value, or up to {len(schedule)}."
+            f"This model makes square pictures of one size (sides {', '.join(map(str, sides))}); "
+            "leave the aspect ratio at 1:1 and the pixel budget unset."
         )
-    for value in values:
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, not {value}.")
-    return tuple(values) + (values[-1],) * (len(schedule) - len(values))
+    return square(sides)

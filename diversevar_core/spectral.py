@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .methods import Method
-from .schedule import Scale, Schedule
+from .methods import Context, Method
+from .schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("model", "block")
@@ -74,15 +74,16 @@ class DiverseVAR(Method):
         if self.site not in SITES:
             raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
 
-    def check(self, schedule: Schedule) -> None:
-        """Raise ValueError where a side is not in the schedule."""
-        known = [scale.side for scale in schedule]
+    def begin(self, context: Context) -> DiverseVAR:
+        """Raises ValueError where a side is not in the schedule."""
+        known = [scale.side for scale in context.schedule]
         for side in self.sides or ():
             if side not in known:
                 raise ValueError(
                     f"This picture has no token map of side {side}; "
                     f"its sides are {', '.join(map(str, known))}."
                 )
+        return self
 
     def acts_on(self, scale: Scale) -> bool:
         """Whether the map is one of ``sides``."""

@@ -10,6 +10,7 @@ from . import (
     encode_text,
     folders,
     load,
+    lora,
     measure,
     sample,
     spectral,
@@ -18,6 +19,7 @@ from . import (
 
 NODES = [
     *load.NODES,
+    *lora.NODES,
     *encode_text.NODES,
     *class_label.NODES,
     *sample.NODES,

@@ -25,7 +25,7 @@ class Decode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae) -> io.NodeOutput:
-        channels = host.tokenizer_of(vae).autoencoder_config.latent
+        channels = host.tokenizer_of(vae).token_kind.channels
         if samples["samples"].shape[1] != channels:
             raise ValueError(
                 f"The latent has {samples['samples'].shape[1]} channels, but this tokenizer reads "

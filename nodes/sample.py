@@ -1,17 +1,22 @@
 """The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.families.infinity import Infinity, Text
-from ..diversevar_core.families.var import VAR
+from ..diversevar_core.conditions import Condition, Labels, Text
+from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.sampler import Settings, free_early, sample
+from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
+from ..diversevar_core.sampler import sample
 from ..diversevar_core.schedule import PIXELS, Schedule
+from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.spectral import calibrated
+from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 from . import host
 from .class_label import LABEL
-from .encode import SCHEDULE, TOKEN_MAPS
+from .encode import fit_mask
 from .load import VARModel
 from .spectral import Method
 
@@ -163,13 +168,14 @@ class Sampler(io.ComfyNode):
                 io.Latent.Input(
                     "picture",
                     optional=True,
-                    tooltip="From VAR Encode: a picture to vary or to paint into. It decides the "
-                    "shape.",
+                    tooltip="From VAR Encode or VAE Encode: a picture to vary or to draw into, or "
+                    "one for every picture of the batch. It decides the shape.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the picture is painted anew; elsewhere it keeps its tokens.",
+                    tooltip="Where the picture is drawn again; elsewhere it keeps its tokens. "
+                    "Takes the place of the mask in the latent.",
                 ),
                 io.Int.Input(
                     "keep_side",
@@ -208,71 +214,80 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        methods = [method or calibrated(diversity), host.Interruptible()]
+        methods = [method or calibrated(diversity)]
         tokenizer = host.tokenizer_of(vae)
-        if picture is not None:
-            schedule = schedule_of(picture)
-            methods.append(Keep(picture[TOKEN_MAPS], keep_side, mask))
-        elif isinstance(network, VAR):
-            schedule = network.schedule()
-        else:
+        check_pair(network, tokenizer)
+        if picture is None:
+            if mask is not None or keep_side > 0:
+                raise ValueError("mask and keep_side need a picture; connect VAR Encode to it.")
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
-        settings = settings_of(network, cfg, tau, top_k, top_p)
-        settings = free_early(settings, schedule, guide_from)
-        device = host.to_device(model, vae, schedule, batch_size)
+        else:
+            schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
+        settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
+        guided = any(g != 1 for g, _ in guidance(settings, schedule))
+        device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
-        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
-        return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+        if picture is not None:
+            mask = picture.get("noise_mask") if mask is None else mask
+            if mask is not None:
+                mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
+            features = picture["samples"].to(device).float()
+            methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
+        seeds = range(seed, seed + batch_size)
+        steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
+        return io.NodeOutput({"samples": host.watch(model, steps, schedule, vae)})
 
 
-def schedule_of(picture: dict) -> Schedule:
-    """The token maps of an encoded picture."""
-    if TOKEN_MAPS not in picture:
-        raise ValueError("This latent has no tokens to keep; connect VAR Encode to picture.")
-    pictures = len(picture[TOKEN_MAPS][0])
-    if pictures > 1:
+def schedule_of_latent(
+    network: Family, tokenizer: Tokenizer, samples: torch.Tensor, batch: int
+) -> Schedule:
+    """The token maps of an encoded picture (1 or B, D, H, W)."""
+    channels = tokenizer.token_kind.channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise ValueError(
-            f"picture was encoded from {pictures} pictures and takes one; put Image From Batch "
-            "before VAR Encode."
+            f"picture has {samples.shape[1]} channels and this model's have {channels}; it comes "
+            "from another kind of model: connect VAR Encode."
         )
-    return picture[SCHEDULE]
+    if len(samples) not in (1, batch):
+        raise ValueError(
+            f"picture holds {len(samples)} pictures and batch_size is {batch}; give one picture, "
+            "or one for each of the batch."
+        )
+    patch = patch_of(network, tokenizer)
+    return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
 
 
 def settings_of(
-    network: VAR | Infinity, cfg: float, tau: float, top_k: int, top_p: float
+    network: Family, cfg: float, tau: float, top_k: int, top_p: float, guide_from: int
 ) -> Settings:
     """The sampler's numbers, with the model's official one wherever the widget says 0."""
     own = network.defaults()
-    return Settings(
-        cfg=(cfg or own.cfg,),
-        cfg_schedule=own.cfg_schedule,
-        tau=(tau or own.tau,),
+    return replace(
+        own,
+        cfg=(cfg,) if cfg else own.cfg,
+        tau=(tau,) if tau else own.tau,
         top_k=top_k or own.top_k,
         top_p=top_p or own.top_p,
+        guide_from=guide_from,
     )
 
 
 def condition_of(
-    network: VAR | Infinity,
+    network: Family,
     positive: list,
     negative: list | None,
     batch: int,
     device: torch.device,
-) -> torch.Tensor | Text:
+) -> Condition:
     """What every picture shows, as the model reads it."""
-    if isinstance(network, VAR):
-        return labels(positive, network.config.classes, batch).to(device)
-    return text(positive, negative, batch, device)
-
-
-def labels(positive: list, classes: int, batch: int) -> torch.Tensor:
-    """The class of every picture, from a VAR Class Label's conditioning."""
+    if network.reads is Text:
+        return text(positive, negative, batch, device)
     label = positive[0][1].get(LABEL)
     if label is None:
         raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
-    if label >= classes:
-        raise ValueError(f"This model has no class {label}; the last is {classes - 1}.")
-    return torch.full((batch,), label)
+    if negative is not None:
+        raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
+    return Labels(torch.full((batch,), label, device=device))
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:

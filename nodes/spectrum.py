@@ -1,9 +1,11 @@
 """What diversity does to singular values, as a picture."""
 
+from itertools import islice
+
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.spectra import Spectra
-from ..diversevar_core.plot import spectrum_plot
+from ..diversevar_core.plot import SIDES, shown_blocks, spectrum_plot
 from ..diversevar_core.sampler import sample
 from ..diversevar_core.spectral import calibrated
 from . import host
@@ -66,11 +68,11 @@ class Spectrum(io.ComfyNode):
         schedule = network.schedule()
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
-        watched = Spectra(method or calibrated(diversity))
-        methods = [watched, host.Interruptible()]
-        settings = settings_of(network, 0, 0, 0, 0)
-        steps = sample(network, tokenizer, condition, schedule, settings, seed, False, methods)
-        host.watch(steps, schedule, vae)
+        watched = Spectra(method or calibrated(diversity), SIDES, shown_blocks(network.depth))
+        settings = settings_of(network, 0, 0, 0, 0, 0)
+        steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
+        plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
+        host.watch(model, islice(steps, len(plotted)), plotted, vae)
         return io.NodeOutput(spectrum_plot(watched.found).movedim(0, -1)[None])
 
 

@@ -14,8 +14,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from diversevar_core.conditions import Text
 from diversevar_core.families.blocks import Rotary
-from diversevar_core.families.infinity import Infinity, Text
+from diversevar_core.families.infinity import Infinity
+from diversevar_core.resize import area
 from diversevar_core.schedule import Schedule
 from diversevar_core.tokenizers.bsq import BSQ
 
@@ -40,10 +42,10 @@ def self_correcting(
     share = flipped * torch.rand(len(features), 1, 1, generator=generator)
     f_hat, targets, inputs = torch.zeros_like(features), [], []
     for scale in schedule:
-        z = F.interpolate(features - f_hat, size=(scale.h, scale.w), mode="area")
+        z = area(features - f_hat, scale.h, scale.w)
         bits = rearrange(z > 0, "b d h w -> b (h w) d")
         flips = torch.rand(bits.shape, generator=generator) < share
-        f_hat, shown = tokenizer.accumulate(f_hat, bits ^ flips.to(bits.device), scale, schedule)
+        f_hat, shown = tokenizer.accumulate(f_hat, bits ^ flips.to(bits.device), scale)
         targets.append(bits)
         inputs.append(shown)
     return Batch(torch.cat(targets, dim=1), torch.cat(inputs[:-1], dim=1))
@@ -51,7 +53,7 @@ def self_correcting(
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
     """Rotary angles of all maps in a row, each (L, head_dim / 2)."""
-    maps = [model.rotary(scale, schedule, device) for scale in schedule]
+    maps = [model.rotary(scale, device) for scale in schedule]
     return tuple(torch.cat(parts) for parts in zip(*maps, strict=True))
 
 

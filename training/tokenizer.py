@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diversevar_core.resize import area
 from diversevar_core.schedule import Schedule, square
 from diversevar_core.tokenizers.autoencoder import AutoencoderConfig, ResnetBlock
 from diversevar_core.tokenizers.bsq import BSQ, resize
@@ -43,7 +44,7 @@ def summed(tokenizer: BSQ, bits: list[Tensor], schedule: Schedule) -> Tensor:
     """The sum of all maps' codes, (B, d, H, W)."""
     f_hat = None
     for scale, tokens in zip(schedule, bits, strict=True):
-        f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
+        f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
     return f_hat
 
 
@@ -59,7 +60,7 @@ def entropy_term(
     """Mean entropy of a bit minus the entropy of its mean over pictures: decided, evenly used."""
     rest, terms = features, []
     for scale, tokens in zip(schedule, bits, strict=True):
-        unit = F.normalize(F.interpolate(rest, size=(scale.h, scale.w), mode="area"), dim=1)
+        unit = F.normalize(area(rest, scale.h, scale.w), dim=1)
         p = torch.sigmoid(2 * SHARPNESS * unit / unit.shape[1] ** 0.5)
         terms.append(entropy(p).mean() - entropy(p.mean(dim=0)).mean())
         rest = rest - resize(tokenizer.codes(tokens, scale), *features.shape[-2:])
@@ -109,7 +110,8 @@ def losses(
 @torch.no_grad()
 def reconstruct(tokenizer: BSQ, pictures: Tensor, schedule: Schedule) -> Tensor:
     """Pictures (B, 3, H, W) through bits and back."""
-    return tokenizer.decode(summed(tokenizer, tokenizer.encode(pictures, schedule), schedule))
+    bits = tokenizer.quantize_maps(tokenizer.features(pictures), schedule)
+    return tokenizer.decode(summed(tokenizer, bits, schedule))
 
 
 def to_pixels(made: Tensor) -> Tensor:

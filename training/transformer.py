@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from diversevar_core.checkpoints import load_tokenizer
-from diversevar_core.families.infinity import Infinity, InfinityConfig, Text
-from diversevar_core.sampler import Settings, sample
+from diversevar_core.conditions import Text
+from diversevar_core.families.infinity import Infinity, InfinityConfig
+from diversevar_core.sampler import sample
 from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 from diversevar_core.t5 import T5Encoder, read_config
 from diversevar_core.text import MAX_TOKENS, TextEncoder, rename
 from diversevar_core.tokenizers.bsq import BSQ
@@ -92,7 +94,8 @@ def sample_sheet(model: Infinity, tokenizer: BSQ, text: TextEncoder, path: Path)
     """Eight prompts by rows of six seeds, at guidance 3 and temperature 1."""
     prompts = [prompt for prompt in SAMPLED for _ in range(6)]
     settings = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.97)
-    steps = sample(model, tokenizer, Text(text(prompts)), model.schedule(), settings, SEED)
+    seeds = range(SEED, SEED + len(prompts))
+    steps = sample(model, tokenizer, Text(text(prompts)), model.schedule(), settings, seeds)
     pixels = to_pixels(tokenizer.decode(list(steps)[-1].f_hat)).cpu()
     contact_sheet(pixels.numpy(), 12).save(path)
 

@@ -27,8 +27,7 @@ Rotary = tuple[Tensor, Tensor]
 class KVCache:
     """One block's keys and values for the maps of a picture, in one allocation.
 
-    tokens: room for this many, the sum over the schedule but for its last map, which nobody reads
-    again: a picture's largest map costs no memory, and the rest is free once the block has seen it.
+    tokens: room for this many: all maps but the last, whose keys and values nobody reads again.
     """
 
     def __init__(self, tokens: int):
@@ -38,8 +37,7 @@ class KVCache:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, n, c) keys and values; return all there are so far."""
         if self.filled == self.room:
-            before_k, before_v, self.k, self.v = self.k, self.v, None, None
-            return (k, v) if before_k is None else (cat(before_k, k), cat(before_v, v))
+            return (k, v) if self.k is None else (cat(self.k, k), cat(self.v, v))
         if self.k is None:
             rows, heads, _, c = k.shape
             self.k, self.v = k.new_empty(2, rows, heads, self.room, c)
@@ -47,6 +45,13 @@ class KVCache:
         self.k[:, :, start : self.filled] = k
         self.v[:, :, start : self.filled] = v
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
+
+    def fork(self) -> KVCache:
+        """A copy that goes on without changing this one."""
+        copy = KVCache(self.room)
+        if self.k is not None:
+            copy.filled, copy.k, copy.v = self.filled, self.k.clone(), self.v.clone()
+        return copy
 
 
 def cat(before: Tensor, new: Tensor) -> Tensor:

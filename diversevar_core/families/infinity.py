@@ -7,10 +7,9 @@ combination of options that its releases use.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -19,23 +18,15 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..attention import Attention, sdpa
-from ..schedule import MAPS, PIXELS, Scale, Schedule, infinity_schedule, nearest_aspect, square
-from . import Defaults
+from ..conditions import Text
+from ..schedule import MAPS, PIXELS, Scale, Schedule, fixed, infinity_schedule, nearest_aspect
+from ..settings import Settings
 from .blocks import EPS, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
+from .family import Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
-
-
-class Text(NamedTuple):
-    """Text features of a batch: a tensor (length, Ct) a picture, padding dropped.
-
-    negative: features to steer away from; None uses the model's own unconditional rows.
-    """
-
-    positive: Sequence[Tensor]
-    negative: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,6 @@ class InfinityConfig:
 class InfinityState:
     """One batch of pictures in flight: what the blocks remember from scale to scale."""
 
-    schedule: Schedule
     guided: bool
     caches: list[KVCache]
     rotary: Rotary | None = None  # of the current map
@@ -77,17 +67,9 @@ class InfinityState:
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
     memories: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # text keys, values
 
-
-def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official keys -> this module's: block_chunks.i.module.j becomes blocks.n."""
-    places = sorted({chunk_place(key) for key in state_dict} - {None})
-    order = {place: n for n, place in enumerate(places)}
-    return {
-        key
-        if chunk_place(key) is None
-        else f"blocks.{order[chunk_place(key)]}.{key.split('.', 4)[4]}": tensor
-        for key, tensor in state_dict.items()
-    }
+    def fork(self) -> InfinityState:
+        caches = [cache.fork() for cache in self.caches]
+        return replace(self, caches=caches, memories=dict(self.memories))
 
 
 def chunk_place(key: str) -> tuple[int, int] | None:
@@ -181,8 +163,11 @@ class Block(nn.Module):
         return x + gamma2 * h
 
 
-class Infinity(nn.Module):
+class Infinity(Family):
     """The transformer; parameter names are the official ones, the chunks' blocks in one list."""
+
+    name = "Infinity"
+    reads = Text
 
     def __init__(
         self,
@@ -194,6 +179,10 @@ class Infinity(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(2, config.bits)
+        self.depth, self.width = config.depth, config.width
+        if config.sides is None:
+            self.aspects, self.budgets = MAPS, PIXELS
         where = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
@@ -216,6 +205,22 @@ class Infinity(nn.Module):
         )
         self.head_nm = HeadNorm(width, operations, device)
         self.head = operations.Linear(width, 2 * config.bits, **exact)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return {"text_norm.weight", "word_embed.weight"} <= set(keys)
+
+    @classmethod
+    def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official keys -> this module's: block_chunks.i.module.j becomes blocks.n."""
+        places = sorted({chunk_place(key) for key in state_dict} - {None})
+        order = {place: n for n, place in enumerate(places)}
+        return {
+            key
+            if chunk_place(key) is None
+            else f"blocks.{order[chunk_place(key)]}.{key.split('.', 4)[4]}": tensor
+            for key, tensor in state_dict.items()
+        }
 
     @classmethod
     def read_config(
@@ -254,44 +259,24 @@ class Infinity(nn.Module):
             pixels=pixels,
         )
 
-    @property
-    def choices(self) -> int:
-        """What is drawn from: a bit's two values."""
-        return 2
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
-
-    def defaults(self) -> Defaults:
+    def defaults(self) -> Settings:
         """The settings of the official 2B script."""
-        return Defaults(cfg=4.0, cfg_schedule="flat", tau=0.5, top_k=900, top_p=0.97)
+        return Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps of a picture of this aspect (height / width) and pixel budget.
-
-        ValueError where the model has maps of its own and another shape is asked for.
-        """
         if self.config.sides is None:
             return infinity_schedule(aspect, pixels or self.config.pixels)
-        if aspect != 1.0 or pixels is not None:
-            raise ValueError(
-                f"This model makes square pictures of one size (sides {self.config.sides}); "
-                "leave the aspect ratio at 1 and the pixel budget unset."
-            )
-        return square(self.config.sides)
+        return fixed(self.config.sides, aspect, pixels)
 
-    def rotary(self, scale: Scale, schedule: Schedule, device: torch.device) -> Rotary:
+    def rotary(self, scale: Scale, device: torch.device) -> Rotary:
         """Cosines and sines (h * w, head_dim / 2) for one map.
 
         Half of the angles turn with the row, half with the column.
         """
-        last = schedule[-1]
         c = self.config.width // self.config.heads
         rows, columns = torch.arange(scale.h), torch.arange(scale.w)
         if self.config.full_map_positions:
-            full_h, full_w = MAPS[nearest_aspect(last.h / last.w)][-1]
+            full_h, full_w = MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
             rows = (rows * (full_h / scale.h)).round()
             columns = (columns * (full_w / scale.w)).round()
         frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, c // 2, 2).float() / (c // 2))
@@ -305,15 +290,9 @@ class Infinity(nn.Module):
         return angles.cos(), angles.sin()
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
-        """State for new pictures; ``guided`` adds a row of negative text to every picture's."""
-        tokens = sum(scale.tokens for scale in schedule[:-1])
-        return InfinityState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
+        return InfinityState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
 
     def condition(self, state: InfinityState, text: Text) -> None:
-        """Set the text: start vector, modulation terms, and what cross-attention looks at.
-
-        ValueError where the features are not as wide as the model's.
-        """
         rows = list(text.positive)
         if state.guided:
             own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
@@ -339,13 +318,11 @@ class Infinity(nn.Module):
 
     def norm_text(self, text: Tensor) -> Tensor:
         """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        return F.rms_norm(
-            text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
-        )
+        text = text.float()
+        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
     def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, bits), None for the first map."""
-        state.rotary = self.rotary(scale, state.schedule, state.condition.device)
+        state.rotary = self.rotary(scale, state.condition.device)
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
@@ -354,7 +331,6 @@ class Infinity(nn.Module):
         return x + self.level(scale, x.device)
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map, (rows, n, C)."""
         block = self.blocks[i]
         if i not in state.memories:
             state.memories[i] = block.ca.memory(state.text)
@@ -369,5 +345,4 @@ class Infinity(nn.Module):
         return self.lvl_embed(torch.tensor([scale.k], device=device)).float()
 
     def logits(self, state: InfinityState, x: Tensor) -> Tensor:
-        """(rows, n, C) -> (rows, n, bits * 2) float32; fewer rows are the state's first ones."""
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

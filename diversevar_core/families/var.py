@@ -5,8 +5,8 @@ Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of Foundatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -14,9 +14,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
-from ..schedule import Scale, Schedule, square
-from . import Defaults
+from ..conditions import Labels
+from ..schedule import Scale, Schedule, fixed, square
+from ..settings import Settings
 from .blocks import FeedForward, HeadNorm, KVCache, SelfAttention, modulate
+from .family import Family, TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -47,11 +49,13 @@ class VARConfig:
 class VARState:
     """One batch of pictures in flight: what the blocks remember from scale to scale."""
 
-    schedule: Schedule
     guided: bool
     caches: list[KVCache]
     condition: Tensor | None = None  # (rows, C) float32
     shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
+
+    def fork(self) -> VARState:
+        return replace(self, caches=[cache.fork() for cache in self.caches])
 
 
 class Block(nn.Module):
@@ -86,8 +90,11 @@ class Block(nn.Module):
         return x + gamma2 * h
 
 
-class VAR(nn.Module):
+class VAR(Family):
     """The transformer; parameter names are those of the official checkpoints."""
+
+    name = "VAR"
+    reads = Labels
 
     def __init__(
         self,
@@ -99,6 +106,8 @@ class VAR(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(config.codebook, config.features)
+        self.depth, self.width = config.depth, config.width
         where = {"device": device, "dtype": dtype}
         width, maps = config.width, square(config.sides)
         self.word_embed = operations.Linear(config.features, width, **where)
@@ -114,6 +123,10 @@ class VAR(nn.Module):
         )
         self.head_nm = HeadNorm(width, operations, device)
         self.head = operations.Linear(width, config.codebook, device=device, dtype=torch.float32)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return {"pos_1LC", "word_embed.weight"} <= set(keys)
 
     @classmethod
     def read_config(
@@ -144,54 +157,40 @@ class VAR(nn.Module):
             shared_ada="shared_ada_lin.1.weight" in state_dict,
         )
 
-    @property
-    def choices(self) -> int:
-        """What a token is drawn from: the codebook's rows."""
-        return self.config.codebook
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
-
-    def defaults(self) -> Defaults:
+    def defaults(self) -> Settings:
         """The settings of the official demo."""
-        return Defaults(cfg=4.0, cfg_schedule="ramp", tau=1.0, top_k=900, top_p=0.95)
+        return Settings(cfg=(4.0,), cfg_schedule="ramp", tau=(1.0,), top_k=900, top_p=0.95)
 
-    def schedule(self) -> Schedule:
-        """The token maps that the model was trained on."""
-        return square(self.config.sides)
+    def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
+        return fixed(self.config.sides, aspect, pixels)
 
     def start(self, schedule: Schedule, guided: bool) -> VARState:
-        """State for new pictures; ``guided`` adds a row without condition to every picture's."""
-        tokens = sum(scale.tokens for scale in schedule[:-1])
-        return VARState(schedule, guided, [KVCache(tokens) for _ in self.blocks])
+        return VARState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
 
-    def condition(self, state: VARState, labels: Tensor) -> None:
-        """Set the classes: labels (B,), 0-based."""
+    def condition(self, state: VARState, condition: Labels) -> None:
+        labels, classes = condition.labels, self.config.classes
+        if not 0 <= labels.min() <= labels.max() < classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"There is no class {wrong}; the last is {classes - 1}.")
         if state.guided:
-            labels = torch.cat((labels, torch.full_like(labels, self.config.classes)))
+            labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()
         if self.config.shared_ada:
             flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
             state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
 
     def embed(self, state: VARState, features: Tensor | None, scale: Scale) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map."""
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
-        begin = sum(before.tokens for before in state.schedule[: scale.k])
-        position = self.pos_1LC[:, begin : begin + scale.tokens].to(x)
+        position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
         level = self.lvl_embed(torch.tensor([scale.k], device=x.device)).to(x)
         return x + (level + position)
 
     def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map, (rows, n, C)."""
         return self.blocks[i](x, state, state.caches[i])
 
     def logits(self, state: VARState, x: Tensor) -> Tensor:
-        """(rows, n, C) -> (rows, n, V) float32; fewer rows than the state's are its first ones."""
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -8,37 +8,36 @@ so that all later maps answer to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..schedule import Scale, Schedule
-from . import Method
+from ..resize import area
+from ..schedule import Scale
+from . import Context, Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keep(Method):
-    """Keep the maps up to a side, and everywhere outside a mask.
+    """Keep the maps up to a side, and everywhere outside a mask."""
 
-    maps: tokens (1, n) or bits (1, n, bits) of every map, as the tokenizers encode a picture.
-    side: maps of at most this side are kept whole; 0 keeps none. mask: (1, H, W), 1 where the
-    picture is painted anew and 0 where it stays; None paints all of it anew.
-    """
+    maps: Sequence[Tensor]  # tokens (1 or B, n) or bits (1 or B, n, bits) of every map
+    side: int = 0  # maps of at most this side are kept whole; 0 keeps none
+    mask: Tensor | None = None  # (1 or B, H, W), above 0 where the picture is drawn; None is all
 
-    maps: Sequence[Tensor]
-    side: int = 0
-    mask: Tensor | None = None
-
-    def check(self, schedule: Schedule) -> None:
-        """Raise ValueError where the picture's maps are not the schedule's."""
-        ours, theirs = [m.shape[1] for m in self.maps], [scale.tokens for scale in schedule]
+    def begin(self, context: Context) -> Keep:
+        """Raises ValueError where the picture's maps are not the schedule's."""
+        ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
             raise ValueError(
                 f"The encoded picture has token maps of {ours} tokens, but this picture's have "
                 f"{theirs}; encode it with this model and the same shape."
             )
+        places = list(context.places)
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[places]
+        maps = [m if len(m) == 1 else m[places] for m in self.maps]
+        return replace(self, maps=maps, mask=mask)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
         kept = self.maps[scale.k].to(tokens)
@@ -46,7 +45,7 @@ class Keep(Method):
             return kept.expand_as(tokens)
         if self.mask is None:
             return tokens
-        # a token is painted anew where the mask touches any of its pixels
-        anew = F.adaptive_max_pool2d(self.mask[:, None].float(), (scale.h, scale.w)) > 0
-        anew = anew.flatten(1).to(tokens.device)
-        return torch.where(anew if tokens.ndim == 2 else anew[..., None], tokens, kept)
+        # a token is drawn where the mask touches any of its pixels
+        drawn = area(self.mask[:, None].float(), scale.h, scale.w) > 0
+        drawn = drawn.flatten(1).to(tokens.device)
+        return torch.where(drawn if tokens.ndim == 2 else drawn[..., None], tokens, kept)

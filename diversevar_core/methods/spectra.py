@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..schedule import Scale
-from . import Method
+from . import Context, Method
 
 MODEL = -1  # in place of a block's number: the whole transformer
 
@@ -25,17 +25,22 @@ class Place(NamedTuple):
 class Spectra(Method):
     """Runs ``method`` and keeps, of the first picture, what it did to every feature map.
 
-    found: place -> singular values (min(n, C),) before and after the method, descending. Only the
-    hooks that see a feature map are passed on.
+    found: place -> singular values (min(n, C),) before and after the method, descending, for maps
+    of ``sides`` in ``blocks``. Only the hooks that see a feature map are passed on.
     """
 
-    def __init__(self, method: Method):
-        self.method = method
+    def __init__(self, method: Method, sides: Collection[int], blocks: Collection[int]):
+        self.method, self.sides, self.blocks = method, sides, blocks
         self.found: dict[Place, tuple[Tensor, Tensor]] = {}
 
+    def begin(self, context: Context) -> Spectra:
+        self.method = self.method.begin(context)
+        return self
+
     def note(self, place: Place, before: Tensor, after: Tensor) -> None:
-        values = (torch.linalg.svdvals(x[0].double().cpu()) for x in (before, after))
-        self.found[place] = tuple(values)
+        if place.side in self.sides and place.block in {MODEL, *self.blocks}:
+            values = (torch.linalg.svdvals(x[0].cpu().double()) for x in (before, after))
+            self.found[place] = tuple(values)
 
     def input(self, x: Tensor, scale: Scale) -> Tensor:
         changed = self.method.input(x, scale)

@@ -7,7 +7,7 @@ smoothed by a small convolution and summed, are ``f_hat``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -17,9 +17,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..families.family import TokenKind
+from ..resize import area
 from ..schedule import Scale, Schedule
 from .autoencoder import AutoencoderConfig, Decoder, Encoder
 from .autoencoder import read_config as read_autoencoder_config
+from .tokenizer import Tokenizer
 
 SMOOTHING = 0.5  # the share of the convolution in phi
 
@@ -45,27 +48,30 @@ class Quantizer(nn.Module):
             operations.Conv2d(d, d, 3, padding=1, **where) for _ in range(config.phis)
         )
 
-    def phi(self, h: Tensor, scale: Scale, schedule: Schedule) -> Tensor:
+    def phi(self, h: Tensor, scale: Scale) -> Tensor:
         """Half the upsampled map, half its convolution by the phi whose tick is nearest."""
         count = len(self.quant_resi.qresi_ls)
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
         ticks = np.linspace(margin, 1 - margin, count)
-        nearest = int(np.argmin(np.abs(ticks - scale.k / schedule[-1].k)))
+        nearest = int(np.argmin(np.abs(ticks - scale.progress)))
         return (1 - SMOOTHING) * h + SMOOTHING * self.quant_resi.qresi_ls[nearest](h)
 
 
-class VQVAE(nn.Module):
+class VQVAE(Tokenizer):
     """Pictures <-> maps of codebook indices <-> features."""
+
+    name = "VAR"
 
     def __init__(
         self,
         config: VQVAEConfig,
         operations: ModuleType = nn,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.dtype, self.stride = config, dtype, config.autoencoder.stride
+        self.token_kind = TokenKind(config.codebook, config.autoencoder.latent)
         where = {"device": device, "dtype": dtype}
         d = config.autoencoder.latent
         self.encoder = Encoder(config.autoencoder, operations, **where)
@@ -76,8 +82,11 @@ class VQVAE(nn.Module):
         self.quantize = Quantizer(config, operations, device=device, dtype=torch.float32)
 
     @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return {"quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight"} <= set(keys)
+
+    @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> VQVAEConfig:
-        """Read the configuration off the shapes of an official state dict."""
         phis = sum(key.startswith("quantize.quant_resi.qresi_ls.") for key in state_dict) // 2
         return VQVAEConfig(
             autoencoder=read_autoencoder_config(state_dict),
@@ -87,68 +96,38 @@ class VQVAE(nn.Module):
 
     def embed(self, tokens: Tensor, scale: Scale) -> Tensor:
         """Token map (B, h*w) -> codebook rows (B, D, h, w)."""
-        return rearrange(self.quantize.embedding(tokens), "b (h w) d -> b d h w", h=scale.h)
+        rows = self.quantize.embedding(tokens).float()
+        return rearrange(rows, "b (h w) d -> b d h w", h=scale.h)
 
-    def lift(self, rows: Tensor, scale: Scale, schedule: Schedule) -> Tensor:
+    def lift(self, rows: Tensor, scale: Scale) -> Tensor:
         """Codebook rows (B, D, h, w) -> what they add to f_hat (B, D, H, W)."""
-        last = schedule[-1]
-        if scale.k < last.k:
-            rows = F.interpolate(rows, size=(last.h, last.w), mode="bicubic")
-        return self.quantize.phi(rows, scale, schedule)
+        if not scale.last:
+            rows = F.interpolate(rows, size=scale.full, mode="bicubic")
+        return self.quantize.phi(rows, scale)
 
     def accumulate(
-        self, f_hat: Tensor | None, tokens: Tensor, scale: Scale, schedule: Schedule
+        self, f_hat: Tensor | None, tokens: Tensor, scale: Scale
     ) -> tuple[Tensor, Tensor | None]:
-        """Add one map to the sum.
-
-        f_hat: the sum of the coarser maps (B, D, H, W), None before the first.
-        tokens: indices (B, h*w), or a mixture of codebook rows as weights (B, h*w, V).
-        Returns the new sum and the next map's input features (B, h'*w', D), None at the end.
-        """
-        if tokens.is_floating_point():
+        if tokens.is_floating_point():  # a mixture of codebook rows, as weights (B, h*w, V)
             mixed = tokens @ self.quantize.embedding.weight.to(tokens)
             rows = rearrange(mixed, "b (h w) d -> b d h w", h=scale.h)
         else:
             rows = self.embed(tokens, scale)
-        lifted = self.lift(rows, scale, schedule)
+        lifted = self.lift(rows, scale)
         f_hat = lifted if f_hat is None else f_hat + lifted
-        if scale.k == schedule[-1].k:
+        if scale.last:
             return f_hat, None
-        after = schedule[scale.k + 1]
-        features = F.interpolate(f_hat, size=(after.h, after.w), mode="area")
-        return f_hat, rearrange(features, "b d h w -> b (h w) d")
-
-    @property
-    def autoencoder_config(self) -> AutoencoderConfig:
-        """Widths of the encoder and decoder."""
-        return self.config.autoencoder
+        return f_hat, rearrange(area(f_hat, *scale.next), "b d h w -> b (h w) d")
 
     def features(self, image: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
-        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
-
-    def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Picture (B, 3, H, W) in -1..1 -> token maps, (B, h*w) each.
-
-        Raises ValueError where the picture's size is not the schedule's.
-        """
-        last, stride = schedule[-1], self.config.autoencoder.stride
-        if image.shape[-2:] != (last.h * stride, last.w * stride):
-            raise ValueError(
-                f"The picture is {image.shape[-1]} x {image.shape[-2]} pixels, but these scales "
-                f"need {last.w * stride} x {last.h * stride}; resize it first."
-            )
-        return self.quantize_maps(self.features(image), schedule)
+        return self.quant_conv(self.encoder(image.to(self.dtype))).float()
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Encoder features (B, D, H, W) -> token maps, (B, h*w) each."""
         rest, maps = features, []
         for scale in schedule:
-            z = rest
-            if scale.k < schedule[-1].k:
-                z = F.interpolate(rest, size=(scale.h, scale.w), mode="area")
+            z = rest if scale.last else area(rest, scale.h, scale.w)
             tokens = self.nearest(rearrange(z, "b d h w -> b (h w) d"))
-            rest = rest - self.lift(self.embed(tokens, scale), scale, schedule)
+            rest = rest - self.lift(self.embed(tokens, scale), scale)
             maps.append(tokens)
         return maps
 
@@ -159,5 +138,4 @@ class VQVAE(nn.Module):
         return distance.argmin(-1)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """Summed features (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
-        return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))

@@ -1,13 +1,12 @@
 """Checkpoints of the reference cases, written once."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cases import REFERENCE, Case, write_case, write_text_encoder
 
-ROOT = Path(__file__).parents[2]
+from diversevar_core.__main__ import main
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +36,16 @@ def text_encoder(folder) -> Path:
 
 
 @pytest.fixture
-def command_line():
-    """Run ``python -m diversevar_core`` with these arguments; returns the finished process."""
+def command_line(capsys):
+    """Run the command line with these arguments; returns its exit code and what it said."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "diversevar_core", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        code, error = 0, ""
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code, error = (end.code, "") if isinstance(end.code, int) else (1, end.code)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err + error)
 
     return run

@@ -54,8 +54,8 @@ def test_bad_input_is_told_in_one_sentence(command_line, common, changes, words)
 
 def test_wrong_tokenizer_names_both(command_line, common, var_case):
     done = command_line("sample", *options(common, vq=var_case.tokenizer))
-    assert "needs the tokenizer Infinity's, with 16 bits" in done.stderr
-    assert "was given VAR's, with 64 rows of 16" in done.stderr
+    assert "needs Infinity's tokenizer with 16 bits" in done.stderr
+    assert "was given VAR's with a codebook of 64 rows of 16" in done.stderr
 
 
 def test_class_that_is_not_there(command_line, var_case, tmp_path):

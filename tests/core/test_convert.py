@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from diversevar_core.__main__ import parser, prepare
-from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.checkpoints import compute_dtype, load_model, load_tokenizer
 from diversevar_core.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.files import CheckpointError
 from diversevar_core.text import load_text_encoder
@@ -39,7 +39,7 @@ def pixels(case, folder, **files):
     for name, path in files.items():
         setattr(args, name, path)
     job = prepare(args)
-    steps = job.run([])
+    steps = job.run(job.settings, [])
     return steps[-1].f_hat, job.picture(steps)
 
 
@@ -218,6 +218,8 @@ def test_values_are_what_torch_makes_of_them(dtype, tensors, infinity_case, tmp_
     assert model.config == plain.config
     size = (tmp_path / "m.safetensors").stat().st_size / infinity_case.model.stat().st_size
     assert size < {"bf16": 0.62, "fp16": 0.62, "fp8": 0.45}[dtype]
+    on_a_card = {"bf16": BF16, "fp16": FP16, "fp8": BF16}[dtype]  # float8 is no type to compute in
+    assert compute_dtype(found, "cuda") == on_a_card
 
 
 def test_values_that_do_not_fit_are_refused(tensors, tmp_path):

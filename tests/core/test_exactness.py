@@ -84,11 +84,11 @@ def test_infinity_tokenizer_is_the_originals(infinity_case):
 
 def check_encoding(tokenizer, schedule, pixels, expected, kind):
     with torch.no_grad():
-        maps, f_hat = tokenizer.encode(pixels, schedule), None
+        maps, f_hat = tokenizer.quantize_maps(tokenizer.features(pixels), schedule), None
         for scale, tokens in zip(schedule, maps, strict=True):
             want = expected[f"encode.{kind}.{scale.k}"].long()
             assert torch.equal(tokens.reshape(want.shape), want)
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale, schedule)
+            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
         image = to_image(tokenizer.decode(f_hat)) * 2 - 1
     want = expected["encode.reconstruction"]
     stride = image.shape[-1] // want.shape[-1]

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.families.infinity import Text
+from diversevar_core.conditions import Text
 from diversevar_core.methods.keep import Keep
-from diversevar_core.sampler import Settings, sample
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
 
@@ -21,13 +22,13 @@ def maps(pair):
     model, tokenizer = pair
     pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(3)) * 2 - 1
     with torch.no_grad():
-        return tokenizer.encode(pixels, model.schedule())
+        return tokenizer.quantize_maps(tokenizer.features(pixels), model.schedule())
 
 
 def tokens(pair, method):
     model, tokenizer = pair
     text = Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * 2)
-    steps = sample(model, tokenizer, text, model.schedule(), SETTINGS, 0, False, [method])
+    steps = sample(model, tokenizer, text, model.schedule(), SETTINGS, [0, 1], methods=[method])
     return [step.tokens for step in steps]
 
 

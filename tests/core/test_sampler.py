@@ -7,10 +7,11 @@ import torch
 
 from diversevar_core.attention import eager
 from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.draw import PerImage, draw, truncate
-from diversevar_core.families.infinity import Text
 from diversevar_core.methods import Method
-from diversevar_core.sampler import Settings, free_early, sample
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
@@ -29,7 +30,8 @@ def prompts(*lengths):
 def tokens(pair, texts, seed, settings=SETTINGS, methods=(), shared=False):
     model, tokenizer = pair
     schedule = model.schedule()
-    steps = sample(model, tokenizer, Text(texts), schedule, settings, seed, shared, methods)
+    seeds = range(seed, seed + len(texts))
+    steps = sample(model, tokenizer, Text(texts), schedule, settings, seeds, shared, methods, True)
     return [step.tokens for step in steps]
 
 
@@ -46,10 +48,9 @@ def test_maps_before_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedu
     texts, schedule = prompts(4), pair[0].schedule()
     settings = replace(SETTINGS, cfg_schedule=cfg_schedule)
     free = tokens(pair, texts, 1, replace(settings, cfg=(none,), tau=(1.0,)))
-    late = tokens(pair, texts, 1, free_early(settings, schedule, 6))
+    late = tokens(pair, texts, 1, replace(settings, guide_from=6))
     same = [torch.equal(a, b) for a, b in zip(free, late, strict=True)]
     assert same == [scale.side < 6 for scale in schedule]
-    assert free_early(settings, schedule, 0).cfg == (4.0,) * len(schedule)
 
 
 def test_one_picture_is_the_same_with_either_stream(pair):
@@ -63,7 +64,7 @@ def test_the_draw_is_torchs_multinomial():
     want = torch.multinomial(
         logits.softmax(-1)[0], 1, replacement=True, generator=torch.Generator().manual_seed(7)
     )
-    assert torch.equal(draw(logits, PerImage(7, 1))[0], want[:, 0])
+    assert torch.equal(draw(logits, PerImage([7]))[0], want[:, 0])
 
 
 def test_truncation_keeps_the_likeliest():
@@ -136,7 +137,8 @@ def test_eager_attention_agrees_with_the_fused_kernel(infinity_case, pair):
     texts = prompts(5, 2)
     condition, schedule = Text(texts), model.schedule()
     steps = [
-        list(sample(m, pair[1], condition, schedule, SETTINGS, 0, True)) for m in (model, pair[0])
+        list(sample(m, pair[1], condition, schedule, SETTINGS, [0, 1], True))
+        for m in (model, pair[0])
     ]
     for ours, theirs in zip(*steps, strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-4, rtol=0)

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diversevar_core.conditions import Labels
+from diversevar_core.methods import Context
 from diversevar_core.schedule import square
 from diversevar_core.spectral import MAX_EXPONENT, DiverseVAR, reweight
 
@@ -132,5 +134,6 @@ def test_impossible_strengths_are_refused(strength):
 
 
 def test_a_side_that_is_not_there_is_refused():
+    context = Context(square((1, 2, 4)), [0], [0], Labels(torch.tensor([0])))
     with pytest.raises(ValueError, match="no token map of side 5; its sides are 1, 2, 4"):
-        DiverseVAR(ssr=1.0, sides=(5,)).check(square((1, 2, 4)))
+        DiverseVAR(ssr=1.0, sides=(5,)).begin(context)

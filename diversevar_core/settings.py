@@ -1,0 +1,89 @@
+"""How to sample: guidance, temperature and truncation, and what they are at every token map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sampling settings; a family's ``defaults()`` are its official ones.
+
+    Lists have a value a scale; a shorter one repeats its last value.
+    """
+
+    cfg: tuple[float, ...]  # guidance
+    cfg_schedule: str  # "flat" takes cfg as it is, 1 is none; "ramp": from none to 1 + cfg (VAR)
+    tau: tuple[float, ...]  # temperature
+    top_k: int  # draw from the k likeliest choices, 0 is all
+    top_p: float  # draw from the likeliest choices that reach this probability, 0 is all
+    cfg_layer: int = 0  # 0 guides the logits, -m the output of the m-th block from the end
+    more_smooth: bool = False  # blend codebook rows instead of choosing one (codebook models only)
+    guide_from: int = 0  # side of the first guided map; see ``guidance``
+
+    def check(self, depth: int, choices: int) -> None:
+        """Raise ValueError where they do not fit a model of so many blocks and choices a token."""
+        if not -depth < self.cfg_layer <= 0:
+            raise ValueError(
+                f"cfg_layer must be 0 (the logits) or -1 to {1 - depth} (a block, counted from "
+                f"the last), not {self.cfg_layer}."
+            )
+        if min(self.tau) <= 0:
+            raise ValueError(f"tau must be above 0, not {min(self.tau)}.")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise ValueError(
+                f"top_k must be 0 or more and top_p from 0 to 1, not {self.top_k} and {self.top_p}."
+            )
+        if self.more_smooth and choices == 2:
+            raise ValueError(
+                "more_smooth blends codebook rows, which a model of bits does not have; "
+                "turn it off."
+            )
+
+
+class Guidance(NamedTuple):
+    """One map's: guided = g * conditional + (1 - g) * unconditional, logits divided by tau."""
+
+    g: float
+    tau: float
+
+
+def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
+    """Guidance and temperature of every map.
+
+    The maps before ``guide_from`` are drawn as the model learned them, unguided at temperature 1.
+    Guidance and a low temperature make the first maps, which decide the idea, nearly the same for
+    every seed; the later ones follow the prompt well without their help. The sampler's form of
+    guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724).
+    """
+    if settings.cfg_schedule not in ("flat", "ramp"):
+        raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
+    values = []
+    for scale, cfg, tau in zip(
+        schedule,
+        per_scale("cfg", settings.cfg, schedule),
+        per_scale("tau", settings.tau, schedule),
+        strict=True,
+    ):
+        g = cfg if settings.cfg_schedule == "flat" else 1 + cfg * scale.progress
+        early = scale.side < settings.guide_from
+        values.append(Guidance(1.0, 1.0) if early else Guidance(g, tau))
+    return values
+
+
+def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
+    """One value a scale: a list shorter than the schedule repeats its last value."""
+    if not 1 <= len(values) <= len(schedule):
+        raise ValueError(
+            f"{name} has {len(values)} values, but this picture has {len(schedule)} scales; "
+            f"give one value, or up to {len(schedule)}."
+        )
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}.")
+    return tuple(values) + (values[-1],) * (len(schedule) - len(values))
