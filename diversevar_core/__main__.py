@@ -18,6 +18,7 @@ from torch import Tensor
 from . import included
 from .checkpoints import load_model, load_tokenizer
 from .conditions import Condition, Labels, Text
+from .convert import DTYPES, convert
 from .families.family import Family
 from .methods import Method
 from .pictures import captioned_rows, read_picture, sheet, to_pil
@@ -25,6 +26,7 @@ from .sampler import Step, sample
 from .schedule import PIXELS, Schedule, square
 from .settings import Settings
 from .spectral import SITES, DiverseVAR, calibrated
+from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
 
@@ -74,6 +76,19 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--sides", type=integers, required=True, help="of its maps, as in 1,2,4,6,8")
     two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
     two.add_argument("--trace", type=Path, help="safetensors of the token maps")
+
+    three = commands.add_parser(
+        "convert",
+        help="any checkpoint -> one safetensors file",
+        description="Write a transformer, tokenizer or text encoder as one safetensors file, with "
+        "all that loading it needs in its header.",
+    )
+    three.set_defaults(run=run_convert)
+    three.add_argument("source", metavar="IN", help="file, or folder of shards")
+    three.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    three.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the matrices (default: as stored)"
+    )
     return top
 
 
@@ -85,7 +100,7 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--text-encoder",
         default=included.TEXT_ENCODER,
-        help="T5 folder, or file with tokenizer.json beside it",
+        help="T5: folder, or file with tokenizer.json beside it or in its header",
     )
     files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     what = command.add_argument_group("what to make")
@@ -168,8 +183,6 @@ def condition_of(args: argparse.Namespace, model: Family, device: str) -> Condit
     elif args.prompt is None:
         raise ValueError(f"{model.name} paints from text; give --prompt, or --text-features.")
     else:
-        from .text import load_text_encoder  # only where there is a prompt to read
-
         encoder = load_text_encoder(args.text_encoder, device)
         given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
     positive = cycle(given.positive, args.batch, device)
@@ -292,6 +305,12 @@ def run_encode(args: argparse.Namespace) -> None:
         drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
         save_trace(args.trace, schedule, drawn)
     save_picture(args.out, image[0])
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Write one safetensors file, print the path."""
+    convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
+    print(args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

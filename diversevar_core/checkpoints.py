@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +47,8 @@ def describe(keys: Collection[str]) -> str:
         return "a text encoder"
     if any(key.startswith(("decoder.conv_in", "first_stage_model.")) for key in keys):
         return "a diffusion model's VAE"
-    return f"something else ({len(keys)} tensors, such as {', '.join(sorted(keys)[:2]) or 'none'})"
+    some = ", ".join(f"{key!r:.60}" for key in sorted(keys)[:2])  # whatever it is, on one line
+    return f"something else ({len(keys)} tensors, such as {some or 'none'})"
 
 
 def is_quantized(keys: Collection[str]) -> bool:
@@ -96,7 +98,7 @@ def build_model(
     with naming(path):
         config = family.read_config(file.tensors, file.facts)
     tensors = family.rename(file.tensors)
-    dtype = dtype or compute_dtype(max(tensors.values(), key=Tensor.numel), device)
+    dtype = dtype or compute_dtype(tensors, device)
 
     def build(operations: ModuleType, device: torch.device | str) -> Family:
         return family(config, operations, attention, device=device, dtype=dtype)
@@ -121,7 +123,7 @@ def load_tokenizer(
     tensors = kind.rename(file.tensors)
     with naming(path):
         config = kind.read_config(tensors)
-    dtype = dtype or compute_dtype(max(tensors.values(), key=Tensor.numel), device)
+    dtype = dtype or compute_dtype(tensors, device)
 
     def build(operations: ModuleType, device: torch.device | str) -> Tokenizer:
         return kind(config, operations, device=device, dtype=dtype)
@@ -129,11 +131,18 @@ def load_tokenizer(
     return filled(build, operations, tensors, device, path)
 
 
-def compute_dtype(stored: Tensor, device: torch.device | str) -> torch.dtype:
-    """float32 on a CPU, where half precision is slow; else as stored, and bfloat16 for float8."""
+def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
+    """float32 on a CPU, where half precision is slow; else as most weights are stored.
+
+    bfloat16 for float8, in which nothing is computed.
+    """
     if torch.device(device).type == "cpu":
         return torch.float32
-    return torch.bfloat16 if stored.dtype.itemsize == 1 else stored.dtype
+    weights = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += tensor.numel()
+    ((stored, _),) = weights.most_common(1)
+    return torch.bfloat16 if stored.itemsize == 1 else stored
 
 
 def filled(

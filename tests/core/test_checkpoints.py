@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.files import CheckpointError
-from diversevar_core.text import load_text_encoder
 
 
 def same_weights(ours, theirs):
@@ -178,21 +177,3 @@ def test_transformer_and_tokenizer_are_told_apart(infinity_case):
         load_model(infinity_case.tokenizer)
     with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's tok"):
         load_tokenizer(infinity_case.model)
-
-
-def test_text_encoder_is_transformers_own(text_encoder):
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    prompt = "a red apple on the moon"
-    (ours,) = load_text_encoder(text_encoder)([prompt])
-    ids = AutoTokenizer.from_pretrained(text_encoder)(prompt, return_tensors="pt").input_ids
-    with torch.no_grad():
-        theirs = T5EncoderModel.from_pretrained(text_encoder)(ids).last_hidden_state[0]
-    assert len(ours) == 7  # six words and the end token
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def test_text_encoder_from_a_single_file(text_encoder):
-    (folder,) = load_text_encoder(text_encoder)(["a cat"])
-    (file,) = load_text_encoder(text_encoder / "model.safetensors")(["a cat"])
-    assert torch.equal(folder, file)
