@@ -123,17 +123,18 @@ def patcher_class(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatche
 def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
     """Keep the layers' matrices and kernels, nearly all of a model, in this type.
 
-    Never in a wider type than they have: it would add nothing. dynamic: the host moves weights one
-    by one, and converts them as it does; until then they stay in the file.
+    But not in a wider type than they have, which would add nothing. dynamic: the host moves weights
+    one by one, and converts them as it does; until then they stay in the file.
     """
     for layer in layers.modules():
         weight = getattr(layer, "weight", None)
         if weight is None or weight.ndim < 2 or isinstance(weight, QuantizedTensor):
             continue
+        kept = min(dtype, weight.dtype, key=lambda kind: kind.itemsize)
         if dynamic:
-            layer.weight_comfy_model_dtype = dtype
-        elif dtype.itemsize <= weight.dtype.itemsize:
-            layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+            layer.weight_comfy_model_dtype = kept
+        else:
+            layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
 
 
 class Autoencoder(nn.Module):

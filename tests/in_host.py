@@ -242,7 +242,7 @@ def elsewhere(report: Report) -> None:
 
 def files(report: Report) -> None:
     """Wrong files, for layers that are made as they are filled, and a file that stays mapped."""
-    for name in ("transposed", "lacking", "unknown"):
+    for name in ("transposed", "lacking", "unknown", "quantized and lacking"):
         with report.errors(name), dynamic():
             load(f"{name}.safetensors")
     for mode in ("plain", "dynamic"):
@@ -324,6 +324,12 @@ def as_on_a_card(report: Report) -> None:
                     if hasattr(part, "attention"):
                         part.attention = ours.attention
                 report[name] = picture(family, model)
+    with patched(comfy.model_management, "supports_fp8_compute", lambda *_: True):
+        for family in FAMILIES:
+            for name, kind in ((file(family), TYPES[1]), (f"{family} quantized.safetensors", None)):
+                way = f"{family} {kind or 'quantized'} computed in fp8"
+                with report.errors(way):
+                    report[way] = picture(family, load(name, weight_dtype=kind or "default"))
 
 
 def main() -> None:

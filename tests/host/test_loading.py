@@ -138,6 +138,9 @@ def write_wrong(models: Path, model: Path) -> None:
     name = next(name for name in tensors if name.endswith("ffn.fc2.weight"))
     write(models, "transposed", tensors | {name: tensors[name].T.contiguous()}, model)
     write(models, "lacking", {n: tensor for n, tensor in tensors.items() if n != name}, model)
+    _, marked, _ = quantize(tensors, "marks")
+    del marked[name]
+    write(models, "quantized and lacking", marked, model)
     write(models, "unknown", tensors | {"word_embed.more": torch.zeros(1)}, model)
 
 
@@ -221,6 +224,7 @@ def test_wrong_files_are_refused_by_layers_that_start_empty(report):
     assert report["made empty"]
     assert "where" in report["transposed"] and "fc2.weight has shape" in report["transposed"]
     assert "lacks 1 of" in report["lacking"]
+    assert "lacks 1 of" in report["quantized and lacking"]
     assert "has 1 tensors that no Infinity release has" in report["unknown"]
 
 
@@ -280,3 +284,13 @@ def test_a_cards_types_and_kernels_make_much_the_same_picture(report, family, co
     found = report[f"{family} in {compute}"]
     assert not isinstance(found, str), found
     assert (found == report[f"{family} plain default"]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "quantized"])
+def test_computing_in_fp8_makes_much_the_same_picture(report, family, kind):
+    found = report[f"{family} {kind} computed in fp8"]
+    assert not isinstance(found, str), found
+    exact = report[f"{family} {'dequantized' if kind == 'quantized' else 'rounded to fp8_e4m3fn'}"]
+    both = torch.stack((found.flatten(), exact.flatten()))
+    assert torch.corrcoef(both)[0, 1] > 0.5
