@@ -54,10 +54,11 @@ def load_model(
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
     attention: Attention = sdpa,
+    task: str | None = None,
 ) -> Family:
     """Load a VAR or Infinity transformer.
 
-    dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
+    task: generate or edit, where the user knows better than the file. dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
     the layer classes and the attention kernel come from. Raises CheckpointError.
     """
     file = read(path, is_model)
@@ -68,7 +69,7 @@ def load_model(
         )
     family = next(family for family in FAMILIES if family.recognises(file.tensors))
     with naming(path):
-        config = family.read_config(file.tensors, file.facts)
+        config = family.read_config(file.tensors, file.facts | ({"task": task} if task else {}))
     tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors["word_embed.weight"], device)
     model = family(config, operations, attention, device="meta", dtype=dtype)

@@ -51,7 +51,8 @@ def write_case(name: str, folder: Path) -> Case:
     for network, shapes in about["shapes"].items():
         paths[network] = folder / f"{name}_{network}.safetensors"
         save_file(state_dict(shapes), paths[network])
-        paths[network].with_suffix(".json").write_text(json.dumps(about["config"]))
+        facts = about["config"] | ({"task": "edit"} if about["family"] == "varedit" else {})
+        paths[network].with_suffix(".json").write_text(json.dumps(facts))
     tokenizer = paths.pop("vae")
     (model,) = paths.values()
     return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, tokenizer)

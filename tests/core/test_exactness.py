@@ -35,7 +35,11 @@ def arguments(case, i: int, folder) -> list:
         text["negative_lens"] = torch.tensor(run["neg_lens"])
     save_file(text, folder / "text.safetensors")
     shown += ["--text-features", folder / "text.safetensors", "--tau", listed(run["tau"])]
-    shown += ["--aspect", run["ratio"], "--pixels", case.about["config"]["pn"]]
+    shown += ["--aspect", run.get("ratio", 1.0), "--pixels", case.about["config"]["pn"]]
+    if case.about["family"] == "varedit":
+        features = {"features": case.expected[f"run{i}.source_features"]}
+        save_file(features, folder / "source.safetensors")
+        shown += ["--source-features", folder / "source.safetensors"]
     return [*shown, "--cfg-layer", run["cfg_insertion_layer"][0]]
 
 
