@@ -58,8 +58,9 @@ def load_model(
 ) -> Family:
     """Load a VAR or Infinity transformer.
 
-    task: generate or edit, where the user knows better than the file. dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
-    the layer classes and the attention kernel come from. Raises CheckpointError.
+    dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
+    the layer classes and the attention kernel come from. task: generate or edit, where the user
+    knows better than the file. Raises CheckpointError.
     """
     file = read(path, is_model)
     if not is_model(file.tensors):

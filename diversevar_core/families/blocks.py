@@ -72,7 +72,8 @@ class Behind:
 def in_front(source: Tensor, x: Tensor) -> Tensor:
     """Join along the tokens; every row of the source stands before as many neighbours of x."""
     x = x.unflatten(0, (len(source), -1))
-    return torch.cat((source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1), x), dim=3).flatten(0, 1)
+    source = source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1)
+    return torch.cat((source, x), dim=3).flatten(0, 1)
 
 
 def cat(before: Tensor, new: Tensor) -> Tensor:

@@ -392,7 +392,7 @@ class Infinity(Family):
             return
         count, d = text.source.shape[:2]
         if count not in (1, len(text)):
-            raise ValueError(f"There are {count} pictures for {len(text)} edits; give one, or each.")
+            raise ValueError(f"There are {count} pictures for {len(text)} edits; give 1 or each.")
         if self.config.bits not in (d, 4 * d):
             raise ValueError(
                 f"The source features have {d} channels, but this model's tokens have "
