@@ -12,6 +12,15 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+FEATHER = 2  # pixels; an edge rises over twice as many and one
+
+
+def feathered(mask: Tensor) -> Tensor:
+    """Soften the edge of a mask (B, 1, H, W) within it: where it is 0 it stays 0."""
+    size = 2 * FEATHER + 1
+    inner = -F.max_pool2d(-mask, size, stride=1, padding=FEATHER)
+    return F.avg_pool2d(inner, size, stride=1, padding=FEATHER, count_include_pad=False)
+
 
 def to_pil(image: Tensor) -> Image.Image:
     """One picture (3, H, W) in 0..1 -> 8-bit RGB, rounded."""

@@ -50,8 +50,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
 
 
-def load_transformer(path: Path) -> comfy.model_patcher.ModelPatcher:
-    """A VAR or Infinity transformer under the host's memory management."""
+def load_transformer(path: Path, task: str | None = None) -> comfy.model_patcher.ModelPatcher:
+    """A VAR or Infinity transformer under the host's memory management; task as in load_model."""
     device = comfy.model_management.get_torch_device()
     on_cpu = comfy.model_management.is_device_cpu(device)
     offload = comfy.model_management.unet_offload_device()
@@ -61,7 +61,7 @@ def load_transformer(path: Path) -> comfy.model_patcher.ModelPatcher:
             device, supported_dtypes=[torch.bfloat16, torch.float32]
         )
     kernel = sdpa if on_cpu else attention
-    model = load_model(path, offload, dtype, comfy.ops.manual_cast, kernel)
+    model = load_model(path, offload, dtype, comfy.ops.manual_cast, kernel, task)
     return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
 
 
@@ -208,14 +208,23 @@ class Interruptible(Method):
 
 
 def to_device(
-    model: comfy.model_patcher.ModelPatcher, vae: TokenizerVAE, schedule: Schedule, batch: int
+    model: comfy.model_patcher.ModelPatcher,
+    vae: TokenizerVAE,
+    schedule: Schedule,
+    batch: int,
+    sources: int = 0,
 ) -> torch.device:
-    """Have both models ready, with room for this many pictures; returns their device."""
+    """Have both models ready, with room for this many pictures; returns their device.
+
+    sources: how many pictures are edited; one that all edits share is kept once.
+    """
     network: Family = model.model
     width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
-    rows = 2 * batch
-    cache = 2 * rows * cached * width * network.depth * network.dtype.itemsize
+    rows, itemsize = 2 * batch, network.dtype.itemsize
+    cache = 2 * (rows * cached + 2 * sources * last) * width * network.depth * itemsize
     work = 32 * rows * last * width  # float32 streams of the last map
+    if sources:  # a block's keys and values, the source's in front
+        work += 2 * rows * (cached + 2 * last) * width * itemsize
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
     return model.load_device
 

@@ -211,6 +211,10 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
+        if network.edits:
+            raise ValueError(
+                "This model edits pictures; use Edit by Instruction in place of the sampler."
+            )
         methods = [method or calibrated(diversity), host.Interruptible()]
         tokenizer = host.tokenizer_of(vae)
         if picture is not None:
@@ -270,7 +274,13 @@ def condition_of(
     return Labels(torch.full((batch,), label, device=device))
 
 
-def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
+def text(
+    positive: list,
+    negative: list | None,
+    batch: int,
+    device: torch.device,
+    source: torch.Tensor | None = None,
+) -> Text:
     """The text of every picture, from conditionings; an empty negative is the model's own."""
     features = one_prompt(positive, "positive")
     if len(features) == 1:
@@ -278,7 +288,8 @@ def text(positive: list, negative: list | None, batch: int, device: torch.device
     away = None if negative is None else one_prompt(negative, "negative")
     if away is not None and len(away) == 1:  # nothing but the end token
         away = None
-    return Text([features.to(device)] * batch, None if away is None else [away.to(device)] * batch)
+    negatives = None if away is None else [away.to(device)] * batch
+    return Text([features.to(device)] * batch, negatives, source)
 
 
 def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
