@@ -78,7 +78,7 @@ class Host:
         self.base = base
         (base / "custom_nodes").mkdir()
         (base / "input").mkdir()
-        shutil.copy(path / "input" / "example.png", base / "input")  # the host's own, for Load Image
+        shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
