@@ -11,6 +11,7 @@ from . import (
     encode_text,
     folders,
     load,
+    lora,
     measure,
     sample,
     spectral,
@@ -19,6 +20,7 @@ from . import (
 
 NODES = [
     *load.NODES,
+    *lora.NODES,
     *encode_text.NODES,
     *class_label.NODES,
     *sample.NODES,

@@ -1,13 +1,16 @@
 """Picture and instruction -> the picture, edited."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
-from torch.nn import functional as F
 
 from ..diversevar_core.pairing import check_pair, picture_size
 from ..diversevar_core.pictures import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.sampler import sample
+from ..diversevar_core.settings import guidance
 from . import host
+from .encode import fit_mask
 from .load import VARModel
 from .sample import settings_of, text
 from .spectral import Method
@@ -145,48 +148,42 @@ class Edit(io.ComfyNode):
                 "one, set task to edit in Load VAR Model."
             )
         check_pair(network, tokenizer)
-        check_counts(picture, mask, batch_size)
+        if len(picture) not in (1, batch_size):
+            raise ValueError(
+                f"picture is a batch of {len(picture)} and batch_size is {batch_size}; connect "
+                "one, or as many as batch_size."
+            )
         picture, schedule = picture[..., :3].movedim(-1, 1).cpu(), network.schedule()
+        height, width = picture.shape[2:]
+        if mask is not None:
+            mask = weights(fit_mask(mask, batch_size, height, width))
         _, side = picture_size(network, tokenizer, schedule)
         squares = torch.cat([into_square(to_pil(image), side) for image in picture])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
-        device = host.to_device(model, vae, schedule, batch_size, len(features))
-        source = features.to(device).float()
-        condition = text(positive, negative, batch_size, device, source)
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
-        methods = [host.Interruptible()] + ([method] if method else [])
+        guided = any(g != 1 for g, _ in guidance(settings, schedule))
+        device = host.to_device(model, vae, schedule, batch_size, guided, len(features))
+        condition = text(positive, negative, batch_size, device)
+        condition = replace(condition, source=features.to(device).float())
+        methods = [method] if method else []
         seeds = range(seed, seed + batch_size)
         steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
-        f_hat = host.watch(steps, schedule, vae)
+        f_hat = host.watch(model, steps, schedule, vae)
 
-        height, width = picture.shape[2:]
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
-            edited = torch.lerp(picture, edited, weights(mask, height, width))
+            edited = torch.lerp(picture, edited, mask)
         return io.NodeOutput(edited.movedim(1, -1), {"samples": f_hat})
 
 
-def check_counts(picture: torch.Tensor, mask: torch.Tensor | None, batch: int) -> None:
-    """Raise ValueError where pictures or masks are neither one nor one for each edit."""
-    for name, given in (("picture", picture), ("mask", mask)):
-        if given is not None and len(given) not in (1, batch):
-            raise ValueError(
-                f"{name} is a batch of {len(given)} and batch_size is {batch}; connect one, or "
-                "as many as batch_size."
-            )
-
-
-def weights(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Mask (B, h, w) -> how much of the edit each pixel takes (B, 1, height, width)."""
+def weights(mask: torch.Tensor) -> torch.Tensor:
+    """Mask (B, H, W) -> how much of the edit each pixel takes, (B, 1, H, W)."""
     if not mask.any():
         raise ValueError(
             "The mask is empty, so nothing could change; paint where to edit, or disconnect it."
         )
-    mask = mask[:, None].float().cpu()
-    if mask.shape[2:] != (height, width):
-        mask = F.interpolate(mask, (height, width), mode="bilinear")
-    return feathered(mask)
+    return feathered(mask[:, None].float().cpu())
 
 
 NODES = [Edit]

@@ -213,7 +213,8 @@ class Infinity(Family):
         self.config, self.dtype = config, dtype
         self.token_kind = TokenKind(2, config.bits)
         self.depth, self.width, self.edits = config.depth, config.width, config.edits
-        self.aspects = MAPS if config.sides is None else (1.0,)
+        if config.sides is None:
+            self.aspects, self.budgets = MAPS, PIXELS
         where = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
@@ -425,9 +426,8 @@ class Infinity(Family):
 
     def norm_text(self, text: Tensor) -> Tensor:
         """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        return F.rms_norm(
-            text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
-        )
+        text = text.float()
+        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
     def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
         positions = self.positions(scale)

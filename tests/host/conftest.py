@@ -1,6 +1,7 @@
 """A running host with tiny models, and a browser, shared by all tests here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def write_infinity(models: Path) -> None:
     shapes, config = case.about["shapes"], case.about["config"]
     write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
     write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
-    for name in ("t5_tiny", "flan-t5-xl"):
-        write_text_encoder(models / "text_encoders" / name)
+    encoder = write_text_encoder(models / "text_encoders" / "t5_tiny") / "model.safetensors"
+    shutil.copy(encoder, models / "text_encoders")
+    shutil.copy(encoder.with_name("tokenizer.json"), models / "text_encoders")
 
 
 def write_var(models: Path) -> None:
