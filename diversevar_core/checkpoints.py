@@ -56,15 +56,18 @@ def is_quantized(keys: Collection[str]) -> bool:
     return any(key.endswith(SCALES) for key in keys)
 
 
-def read_model(path: str | Path) -> Checkpoint:
-    """Read a VAR or Infinity transformer's file. Raises CheckpointError."""
+def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
+    """Read a VAR or Infinity transformer's file. Raises CheckpointError.
+
+    task: generate or edit, where the user knows better than the file.
+    """
     file = read(path, is_model)
     if not is_model(file.tensors):
         raise CheckpointError(
             f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
             "choose one of those."
         )
-    return file
+    return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
 
 
 def load_model(
@@ -73,9 +76,10 @@ def load_model(
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
     attention: Attention = sdpa,
+    task: str | None = None,
 ) -> Family:
     """Load a VAR or Infinity transformer: ``read_model``, then ``build_model``."""
-    return build_model(read_model(path), path, device, dtype, operations, attention)
+    return build_model(read_model(path, task), path, device, dtype, operations, attention)
 
 
 def build_model(

@@ -63,17 +63,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 
 def load_transformer(
-    path: Path, weight_dtype: str = "default", disable_dynamic: bool = False
+    path: Path,
+    weight_dtype: str = "default",
+    task: str | None = None,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A VAR or Infinity transformer under the host's memory management.
 
-    weight_dtype: one of WEIGHT_TYPES, as on the host's Load Diffusion Model. disable_dynamic: load
+    weight_dtype: one of WEIGHT_TYPES, as on the host's Load Diffusion Model. task: generate or
+    edit, where the user knows better than the file. disable_dynamic: load
     weights whole, not one by one as they are needed. How to store and what to compute in is asked
     of the host, and so its flags hold. Raises CheckpointError.
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    file = read_model(path)
+    file = read_model(path, task)
     tensors, quantization = quantized(file.tensors, file.facts)
     storage = WEIGHT_TYPES[weight_dtype] or comfy.model_management.unet_dtype(
         device,
@@ -98,7 +102,7 @@ def load_transformer(
     model.manual_cast_dtype = compute  # by which the host estimates what casting needs
     patcher = patcher_class(disable_dynamic)(model, device, offload)
     store(model.blocks, storage, patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_transformer, (path, weight_dtype))
+    patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task))
     patcher.set_attachments(FILE_NAMES, model.rename({name: name for name in tensors}))
     return patcher
 
@@ -308,16 +312,20 @@ def to_device(
     schedule: Schedule,
     batch: int,
     guided: bool = True,
+    sources: int = 0,
 ) -> torch.device:
     """Have both models ready, with room for this many pictures; returns their device.
 
-    guided: whether every picture has a second row, without its condition.
+    guided: whether every picture has a second row, without its condition. sources: how many
+    pictures are edited; one that all share is kept once.
     """
     network: Family = model.model
     width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
-    rows = (1 + guided) * batch
-    cache = 2 * rows * cached * width * network.depth * network.dtype.itemsize
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached + sources * last)
+    cache = 2 * kept * width * network.depth * network.dtype.itemsize
     work = 32 * rows * last * width  # float32 streams of the last map
+    if sources:  # one block's keys and values, the source's in front
+        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
     return model.load_device
 

@@ -214,6 +214,10 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
+        if network.edits:
+            raise ValueError(
+                "This model edits pictures; use Edit by Instruction in place of the sampler."
+            )
         methods = [method or calibrated(diversity)]
         tokenizer = host.tokenizer_of(vae)
         check_pair(network, tokenizer)

@@ -51,7 +51,8 @@ def write_case(name: str, folder: Path) -> Case:
     for network, shapes in about["shapes"].items():
         paths[network] = folder / f"{name}_{network}.safetensors"
         save_file(state_dict(shapes), paths[network])
-        paths[network].with_suffix(".json").write_text(json.dumps(about["config"]))
+        facts = about["config"] | ({"task": "edit"} if about["family"] == "varedit" else {})
+        paths[network].with_suffix(".json").write_text(json.dumps(facts))
     tokenizer = paths.pop("vae")
     (model,) = paths.values()
     return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, tokenizer)
@@ -77,7 +78,11 @@ def arguments(case: Case, i: int, folder: Path) -> list:
         text["negative_lens"] = torch.tensor(run["neg_lens"])
     save_file(text, folder / "text.safetensors")
     shown += ["--text-features", folder / "text.safetensors", "--tau", listed(run["tau"])]
-    shown += ["--aspect", run["ratio"], "--pixels", case.about["config"]["pn"]]
+    shown += ["--aspect", run.get("ratio", 1.0), "--pixels", case.about["config"]["pn"]]
+    if case.about["family"] == "varedit":
+        features = {"features": case.expected[f"run{i}.source_features"]}
+        save_file(features, folder / "source.safetensors")
+        shown += ["--source-features", folder / "source.safetensors"]
     return [*shown, "--cfg-layer", run["cfg_insertion_layer"][0]]
 
 

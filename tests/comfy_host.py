@@ -90,6 +90,8 @@ class Host:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.base = base
         (base / "custom_nodes").mkdir()
+        (base / "input").mkdir()
+        shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
         if dynamic:
             (base / "custom_nodes" / "dynamic_vram.py").write_text(DYNAMIC)
