@@ -14,6 +14,8 @@ NAMES = ("torchvision", "torchaudio")
 class StandIn(types.ModuleType):
     """A module in which every name is another stand-in."""
 
+    __version__ = "0"  # transformers compares it
+
     def __getattr__(self, name: str) -> "StandIn":
         if name.startswith("__"):
             raise AttributeError(name)

@@ -18,14 +18,26 @@ from torch import Tensor
 from . import included
 from .checkpoints import load_model, load_tokenizer
 from .conditions import Condition, Labels, Text
+from .convert import DTYPES, convert
 from .families.family import Family
+from .families.infinity import TASKS
 from .methods import Method
 from .packed import fastest_dtype, pack
-from .pictures import captioned_rows, read_picture, sheet, to_pil
+from .pairing import check_pair, picture_size
+from .pictures import (
+    captioned_rows,
+    into_square,
+    open_picture,
+    out_of_square,
+    read_picture,
+    sheet,
+    to_pil,
+)
 from .sampler import Step, sample
 from .schedule import PIXELS, Schedule, square
 from .settings import Settings
 from .spectral import SITES, DiverseVAR, calibrated
+from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
 
@@ -75,6 +87,19 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--sides", type=integers, required=True, help="of its maps, as in 1,2,4,6,8")
     two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
     two.add_argument("--trace", type=Path, help="safetensors of the token maps")
+
+    three = commands.add_parser(
+        "convert",
+        help="any checkpoint -> one safetensors file",
+        description="Write a transformer, tokenizer or text encoder as one safetensors file, with "
+        "all that loading it needs in its header.",
+    )
+    three.set_defaults(run=run_convert)
+    three.add_argument("source", metavar="IN", help="file, or folder of shards")
+    three.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    three.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the matrices (default: as stored)"
+    )
     return top
 
 
@@ -86,8 +111,9 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--text-encoder",
         default=included.TEXT_ENCODER,
-        help="T5 folder, or file with tokenizer.json beside it",
+        help="T5: folder, or file with tokenizer.json beside it or in its header",
     )
+    files.add_argument("--task", choices=TASKS, help="of an Infinity (default: as the file says)")
     files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     files.add_argument(
         "--dtype",
@@ -99,6 +125,8 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     what.add_argument("--prompt", help="text of the picture")
     what.add_argument("--negative", help="text to steer away from")
     what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
+    what.add_argument("--source", help="editing models: the picture; --prompt says what to change")
+    what.add_argument("--source-features", help="the same as safetensors: features (1, d, H, W)")
     what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
     what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
     what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
@@ -170,9 +198,39 @@ def read_text_features(path: str) -> Text:
         raise ValueError(f"{path} does not hold text features ({error}).") from error
 
 
-def condition_of(args: argparse.Namespace, model: Family, device: str) -> Condition:
+def read_source_features(path: str, device: str) -> Tensor:
+    """Source features (1, d, H, W) of a file."""
+    try:
+        features = load_file(path)["features"].to(device, torch.float32)
+    except (KeyError, SafetensorError, OSError) as error:
+        raise ValueError(f"{path} does not hold source features ({error}).") from error
+    if features.ndim != 4 or len(features) != 1:
+        raise ValueError(f"The features of {path} are {list(features.shape)}, not (1, d, H, W).")
+    return features
+
+
+@torch.no_grad()
+def source_of(
+    args: argparse.Namespace, model: Family, tokenizer: Tokenizer, schedule: Schedule, device: str
+) -> Tensor | None:
+    """Features of the picture to edit, if there is one."""
+    if args.source_features:
+        return read_source_features(args.source_features, device)
+    if not args.source:
+        return None
+    height, width = picture_size(model, tokenizer, schedule)
+    if height != width:
+        raise ValueError("Pictures are edited in a square; leave --aspect at 1:1.")
+    return tokenizer.features(into_square(open_picture(args.source), width).to(device))
+
+
+def condition_of(
+    args: argparse.Namespace, model: Family, source: Tensor | None, device: str
+) -> Condition:
     """What every picture shows: classes, or text of a features file or a prompt."""
     if model.reads is Labels:
+        if source is not None:
+            raise ValueError(f"{model.name} edits no pictures; leave out the source.")
         if args.labels is None:
             raise ValueError(f"{model.name} paints classes; give --labels.")
         labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
@@ -182,12 +240,11 @@ def condition_of(args: argparse.Namespace, model: Family, device: str) -> Condit
     elif args.prompt is None:
         raise ValueError(f"{model.name} paints from text; give --prompt, or --text-features.")
     else:
-        from .text import load_text_encoder  # only where there is a prompt to read
-
         encoder = load_text_encoder(args.text_encoder, device)
         given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
     positive = cycle(given.positive, args.batch, device)
-    return Text(positive, given.negative and cycle(given.negative, len(positive), device))
+    negative = given.negative and cycle(given.negative, len(positive), device)
+    return Text(positive, negative, source)
 
 
 def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tensor]:
@@ -206,6 +263,7 @@ def run_sample(args: argparse.Namespace) -> None:
         drawn = trace([step.tokens for step in steps], job.tokenizer)
         drawn |= {f"logits.{step.scale.k}": step.logits for step in steps}
         save_trace(args.trace, job.schedule, drawn | {"f_hat": steps[-1].f_hat, "image": image})
+    image = job.as_source(image)
     save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))))
 
 
@@ -219,7 +277,7 @@ def run_compare(args: argparse.Namespace) -> None:
         (f"guided from side {args.guide_from} on", job.settings, []),
     ]
     rows = [(name, job.picture(job.run(settings, methods))) for name, settings, methods in ways]
-    save_picture(args.out, captioned_rows(rows))
+    save_picture(args.out, captioned_rows([(name, job.as_source(row)) for name, row in rows]))
 
 
 @dataclass(frozen=True)
@@ -234,6 +292,7 @@ class Job:
     seed: int
     shared: bool
     exact_batch: bool
+    size: tuple[int, int] | None  # width and height of the source picture
 
     def run(self, settings: Settings, methods: list[Method]) -> list[Step]:
         """Sample; what every map left behind."""
@@ -246,21 +305,28 @@ class Job:
         """The pictures (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
         return to_image(self.tokenizer.decode(steps[-1].f_hat))
 
+    def as_source(self, images: Tensor) -> Tensor:
+        """Pictures in the source picture's own size, where there is one."""
+        return out_of_square(images.cpu(), *self.size) if self.size else images
+
 
 def prepare(args: argparse.Namespace) -> Job:
     """Load what the options name."""
     device = args.device or fastest_device()
-    model = load_model(args.model, device, dtype_of(args.dtype, device))
+    model = load_model(args.model, device, dtype_of(args.dtype, device), task=args.task)
     tokenizer = load_tokenizer(args.vq, device)
+    check_pair(model, tokenizer)
     if device == "cpu":
         pack(model)
-    condition = condition_of(args, model, device)
     schedule = model.schedule(args.aspect, args.pixels)
+    source = source_of(args, model, tokenizer, schedule, device)
+    condition = condition_of(args, model, source, device)
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     settings = replace(model.defaults(), **given)
     draws = args.seed, args.rng == "shared", args.exact_batch
-    return Job(model, tokenizer, condition, schedule, settings, *draws)
+    size = open_picture(args.source).size if args.source else None
+    return Job(model, tokenizer, condition, schedule, settings, *draws, size)
 
 
 def method_of(args: argparse.Namespace) -> DiverseVAR:
@@ -309,6 +375,12 @@ def run_encode(args: argparse.Namespace) -> None:
         drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
         save_trace(args.trace, schedule, drawn)
     save_picture(args.out, image[0])
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Write one safetensors file, print the path."""
+    convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
+    print(args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from .attention import Attention, sdpa
 from .families import FAMILIES
 from .families.family import Family
-from .files import CheckpointError, naming, read
+from .files import Checkpoint, CheckpointError, naming, read
 from .tokenizers import TOKENIZERS
 from .tokenizers.tokenizer import Tokenizer
 
 # buffers of the original modules that carry nothing
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
+SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
 
 
 def is_model(keys: Collection[str]) -> bool:
@@ -45,7 +47,27 @@ def describe(keys: Collection[str]) -> str:
         return "a text encoder"
     if any(key.startswith(("decoder.conv_in", "first_stage_model.")) for key in keys):
         return "a diffusion model's VAE"
-    return f"something else ({len(keys)} tensors, such as {', '.join(sorted(keys)[:2]) or 'none'})"
+    some = ", ".join(f"{key!r:.60}" for key in sorted(keys)[:2])  # whatever it is, on one line
+    return f"something else ({len(keys)} tensors, such as {some or 'none'})"
+
+
+def is_quantized(keys: Collection[str]) -> bool:
+    """Whether some of these tensors are scales without which others mean nothing."""
+    return any(key.endswith(SCALES) for key in keys)
+
+
+def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
+    """Read a VAR or Infinity transformer's file. Raises CheckpointError.
+
+    task: generate or edit, where the user knows better than the file.
+    """
+    file = read(path, is_model)
+    if not is_model(file.tensors):
+        raise CheckpointError(
+            f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
+            "choose one of those."
+        )
+    return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
 
 
 def load_model(
@@ -54,33 +76,38 @@ def load_model(
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
     attention: Attention = sdpa,
+    task: str | None = None,
 ) -> Family:
-    """Load a VAR or Infinity transformer.
+    """Load a VAR or Infinity transformer: ``read_model``, then ``build_model``."""
+    return build_model(read_model(path, task), path, device, dtype, operations, attention)
 
-    dtype: None computes in float32 on a CPU and as stored elsewhere. operations, attention: where
-    the layer classes and the attention kernel come from. Raises CheckpointError.
+
+def build_model(
+    file: Checkpoint,
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: ModuleType = nn,
+    attention: Attention = sdpa,
+) -> Family:
+    """Build the transformer that a file holds.
+
+    dtype: what the layers compute in; None is float32 on a CPU and as stored elsewhere. operations,
+    attention: where the layer classes and the attention kernel come from. ``torch.nn``'s layers
+    keep their weights in the type that they compute in; others are taken to cast as they compute,
+    and under them weights stay as stored, and quantized ones with their scales are theirs to read.
+    Raises CheckpointError, which names ``path``.
     """
-    file = read(path, is_model)
-    if not is_model(file.tensors):
-        raise CheckpointError(
-            f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
-            "choose one of those."
-        )
     family = next(family for family in FAMILIES if family.recognises(file.tensors))
     with naming(path):
         config = family.read_config(file.tensors, file.facts)
     tensors = family.rename(file.tensors)
-    dtype = dtype or compute_dtype(tensors["word_embed.weight"], device)
-    model = family(config, operations, attention, device="meta", dtype=dtype)
-    unknown = sorted(set(tensors) - set(model.state_dict()))
-    unknown = [key for key in unknown if not key.endswith(BUFFERS)]
-    if unknown:
-        raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that no {family.name} release has, such as "
-            f"{unknown[0]}; this variant is not supported."
-        )
-    fill(model, tensors, device, path)
-    return model
+    dtype = dtype or compute_dtype(tensors, device)
+
+    def build(operations: ModuleType, device: torch.device | str) -> Family:
+        return family(config, operations, attention, device=device, dtype=dtype)
+
+    return filled(build, operations, tensors, device, path)
 
 
 def load_tokenizer(
@@ -89,7 +116,7 @@ def load_tokenizer(
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
 ) -> Tokenizer:
-    """Load VAR's or Infinity's tokenizer, as ``load_model`` does. Raises CheckpointError."""
+    """Load VAR's or Infinity's tokenizer, as ``build_model`` does. Raises CheckpointError."""
     file = read(path, is_tokenizer)
     if not is_tokenizer(file.tensors):
         raise CheckpointError(
@@ -100,36 +127,91 @@ def load_tokenizer(
     tensors = kind.rename(file.tensors)
     with naming(path):
         config = kind.read_config(tensors)
-    dtype = dtype or compute_dtype(tensors["decoder.conv_in.weight"], device)
-    tokenizer = kind(config, operations, device="meta", dtype=dtype)
-    fill(tokenizer, tensors, device, path)
-    return tokenizer
+    dtype = dtype or compute_dtype(tensors, device)
+
+    def build(operations: ModuleType, device: torch.device | str) -> Tokenizer:
+        return kind(config, operations, device=device, dtype=dtype)
+
+    return filled(build, operations, tensors, device, path)
 
 
-def compute_dtype(stored: Tensor, device: torch.device | str) -> torch.dtype:
-    """float32 on a CPU, where half precision is slow; else as stored."""
-    return torch.float32 if torch.device(device).type == "cpu" else stored.dtype
+def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
+    """float32 on a CPU, where half precision is slow; else as most weights are stored.
+
+    bfloat16 for float8, in which nothing is computed.
+    """
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    weights = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += tensor.numel()
+    ((stored, _),) = weights.most_common(1)
+    return torch.bfloat16 if stored.itemsize == 1 else stored
+
+
+def filled(
+    build: Callable[[ModuleType, torch.device | str], nn.Module],
+    operations: ModuleType,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    path: str | Path,
+) -> nn.Module:
+    """A module of these layer classes with these tensors in it; ``build`` makes it empty."""
+    plain = build(nn, "meta")
+    if operations is nn:
+        fill(plain, tensors, device, path)
+        return plain
+    # quantizing layers move what they are given to where they were made
+    module = build(operations, device if is_quantized(tensors) else "meta")
+    fill(module, tensors, device, path, plain.state_dict())
+    return module
 
 
 def fill(
-    module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str, path: str | Path
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    path: str | Path,
+    places: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Put the tensors into a module built on the meta device, each in the place's own dtype."""
-    places = module.state_dict()
-    missing = sorted(set(places) - set(tensors))
+    """Put the tensors into a module that has none yet, and judge by what was missing or left over.
+
+    places: tensors of the right shapes, where the module's own layers are made only as they are
+    filled; the tensors then stay as stored. None takes them from the module, and their types too.
+    Raises CheckpointError.
+    """
+    types = {}
+    if places is None:
+        if is_quantized(tensors):
+            raise CheckpointError(
+                f"{path} is quantized and keeps scales beside its weights, which is read in "
+                "ComfyUI only; choose the file in float16, bfloat16 or float32."
+            )
+        places = module.state_dict()
+        types = {name: place.dtype for name, place in places.items()}
+    for name in tensors.keys() & places.keys():
+        has, needs = tensors[name].shape, places[name].shape
+        if name.removesuffix("weight") + "comfy_quant" in tensors:
+            has, needs = has[:1], needs[:1]  # a quantized row is as long as its packing makes it
+        if has != needs:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(has)} where {list(needs)} is needed; "
+                "this variant is not supported."
+            )
+    tensors = {
+        name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
+    }
+    missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
+    unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
+    if unknown:
+        raise CheckpointError(
+            f"{path} has {len(unknown)} tensors that no {type(module).__name__} release has, such "
+            f"as {unknown[0]}; this variant is not supported."
+        )
+    missing = places.keys() - tensors.keys() | set(missing)  # not every layer tells
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(places)} tensors, such as {missing[0]}; "
+            f"{path} lacks {len(missing)} of {len(places)} tensors, such as {min(missing)}; "
             "download it again."
         )
-    placed = {}
-    for name, place in places.items():
-        tensor = tensors[name]
-        if tensor.numel() != place.numel():
-            raise CheckpointError(
-                f"{path}: {name} has shape {list(tensor.shape)} where {list(place.shape)} is "
-                "needed; this variant is not supported."
-            )
-        placed[name] = tensor.to(device, place.dtype).reshape(place.shape)
-    module.load_state_dict(placed, assign=True)
     module.requires_grad_(False).eval()

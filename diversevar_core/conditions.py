@@ -1,4 +1,4 @@
-"""What a batch of pictures shows: class labels, or text.
+"""What a batch of pictures shows: class labels, or text, with a picture to edit where there is one.
 
 Both know how many pictures they are, their device, and the condition of each picture alone.
 """
@@ -32,10 +32,15 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Text features: a tensor (length, Ct) a picture, padding dropped."""
+    """Text features: a tensor (length, Ct) a picture, padding dropped.
+
+    source: what an editing model starts from, a tokenizer's features before quantization
+    (1 or B, d, H, W): one picture for all, or one each.
+    """
 
     positive: Sequence[Tensor]
     negative: Sequence[Tensor] | None = None  # to steer away from; None: the model's own rows
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -47,9 +52,12 @@ class Text:
     def split(self) -> list[Text]:
         """The condition of every picture alone."""
         negatives = self.negative or [None] * len(self)
+        sources = [None] * len(self)
+        if self.source is not None:
+            sources = self.source.expand(len(self), -1, -1, -1).split(1)
         return [
-            Text([positive], None if negative is None else [negative])
-            for positive, negative in zip(self.positive, negatives, strict=True)
+            Text([positive], None if negative is None else [negative], source)
+            for positive, negative, source in zip(self.positive, negatives, sources, strict=True)
         ]
 
 

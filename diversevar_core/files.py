@@ -1,14 +1,25 @@
 """Checkpoint file -> tensors and facts.
 
-Files are untrusted: pickles are read with ``weights_only=True``, so nothing in them runs. Tensors
-stay memory-mapped where the format allows.
+Files are untrusted, and so are their names and places: pickles are read with ``weights_only=True``,
+so nothing in them runs; of what says where the tensors lie (a header, an index, a pickle's program)
+at most ``LIMIT`` bytes are read; and whatever a broken or hostile file makes a reader stumble over
+becomes a CheckpointError. Tensors stay memory-mapped where the format allows.
+
+What a model is, is judged by, in this order: its tensors' names and shapes; the header of a
+safetensors file; the sidecar (``<name>.json`` beside a file, ``config.json`` in a folder), which is
+the user's own word and replaces what the header says; the families' tables of releases; and, for
+what none of these can tell, the file's name and its folder's (``facts_of_name``).
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+SAFETENSORS = (".safetensors", ".sft")
+LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's have 0.2M
+OPCODES = 1_000_000  # of a pickle's program that are looked at for names; trainers' have 0.1M
+PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
 
 
 class CheckpointError(ValueError):
@@ -28,51 +43,128 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors by name, and the facts that its header or sidecar adds."""
+    """A file's tensors by name, and the facts that its header, sidecar or name adds."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, object]
 
 
+class Sparing(io.FileIO):
+    """A file of which no more than ``LIMIT`` bytes are read in all; CheckpointError beyond that."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.left = LIMIT
+
+    def read(self, size: int = -1) -> bytes:
+        most = self.left + 1
+        data = super().read(most if size < 0 else min(size, most))
+        self.left -= len(data)
+        if self.left < 0:
+            raise CheckpointError(
+                f"{self.name} has a table of contents of more than {LIMIT} bytes, as no "
+                "checkpoint has; choose another file."
+            )
+        return data
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever a file makes its reader raise becomes a CheckpointError of one sentence."""
+    if not os.path.exists(file):
+        raise CheckpointError(f"There is no file {file}; check the name, or download it again.")
+    if not os.path.isfile(file) and not os.path.isdir(file):
+        raise CheckpointError(f"{file} is a pipe or a device, not a file; choose a file.")
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds something other than tensors, and code in it is never run; "
+            "use a safetensors version of it, or choose another file."
+        ) from error
+    except PermissionError as error:
+        raise CheckpointError(f"{file} may not be read by this user; change that.") from error
+    except Exception as error:  # a hostile file can bring out any, MemoryError among them
+        kind = "safetensors file" if file.suffix in SAFETENSORS else "checkpoint"
+        raise CheckpointError(f"{file} is truncated or not a {kind}; download it again.") from error
+
+
 def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
-    """Read the tensors of a checkpoint.
+    """Read the tensors of a checkpoint, and what is known of it beside them.
 
     path: ``.safetensors``, ``.pth`` or another pickle, or a folder of shards with its index.
     recognise: which of nested dictionaries is wanted (a trainer's checkpoint holds several).
-    Facts come from the safetensors header and from ``<name>.json`` beside the file, whose values
-    win. Raises CheckpointError.
+    Raises CheckpointError.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"There is no file {path}; check the name and the folder.")
-    sidecar = path.with_suffix(".json")
-    if path.is_dir():
+    if os.path.isdir(path):
         files, sidecar = shards(path), path / "config.json"
     else:
-        files = [path]
-    tensors, facts = {}, {}
+        files, sidecar = [path], path.with_suffix(".json")
+    tensors, facts = {}, facts_of_name(path)
     for file in files:
         found, header = read_file(file)
         tensors |= unwrap(found, recognise)
         facts |= header
-    if sidecar.is_file():
-        try:
-            facts |= json.loads(sidecar.read_text())
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{sidecar} is not a JSON object ({error}); mend it.") from error
+    if os.path.isfile(sidecar):
+        facts |= read_object(sidecar)
     return Checkpoint(tensors, facts)
+
+
+def facts_of_name(path: Path) -> dict[str, object]:
+    """What only a release's name tells: a pixel budget (``pn``), and that it edits (``task``).
+
+    Infinity-8B's two sizes (``infinity_8b_512x512_weights``) have the same shapes, and so has
+    VAREdit (``8B-512.pth``, ``8B-1024.pth``, also from a folder named after it).
+    """
+    facts = {}
+    edits = re.fullmatch(r"[28]B-(512|1024)", path.stem)
+    if edits or "varedit" in f"{path.parent.name}/{path.name}".lower():
+        facts["task"] = "edit"
+    side = edits or re.search(r"(256|512|1024)x\1", path.name)
+    if side:
+        facts["pn"] = PIXELS_OF_SIDE[side[1]]
+    return facts
+
+
+def read_object(file: Path) -> dict[str, object]:
+    """A file's JSON object. Raises CheckpointError."""
+    with reading(file), Sparing(file) as opened:
+        text = opened.read()
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object; correct it, or remove it.")
+    return content
+
+
+def index_of(folder: Path) -> Path | None:
+    """The index of a folder's shards, None where there is none."""
+    indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
+    return min(indexes, default=None)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> the file that holds it. Raises CheckpointError."""
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} lacks its weight_map; download it again.")
+    return names
 
 
 def shards(folder: Path) -> list[Path]:
     """The files of a sharded checkpoint, by its index or, without one, its single file."""
-    indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
-    for index in indexes[:1]:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        # an index is untrusted too: a file's name only, never a way out of the folder
-        return [folder / Path(name).name for name in names]
-    files = sorted(folder.glob("*.safetensors")) or sorted(
-        file for file in folder.iterdir() if file.suffix in PICKLES
-    )
+    with reading(folder):
+        if index := index_of(folder):
+            # an index is untrusted too: a file's name only, never a way out of the folder
+            return sorted({folder / Path(name).name for name in weight_map(index).values()})
+        files = sorted(folder.glob("*.safetensors")) or sorted(
+            file for file in folder.iterdir() if file.suffix in PICKLES
+        )
     if len(files) != 1:
         raise CheckpointError(
             f"The folder {folder} has {len(files)} checkpoint files and no *.index.json; "
@@ -82,33 +174,56 @@ def shards(folder: Path) -> list[Path]:
 
 
 def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
-    """One file's content and the facts of its header."""
-    try:
-        if file.suffix in (".safetensors", ".sft"):
-            with safe_open(file, framework="pt") as opened:
-                header = {name: parse(text) for name, text in (opened.metadata() or {}).items()}
-                return {name: opened.get_tensor(name) for name in opened.keys()}, header  # noqa: SIM118
-        content = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no file {file}; the download is incomplete.") from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is truncated or not a safetensors file ({error}); download it again."
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds something other than tensors, and code in it is never run; "
-            "use a safetensors version of it, or choose another file."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} is truncated or not a checkpoint; download it again."
-        ) from error
+    """One file's content and the facts of its header. Raises CheckpointError."""
+    with reading(file):
+        if file.suffix in SAFETENSORS:
+            facts = read_header(file).get("__metadata__", {})
+            return read_safetensors(file), {name: parse(name, facts[name]) for name in facts}
+        zipped = is_zip(file)
+        if zipped:
+            program(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds no named tensors; choose another file.")
     return content, {}
+
+
+def read_header(file: Path) -> dict[str, object]:
+    """A safetensors file's header: tensor -> its type, shape and place, ``__metadata__`` -> facts.
+
+    Raises CheckpointError.
+    """
+    with reading(file), Sparing(file) as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        if not isinstance(header, dict):
+            raise ValueError("the header is no object")
+        return header
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors, memory-mapped."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def is_zip(file: Path) -> bool:
+    """Whether torch will read this file as a zip, by its first bytes."""
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PK\x03\x04"
+
+
+def program(file: Path) -> bytes:
+    """The pickle in a checkpoint that torch saved as a zip; its tensors lie in other entries.
+
+    Raises CheckpointError, also where an entry is compressed or encrypted: torch writes neither,
+    and a small entry might become gigabytes.
+    """
+    with reading(file), Sparing(file) as opened, zipfile.ZipFile(opened) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type or entry.flag_bits & 1 for entry in entries):
+            raise CheckpointError(f"{file} is a zip that torch has not written; choose another.")
+        (content,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
+        return archive.read(content)
 
 
 def names_in(path: Path) -> frozenset[str] | None:
@@ -117,45 +232,62 @@ def names_in(path: Path) -> frozenset[str] | None:
     None where the file is broken, or of a kind that has no table of contents.
     """
     try:
-        if path.is_dir():
-            indexes = [*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")]
-            if indexes:
-                return frozenset(json.loads(indexes[0].read_text())["weight_map"])
-            (path,) = shards(path)
-        if path.suffix in (".safetensors", ".sft"):
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                return frozenset(json.loads(file.read(min(length, path.stat().st_size))))
-        with zipfile.ZipFile(path) as archive:
-            (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            texts = (text for _, text, _ in pickletools.genops(archive.read(content)))
-            return frozenset(text for text in texts if isinstance(text, str))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        if not os.path.isdir(path):
+            return names_in_file(path)
+        index = index_of(path)
+        return frozenset(weight_map(index)) if index else names_in_file(*shards(path))
+    except (CheckpointError, OSError):
         return None
 
 
-def parse(text: str) -> object:
-    """A header value: JSON where it is JSON, else the text itself."""
+def names_in_file(file: Path) -> frozenset[str]:
+    """``names_in`` one file. Raises CheckpointError."""
+    with reading(file):
+        if file.suffix in SAFETENSORS:
+            return frozenset(read_header(file)) - {"__metadata__"}
+        texts = (
+            text for _, text, _ in itertools.islice(pickletools.genops(program(file)), OPCODES)
+        )
+        return frozenset(text for text in texts if isinstance(text, str))
+
+
+def parse(name: str, text: str) -> object:
+    """A header value: JSON where it is JSON, else the text itself, as of a file that it carries."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return text if name.endswith(".json") else json.loads(text)
+    except (ValueError, RecursionError):
         return text
 
 
 def unwrap(content: Mapping, recognise: Callable[[Mapping], bool]) -> dict[str, Tensor]:
     """The first dictionary of ``content`` that is recognised, or all its own tensors."""
-    level = [content]
+    level, seen = [content], {id(content)}
     while level:
+        below = []
         for mapping in level:
-            if recognise(mapping):
-                return tensors_of(mapping)
-        level = [v for mapping in level for v in mapping.values() if isinstance(v, Mapping)]
+            tensors = tensors_of(mapping)
+            if recognise(tensors):
+                return tensors
+            for value in mapping.values():
+                if isinstance(value, Mapping) and id(value) not in seen:  # it may hold itself
+                    seen.add(id(value))
+                    below.append(value)
+        level = below
     return tensors_of(content)
 
 
 def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
-    """The entries that are tensors."""
-    return {name: value for name, value in mapping.items() if isinstance(value, Tensor)}
+    """The entries that are plain tensors, each with an element of its own for all that it shows."""
+    return {
+        name: value
+        for name, value in mapping.items()
+        if isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()
+    }
 
 
 @contextmanager
@@ -167,5 +299,5 @@ def naming(path: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} lacks the tensor {error.args[0]}; download it again."
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error

@@ -31,3 +31,16 @@ def picture_size(model: Family, tokenizer: Tokenizer, schedule: Schedule) -> tup
     h, w = schedule[-1].full
     stride = patch_of(model, tokenizer) * tokenizer.stride
     return h * stride, w * stride
+
+
+def schedule_of_size(model: Family, h: float, w: float) -> Schedule:
+    """The schedule whose last map is h x w tokens; ValueError where the model has none."""
+    for aspect in model.aspects:
+        for pixels in model.budgets:
+            schedule = model.schedule(aspect, pixels)
+            if schedule[-1].full == (h, w):
+                return schedule
+    raise ValueError(
+        f"The picture is {w:g} x {h:g} tokens (width x height), and this model makes none of that "
+        "size; put it through VAR Encode with this model."
+    )

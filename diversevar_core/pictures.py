@@ -12,6 +12,15 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+FEATHER = 2  # pixels; an edge rises over twice as many and one
+
+
+def feathered(mask: Tensor) -> Tensor:
+    """Soften the edge of a mask (B, 1, H, W) within it: where it is 0 it stays 0."""
+    size = 2 * FEATHER + 1
+    inner = -F.max_pool2d(-mask, size, stride=1, padding=FEATHER)
+    return F.avg_pool2d(inner, size, stride=1, padding=FEATHER, count_include_pad=False)
+
 
 def to_pil(image: Tensor) -> Image.Image:
     """One picture (3, H, W) in 0..1 -> 8-bit RGB, rounded."""
@@ -51,12 +60,38 @@ def caption(text: str, height: int, width: int) -> Tensor:
     return rearrange(torch.from_numpy(np.array(strip)).float() / 255, "h w c -> c h w")
 
 
-def read_picture(path: str | Path, width: int, height: int) -> Tensor:
-    """A picture file, resized to (1, 3, height, width) in -1..1; ValueError if it is none."""
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture file in RGB; ValueError if it is none."""
     try:
-        opened = Image.open(path).convert("RGB")
+        return Image.open(path).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"{path} is not a picture ({error}).") from error
-    resized = opened.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(resized)).float() / 127.5 - 1
-    return rearrange(pixels, "h w c -> 1 c h w")
+
+
+def read_picture(path: str | Path, width: int, height: int) -> Tensor:
+    """A picture file, resized to (1, 3, height, width) in -1..1; ValueError if it is none."""
+    return resized(open_picture(path), width, height)
+
+
+def resized(picture: Image.Image, width: int, height: int) -> Tensor:
+    """A picture -> (1, 3, height, width) in -1..1."""
+    pixels = np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return rearrange(torch.from_numpy(pixels).float() / 127.5 - 1, "h w c -> 1 c h w")
+
+
+def into_square(picture: Image.Image, side: int) -> Tensor:
+    """A picture with white at its right or bottom up to a square -> (1, 3, side, side) in -1..1.
+
+    As ``infer.py`` of HiDream-ai/VAREdit; ``out_of_square`` undoes it.
+    """
+    longer = max(picture.size)
+    square = Image.new("RGB", (longer, longer), "white")
+    square.paste(picture, (0, 0))
+    return resized(square, side, side)
+
+
+def out_of_square(images: Tensor, width: int, height: int) -> Tensor:
+    """Squares (B, 3, S, S) in 0..1 -> the pictures in their upper left, (B, 3, height, width)."""
+    longer = max(width, height)
+    squares = [resized(to_pil(image), longer, longer) for image in images.clamp(0, 1)]
+    return torch.cat(squares)[:, :, :height, :width].add(1).div(2)

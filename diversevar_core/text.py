@@ -1,47 +1,74 @@
-"""Prompt -> text features, with a T5 encoder (flan-T5-xl for Infinity's releases).
-
-T5, arXiv 1910.10683, run by the transformers library; all sizes are read off the tensors.
-"""
+"""Prompt -> text features, with a T5 encoder (flan-T5-xl for Infinity's releases)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel
 
 from .checkpoints import compute_dtype, describe, fill
-from .files import CheckpointError, naming, read
+from .files import CheckpointError, Sparing, naming, read, reading
+from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
+FIRST = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
-def is_t5(keys) -> bool:
-    """Whether these are a T5 encoder's tensors."""
-    return "shared.weight" in keys and "encoder.final_layer_norm.weight" in keys
+def root_of(keys: Iterable[str]) -> str | None:
+    """What stands before ``block.0`` of a T5 encoder in these keys, None where there is none.
+
+    ``encoder.`` in Hugging Face's files, nothing or ``text_encoder.`` in others'. A decoder is not
+    meant, nor UMT5, whose every block has biases of its own.
+    """
+    keys = set(keys)
+    roots = {key.removesuffix(FIRST) for key in keys if key.endswith(FIRST)}
+    for root in sorted(roots):
+        second = root + FIRST.replace("0", "1", 1)
+        if not root.endswith("decoder.") and second not in keys and embedding_of(keys, root):
+            return root
+    return None
 
 
-def read_config(tensors: dict[str, Tensor]) -> T5Config:
-    """Sizes of a T5 encoder from its tensors' shapes (KeyError where one is missing)."""
-    layer = "encoder.block.0.layer"
-    vocabulary, width = tensors["shared.weight"].shape
-    buckets, heads = tensors[f"{layer}.0.SelfAttention.relative_attention_bias.weight"].shape
-    gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
-    hidden = tensors[f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"].shape[0]
-    return T5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=tensors[f"{layer}.0.SelfAttention.q.weight"].shape[0] // heads,
-        d_ff=hidden,
-        num_layers=len({key.split(".")[2] for key in tensors if key.startswith("encoder.block.")}),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-        feed_forward_proj="gated-gelu" if gated else "relu",
-    )
+def outer_of(root: str) -> str:
+    """What stands before the whole model's keys: the root without Hugging Face's ``encoder.``."""
+    return root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
+
+
+def embedding_of(keys: Iterable[str], root: str) -> str | None:
+    """The name of the token embedding that goes with an encoder."""
+    places = (outer_of(root), root)
+    names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in places]
+    return next((name for name in names if name in keys), None)
+
+
+def is_t5(keys: Iterable[str]) -> bool:
+    """Whether a T5 encoder's tensors are among these."""
+    return root_of(keys) is not None
+
+
+def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A T5 encoder's tensors by Hugging Face's names, all others left out.
+
+    Scales of quantized weights keep their place beside them.
+    """
+    root = root_of(tensors)
+    embedding = embedding_of(tensors, root)
+    places = {
+        f"{root}block.": "encoder.block.",
+        f"{root}final_layer_norm.": "encoder.final_layer_norm.",
+        embedding.removesuffix("weight"): "shared.",
+        outer_of(root) + "scaled_fp8": "scaled_fp8",
+    }
+    return {
+        to + key.removeprefix(start): tensor
+        for key, tensor in tensors.items()
+        for start, to in places.items()
+        if key.startswith(start)
+    }
 
 
 def check_prompt(prompt: str) -> None:
@@ -61,18 +88,46 @@ def check_length(tokens: int) -> None:
 
 @dataclass(frozen=True)
 class T5File:
-    """A T5 encoder as read: its sizes, its tensors, and where its tokenizer.json lies."""
+    """A T5 encoder as read: its sizes, its tensors, and its tokenizer.json.
+
+    carried: the text of tokenizer.json, where the file's header has it; vocabulary: else its place.
+    """
 
     config: T5Config
     tensors: dict[str, Tensor]
     vocabulary: Path
+    carried: str | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which neither pads nor cuts. Raises CheckpointError."""
+        text = self.carried or read_tokenizer(self.vocabulary)
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library has no type of its own for it
+            raise CheckpointError(
+                f"The tokenizer.json for {self.vocabulary} is not valid; get it again."
+            ) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text of a tokenizer.json. Raises CheckpointError."""
+    with reading(path), Sparing(path) as opened:
+        return opened.read().decode()
+
+
+def tokenizer_beside(path: Path) -> Path:
+    """Where the tokenizer.json of a text encoder's file or folder is looked for."""
+    return (path if path.is_dir() else path.parent) / "tokenizer.json"
 
 
 def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
     """Read a T5 encoder from a Hugging Face folder or a single file.
 
-    vocabulary: the tokenizer.json to use where there is none beside the file. Raises
-    CheckpointError.
+    Its tokenizer.json is the one in the file's header (as ``convert`` writes it), else the one
+    beside the file, else ``vocabulary``. Raises CheckpointError.
     """
     path = Path(path)
     file = read(path, is_t5)
@@ -80,21 +135,20 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
         raise CheckpointError(
             f"{path} is {describe(file.tensors)}, not a T5 text encoder; choose flan-t5-xl's."
         )
-    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    beside, carried = tokenizer_beside(path), file.facts.get("tokenizer.json")
     if beside.is_file():
         vocabulary = beside
-    if vocabulary is None:
+    if vocabulary is None and carried is None:
         raise CheckpointError(f"There is no {beside}; put the text encoder's tokenizer.json there.")
-    parts = ("encoder.block.", "encoder.final_layer_norm.", "shared.")
-    tensors = {key: tensor for key, tensor in file.tensors.items() if key.startswith(parts)}
+    tensors = rename(file.tensors)
     with naming(path):
-        return T5File(read_config(tensors), tensors, vocabulary)
+        return T5File(read_config(tensors), tensors, vocabulary or path, carried)
 
 
 class TextEncoder:
     """A T5 encoder and its tokenizer; call it with prompts."""
 
-    def __init__(self, encoder: T5EncoderModel, tokenizer: Tokenizer):
+    def __init__(self, encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
 
     @torch.no_grad()
@@ -108,26 +162,38 @@ class TextEncoder:
             check_prompt(prompt)
             ids = self.tokenizer.encode(prompt).ids
             check_length(len(ids))
-            ids = torch.tensor([ids], device=self.encoder.device)
-            features.append(self.encoder(input_ids=ids).last_hidden_state[0].float())
+            features.append(self.encoder(torch.tensor([ids]))[0])
         return features
 
 
 def load_text_encoder(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> TextEncoder:
-    """Load a T5 encoder from a Hugging Face folder, or from one file with its tokenizer beside it.
+    """Load a T5 encoder from a Hugging Face folder or a single file; see ``read_t5``.
 
-    The tokenizer is ``tokenizer.json`` in the same folder. dtype: None computes in float32 on a
-    CPU and as stored elsewhere. Raises CheckpointError.
+    dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
     """
     file = read_t5(path)
-    embedding = file.tensors["shared.weight"]
-    with torch.device("meta"):
-        encoder = T5EncoderModel(file.config).to(dtype or compute_dtype(embedding, device))
-    fill(encoder, file.tensors | {"encoder.embed_tokens.weight": embedding}, device, path)
-    encoder.tie_weights()
-    tokenizer = Tokenizer.from_file(str(file.vocabulary))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return TextEncoder(encoder, tokenizer)
+    tokenizer, words = file.tokenizer(), file.config.vocab_size
+    if tokenizer.get_vocab_size() > words:
+        raise CheckpointError(
+            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
+            f"embedding {words}; put the text encoder's own there."
+        )
+    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
+
+
+def build_t5(
+    file: T5File,
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> T5Encoder:
+    """The encoder of a file, which errors name as ``path``. Raises CheckpointError.
+
+    Weights that are quantized with scales are refused: without their scales they mean nothing.
+    """
+    dtype = dtype or compute_dtype(file.tensors, device)
+    encoder = T5Encoder(file.config, device="meta", dtype=dtype)
+    fill(encoder, file.tensors, device, path)
+    return encoder

@@ -1,17 +1,15 @@
-"""Picture -> token maps."""
+"""Picture -> latent of a size that the model makes."""
 
-import comfy.utils
+import torch
 from comfy_api.latest import io
 
 from ..diversevar_core.pairing import check_pair, picture_size
 from . import host
 from .load import VARModel
 
-TOKEN_MAPS, SCHEDULE = "diversevar_token_maps", "diversevar_schedule"  # entries of the latent
-
 
 class Encode(io.ComfyNode):
-    """A picture as a VAR model would have drawn it, scale by scale."""
+    """The stock VAE Encode, after a crop and a resize to the model's nearest shape."""
 
     @classmethod
     def define_schema(cls):
@@ -19,40 +17,49 @@ class Encode(io.ComfyNode):
             node_id="DiverseVAREncode",
             display_name="VAR Encode",
             category="DiverseVAR",
-            description="Turns pictures into a VAR model's token maps, one for every scale, and "
-            "the latent that they add up to. Pictures are cropped and resized to the model's size.",
-            search_aliases=["var", "vq encode", "vae encode"],
+            description="Turns pictures into latents for the sampler's picture input. They are "
+            "cropped about the middle and resized to the nearest shape that the model makes; a "
+            "mask with them.",
+            search_aliases=["var", "vq encode", "vae encode", "inpaint"],
             inputs=[
                 io.Image.Input("pixels", tooltip="The pictures."),
                 io.Vae.Input("vae", tooltip="From Load VAR Tokenizer."),
-                VARModel.Input("model", tooltip="The model, which decides the token maps."),
+                VARModel.Input("model", tooltip="The model, which decides the shape and size."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the sampler may draw; it is cropped and resized with its "
+                    "picture.",
+                ),
             ],
-            outputs=[
-                io.Latent.Output(
-                    tooltip="The latent with its tokens, for the sampler's picture input."
-                )
-            ],
+            outputs=[io.Latent.Output(tooltip="For the sampler's picture input.")],
         )
 
     @classmethod
-    def execute(cls, pixels, vae, model) -> io.NodeOutput:
+    def execute(cls, pixels, vae, model, mask=None) -> io.NodeOutput:
         tokenizer, network = host.tokenizer_of(vae), model.model
         check_pair(network, tokenizer)
         height, width = pixels.shape[1:3]
         nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))
-        schedule = network.schedule(nearest)
-        height, width = picture_size(network, tokenizer, schedule)
-        fitted = comfy.utils.common_upscale(
-            pixels.movedim(-1, 1), width, height, "lanczos", "center"
+        size = picture_size(network, tokenizer, network.schedule(nearest))
+        fitted = host.fit(pixels[..., :3].movedim(-1, 1), *size)
+        latent = {"samples": vae.encode(fitted.movedim(1, -1))}
+        if mask is not None:
+            latent["noise_mask"] = fit_mask(mask, len(pixels), *size)
+        return io.NodeOutput(latent)
+
+
+def fit_mask(mask: torch.Tensor, pictures: int, height: int, width: int) -> torch.Tensor:
+    """A mask (1 or B, [1,] H, W) through its picture's crop and resize -> (1 or B, height, width).
+
+    Raises ValueError where there are neither one nor as many masks as pictures.
+    """
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    if len(mask) not in (1, pictures):
+        raise ValueError(
+            f"There are {len(mask)} masks for {pictures} pictures; give one, or one a picture."
         )
-        features = vae.encode(fitted.movedim(1, -1)[..., :3])
-        host.to_device(model, vae, schedule, 1)
-        maps = tokenizer.quantize_maps(features.to(vae.device).float(), schedule)
-        f_hat = None
-        for scale, tokens in zip(schedule, maps, strict=True):
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
-        latent = {"samples": f_hat.to(vae.output_device)}
-        return io.NodeOutput(latent | {TOKEN_MAPS: maps, SCHEDULE: schedule})
+    return host.fit(mask, height, width, "area").squeeze(1)
 
 
 NODES = [Encode]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ import folder_paths
 
 from ..diversevar_core import included
 from ..diversevar_core.checkpoints import is_model, is_tokenizer
-from ..diversevar_core.files import names_in
+from ..diversevar_core.files import index_of, names_in
 from ..diversevar_core.text import is_t5
 
 OWN = "diversevar"  # models/diversevar, for who likes to keep them together
@@ -66,17 +67,22 @@ def path_of(kind: Kind, name: str) -> Path:
 def places(folder: str, name: str) -> Iterator[Path]:
     """Where a name exists in any of a folder's paths."""
     for root in folder_paths.get_folder_paths(folder):
-        if (Path(root) / name).exists():
+        if os.path.exists(Path(root) / name):  # false, where Path's own raises
             yield Path(root) / name
 
 
 def fits(kind: Kind, path: Path) -> bool:
     """Whether a file or folder can be of this kind; in doubt a file can, and a folder cannot."""
-    names = known_names(path, path.stat().st_mtime_ns)
-    return path.is_file() if names is None else kind.accepts(names)
+    try:
+        index = index_of(path) if os.path.isdir(path) else None
+        found = (index or path).stat()
+    except OSError:  # gone, or not ours to read
+        return False
+    names = known_names(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    return os.path.isfile(path) if names is None else kind.accepts(names)
 
 
 @lru_cache(maxsize=4096)
-def known_names(path: Path, changed: int) -> frozenset[str] | None:
-    """``names_in`` a file, read once until it changes."""
+def known_names(path: Path, version: tuple[int, ...]) -> frozenset[str] | None:
+    """``names_in`` a file, read once for each version of it."""
     return names_in(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.cli_args
 import comfy.model_management
@@ -17,52 +19,126 @@ import folder_paths
 import torch
 from comfy import sd1_clip
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.quant_ops import QuantizedTensor
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ..diversevar_core.attention import sdpa
-from ..diversevar_core.checkpoints import load_model, load_tokenizer
+from ..diversevar_core.checkpoints import build_model, is_quantized, load_tokenizer, read_model
 from ..diversevar_core.families.family import Family
-from ..diversevar_core.methods import Method
+from ..diversevar_core.files import Checkpoint, CheckpointError
 from ..diversevar_core.pictures import to_pil
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
-from ..diversevar_core.schedule import Scale, Schedule
+from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.text import check_length, read_t5
 from ..diversevar_core.tokenizers.autoencoder import to_image
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
-PREVIEW_PIXELS = 512
+# half precision where a card has it, the kind with float32's range first
+COMPUTE_TYPES = [torch.bfloat16, torch.float16, torch.float32]
+WEIGHT_TYPES = {
+    "default": None,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: its weights' names in the file
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The host's attention kernel in the core's form; it scales by c ** -0.5 on its own.
+    """The host's attention kernel in the core's form.
 
     Masks, which only prompts of different lengths need, stay with torch: not every kernel of the
     host's reads them.
     """
     if mask is not None:
         return sdpa(q, k, v, mask, scale)
-    q = q * (scale * q.shape[-1] ** 0.5)
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+    return optimized_attention(
+        q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True, scale=scale
+    )
 
 
-def load_transformer(path: Path) -> comfy.model_patcher.ModelPatcher:
-    """A VAR or Infinity transformer under the host's memory management."""
+def load_transformer(
+    path: Path,
+    weight_dtype: str = "default",
+    task: str | None = None,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """A VAR or Infinity transformer under the host's memory management.
+
+    weight_dtype: one of WEIGHT_TYPES, as on the host's Load Diffusion Model. task: generate or
+    edit, where the user knows better than the file. disable_dynamic: load
+    weights whole, not one by one as they are needed. How to store and what to compute in is asked
+    of the host, and so its flags hold. Raises CheckpointError.
+    """
     device = comfy.model_management.get_torch_device()
-    on_cpu = comfy.model_management.is_device_cpu(device)
     offload = comfy.model_management.unet_offload_device()
-    dtype = torch.float32
-    if not on_cpu:
-        dtype = comfy.model_management.unet_dtype(
-            device, supported_dtypes=[torch.bfloat16, torch.float32]
-        )
-    kernel = sdpa if on_cpu else attention
-    model = load_model(path, offload, dtype, comfy.ops.manual_cast, kernel)
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    file = read_model(path, task)
+    tensors, quantization = quantized(file.tensors, file.facts)
+    storage = WEIGHT_TYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        device,
+        model_params=comfy.utils.calculate_parameters(tensors),
+        supported_dtypes=COMPUTE_TYPES,
+        weight_dtype=None if quantization else comfy.utils.weight_dtype(tensors),
+    )
+    compute = comfy.model_management.unet_manual_cast(
+        None if quantization else storage, device, COMPUTE_TYPES
+    )
+    compute = compute or storage
+    operations = comfy.ops.pick_operations(
+        None,  # always layers that cast: a file's types are mixed, and some layers need float32
+        compute,
+        load_device=device,
+        fp8_optimizations=weight_dtype.endswith("_fast"),
+        model_config=SimpleNamespace(quant_config=quantization),
+    )
+    kernel = sdpa if comfy.model_management.is_device_cpu(device) else attention
+    file = Checkpoint(tensors, file.facts)
+    model = build_model(file, path, offload, compute, operations, kernel)
+    model.manual_cast_dtype = compute  # by which the host estimates what casting needs
+    patcher = patcher_class(disable_dynamic)(model, device, offload)
+    store(model.blocks, storage, patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task))
+    patcher.set_attachments(FILE_NAMES, model.rename({name: name for name in tensors}))
+    return patcher
+
+
+def quantized(tensors: dict[str, Tensor], facts: dict) -> tuple[dict[str, Tensor], dict | None]:
+    """Tensors with quantized layers marked in the host's newest way, and its word for them."""
+    layers = "_quantization_metadata"
+    if any(name.endswith(".scale_weight") for name in tensors):
+        tensors = {"scaled_fp8": torch.zeros(2)} | tensors  # the mark of scales, where it was lost
+    header = {layers: json.dumps(facts[layers])} if layers in facts else {}
+    tensors, _ = comfy.utils.convert_old_quants(dict(tensors), metadata=header)
+    return tensors, comfy.utils.detect_layer_quantization(tensors, "")
+
+
+def patcher_class(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatcher]:
+    """The host's own choice, unless it asks for the one that loads weights whole."""
+    if disable_dynamic:
+        return comfy.model_patcher.ModelPatcher
+    return comfy.model_patcher.CoreModelPatcher
+
+
+def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
+    """Keep the layers' matrices and kernels, nearly all of a model, in this type.
+
+    But not in a wider type than they have, which would add nothing. dynamic: the host moves weights
+    one by one, and converts them as it does; until then they stay in the file.
+    """
+    for layer in layers.modules():
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.ndim < 2 or isinstance(weight, QuantizedTensor):
+            continue
+        kept = min(dtype, weight.dtype, key=lambda kind: kind.itemsize)
+        if dynamic:
+            layer.weight_comfy_model_dtype = kept
+        else:
+            layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
 
 
 class Autoencoder(nn.Module):
@@ -82,28 +158,33 @@ class Autoencoder(nn.Module):
 class TokenizerVAE(comfy.sd.VAE):
     """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work on it."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: torch.dtype):
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # the host warns of the weights that it is not given
-        super().__init__(sd={})
-        logging.disable(level)
+    def __init__(self, tokenizer: Tokenizer, disable_dynamic: bool = False):
+        logging.root.addFilter(not_about_weights)
+        try:
+            super().__init__(sd={})
+        finally:
+            logging.root.removeFilter(not_about_weights)
         self.tokenizer = tokenizer
         self.first_stage_model = Autoencoder(tokenizer).eval()
         self.latent_channels = tokenizer.token_kind.channels
         self.downscale_ratio = self.upscale_ratio = tokenizer.stride
-        # as much as the host reckons for its own autoencoder of stride 8, which this one resembles
-        self.memory_used_decode = lambda shape, dtype: (
-            2178 * shape[2] * shape[3] * tokenizer.stride**2 * dtype.itemsize
-        )
+        # as much as the host estimates for its own autoencoder of stride 8, which this resembles
+        own, strides = self.memory_used_decode, (tokenizer.stride / 8) ** 2
+        self.memory_used_decode = lambda shape, dtype: own(shape, dtype) * strides
         self.device = comfy.model_management.vae_device()
-        self.vae_dtype = dtype
+        self.vae_dtype = tokenizer.dtype
         self.output_device = comfy.model_management.intermediate_device()
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.first_stage_model,
-            load_device=self.device,
-            offload_device=comfy.model_management.vae_offload_device(),
+        self.patcher = patcher_class(disable_dynamic)(
+            self.first_stage_model, self.device, comfy.model_management.vae_offload_device()
         )
+        for part in (tokenizer.encoder, tokenizer.decoder):
+            store(part, tokenizer.dtype, self.patcher.is_dynamic())
         self.model_size()
+
+
+def not_about_weights(record: logging.LogRecord) -> bool:
+    """Not the host's warning of the weights that a TokenizerVAE brings itself."""
+    return "No VAE weights detected" not in record.getMessage()
 
 
 def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
@@ -115,14 +196,22 @@ def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
     return vae.tokenizer
 
 
-def load_vae(path: Path) -> TokenizerVAE:
-    """A tokenizer file as a VAE."""
+def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
+    """A tokenizer file as a VAE. Raises CheckpointError."""
     device = comfy.model_management.vae_device()
     dtype = torch.float32
     if not comfy.model_management.is_device_cpu(device):
         dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
     offload = comfy.model_management.vae_offload_device()
-    return TokenizerVAE(load_tokenizer(path, offload, dtype, comfy.ops.manual_cast), dtype)
+    tokenizer = load_tokenizer(path, offload, dtype, comfy.ops.manual_cast)
+    vae = TokenizerVAE(tokenizer, disable_dynamic)
+    vae.patcher.cached_patcher_init = (reload, (load_vae, path))
+    return vae
+
+
+def reload(load: Callable, path: Path, disable_dynamic: bool = False):
+    """The patcher of a file that is loaded again, for the host's copies on other devices."""
+    return load(path, disable_dynamic).patcher
 
 
 class TokenizerFile:
@@ -170,8 +259,8 @@ class T5Model(sd1_clip.SDClipModel):
         )
 
 
-def load_clip(path: Path) -> comfy.sd.CLIP:
-    """A T5 encoder as the host's CLIP, for the stock text nodes."""
+def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """A T5 encoder as the host's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
     file = read_t5(path, shipped)
     config = {
@@ -191,50 +280,85 @@ def load_clip(path: Path) -> comfy.sd.CLIP:
         tokenizer=partial(T5Tokenizer, str(file.vocabulary), file.config.d_model),
     )
     encoder = partial(sd1_clip.SD1ClipModel, name="t5", clip_model=partial(T5Model, config))
-    return comfy.sd.CLIP(
+    tensors, quantization = quantized(file.tensors, {})
+    layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
+    if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
+        raise CheckpointError(
+            f"{path} is quantized in a way that is not known here; choose the text encoder in "
+            "float16, bfloat16, or scaled float8."
+        )
+    clip = comfy.sd.CLIP(
         ClipTarget(tokenizer, encoder),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        parameters=sum(tensor.numel() for tensor in file.tensors.values()),
-        state_dict=[file.tensors],
+        parameters=comfy.utils.calculate_parameters(tensors),
+        state_dict=[tensors],
+        model_options={"quantization_metadata": quantization} if quantization else {},
+        disable_dynamic=disable_dynamic,
     )
+    clip.patcher.cached_patcher_init = (reload, (load_clip, path))
+    return clip
 
 
-class Interruptible(Method):
-    """Lets the user's cancel button through before every block."""
-
-    def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return run(x)
+def fit(images: Tensor, height: int, width: int, resize: str = "lanczos") -> Tensor:
+    """Crop (B, C, H, W) about the middle to the shape of height x width, and resize."""
+    if images.shape[-2:] == (height, width):
+        return images
+    return comfy.utils.common_upscale(images, width, height, resize, "center")
 
 
 def to_device(
-    model: comfy.model_patcher.ModelPatcher, vae: TokenizerVAE, schedule: Schedule, batch: int
+    model: comfy.model_patcher.ModelPatcher,
+    vae: TokenizerVAE,
+    schedule: Schedule,
+    batch: int,
+    guided: bool = True,
+    sources: int = 0,
 ) -> torch.device:
-    """Have both models ready, with room for this many pictures; returns their device."""
+    """Have both models ready, with room for this many pictures; returns their device.
+
+    guided: whether every picture has a second row, without its condition. sources: how many
+    pictures are edited; one that all share is kept once.
+    """
     network: Family = model.model
     width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
-    rows = 2 * batch
-    cache = 2 * rows * cached * width * network.depth * network.dtype.itemsize
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached + sources * last)
+    cache = 2 * kept * width * network.depth * network.dtype.itemsize
     work = 32 * rows * last * width  # float32 streams of the last map
+    if sources:  # one block's keys and values, the source's in front
+        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
     return model.load_device
 
 
-def watch(steps: Iterator[Step], schedule: Schedule, vae: TokenizerVAE) -> Tensor:
-    """Run the sampler with the host's progress bar and previews; returns f_hat (B, D, H, W)."""
+def watch(
+    model: comfy.model_patcher.ModelPatcher,
+    steps: Iterator[Step],
+    schedule: Schedule,
+    vae: TokenizerVAE,
+) -> Tensor:
+    """Run the sampler with the host's progress bar and previews; returns f_hat (B, D, H, W).
+
+    The user's cancel button raises out of it: every layer of the host's looks for it.
+    """
     method = comfy.cli_args.args.preview_method
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
     bar = comfy.utils.ProgressBar(sum(scale.tokens for scale in schedule))
-    done = 0
-    for step in steps:
-        done += step.scale.tokens
-        picture = ("JPEG", preview(step, vae), PREVIEW_PIXELS) if previews else None
-        bar.update_absolute(done, preview=picture)
+    done, pixels = 0, comfy.cli_args.args.preview_size
+    model.pre_run()
+    try:
+        for step in steps:
+            done += step.scale.tokens
+            picture = ("JPEG", preview(step, vae), pixels) if previews else None
+            bar.update_absolute(done, preview=picture)
+    finally:
+        model.cleanup()
     return step.f_hat.to(comfy.model_management.intermediate_device())
 
 
 def preview(step: Step, vae: TokenizerVAE):
     """The first picture so far, decoded small: no larger than the map that was just drawn."""
     f_hat = step.f_hat[:1]
-    h, w = (min(size, PREVIEW_SIDE) for size in (step.scale.h, step.scale.w))
-    return to_pil(to_image(vae.tokenizer.decode(area(f_hat, h, w)))[0])
+    h, w = step.scale.h, step.scale.w
+    shrink = min(PREVIEW_SIDE / max(h, w), 1)
+    small = area(f_hat, *(max(round(side * shrink), 1) for side in (h, w)))
+    return to_pil(to_image(vae.tokenizer.decode(small))[0])

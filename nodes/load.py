@@ -2,13 +2,14 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.families.infinity import TASKS
 from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
 
 
 class LoadModel(io.ComfyNode):
-    """VAR, arXiv 2404.02905; Infinity, arXiv 2412.04431."""
+    """VAR, arXiv 2404.02905; Infinity, arXiv 2412.04431; VAREdit, arXiv 2508.15772."""
 
     @classmethod
     def define_schema(cls):
@@ -16,8 +17,8 @@ class LoadModel(io.ComfyNode):
             node_id="DiverseVARLoadModel",
             display_name="Load VAR Model",
             category="DiverseVAR",
-            description="Loads a visual autoregressive model: Infinity (text to image) or VAR "
-            "(class to image).",
+            description="Loads a visual autoregressive model: Infinity (text to image), VAREdit "
+            "(editing by instruction) or VAR (class to image).",
             search_aliases=["var", "infinity", "diversevar", "autoregressive", "load checkpoint"],
             inputs=[
                 io.Combo.Input(
@@ -26,17 +27,42 @@ class LoadModel(io.ComfyNode):
                     tooltip="The transformer, from models/diffusion_models or checkpoints; emoji, "
                     "a small text-to-image model, comes with the pack.",
                 ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(host.WEIGHT_TYPES),
+                    default="default",
+                    optional=True,
+                    tooltip="How the weights are kept: default asks ComfyUI, which keeps half "
+                    "precision on most cards; fp8 takes half of that memory and costs a little "
+                    "quality; fast also computes in fp8, on cards that can.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "task",
+                    options=["auto", *TASKS],
+                    default="auto",
+                    optional=True,
+                    tooltip="Whether an Infinity makes pictures or edits them (VAREdit), which its "
+                    "weights cannot tell. auto: as the file or its name says.",
+                    advanced=True,
+                ),
             ],
-            outputs=[VARModel.Output(display_name="model", tooltip="For the DiverseVAR Sampler.")],
+            outputs=[
+                VARModel.Output(
+                    display_name="model",
+                    tooltip="For the DiverseVAR Sampler, or Edit by Instruction.",
+                )
+            ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name):
+    def fingerprint_inputs(cls, model_name, weight_dtype="default", task="auto"):
         return folders.path_of(folders.MODELS, model_name).stat().st_mtime_ns
 
     @classmethod
-    def execute(cls, model_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_transformer(folders.path_of(folders.MODELS, model_name)))
+    def execute(cls, model_name, weight_dtype="default", task="auto") -> io.NodeOutput:
+        path, told = folders.path_of(folders.MODELS, model_name), None if task == "auto" else task
+        return io.NodeOutput(host.load_transformer(path, weight_dtype, told))
 
 
 class LoadTokenizer(io.ComfyNode):

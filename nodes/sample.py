@@ -8,13 +8,15 @@ from comfy_api.latest import io
 from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
+from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
 from ..diversevar_core.sampler import sample
 from ..diversevar_core.schedule import PIXELS, Schedule
-from ..diversevar_core.settings import Settings
+from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.spectral import calibrated
+from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 from . import host
 from .class_label import LABEL
-from .encode import SCHEDULE, TOKEN_MAPS
+from .encode import fit_mask
 from .load import VARModel
 from .spectral import Method
 
@@ -166,13 +168,14 @@ class Sampler(io.ComfyNode):
                 io.Latent.Input(
                     "picture",
                     optional=True,
-                    tooltip="From VAR Encode: a picture to vary or to paint into. It decides the "
-                    "shape.",
+                    tooltip="From VAR Encode or VAE Encode: a picture to vary or to draw into, or "
+                    "one for every picture of the batch. It decides the shape.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the picture is painted anew; elsewhere it keeps its tokens.",
+                    tooltip="Where the picture is drawn again; elsewhere it keeps its tokens. "
+                    "Takes the place of the mask in the latent.",
                 ),
                 io.Int.Input(
                     "keep_side",
@@ -211,32 +214,51 @@ class Sampler(io.ComfyNode):
         keep_side=0,
     ) -> io.NodeOutput:
         network = model.model
-        methods = [method or calibrated(diversity), host.Interruptible()]
+        if network.edits:
+            raise ValueError(
+                "This model edits pictures; use Edit by Instruction in place of the sampler."
+            )
+        methods = [method or calibrated(diversity)]
         tokenizer = host.tokenizer_of(vae)
-        if picture is not None:
-            schedule = schedule_of(picture)
-            methods.append(Keep(picture[TOKEN_MAPS], keep_side, mask))
-        else:
+        check_pair(network, tokenizer)
+        if picture is None:
+            if mask is not None or keep_side > 0:
+                raise ValueError("mask and keep_side need a picture; connect VAR Encode to it.")
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
+        else:
+            schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
-        device = host.to_device(model, vae, schedule, batch_size)
+        guided = any(g != 1 for g, _ in guidance(settings, schedule))
+        device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
+        if picture is not None:
+            mask = picture.get("noise_mask") if mask is None else mask
+            if mask is not None:
+                mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
+            features = picture["samples"].to(device).float()
+            methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
         seeds = range(seed, seed + batch_size)
         steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
-        return io.NodeOutput({"samples": host.watch(steps, schedule, vae)})
+        return io.NodeOutput({"samples": host.watch(model, steps, schedule, vae)})
 
 
-def schedule_of(picture: dict) -> Schedule:
-    """The token maps of an encoded picture."""
-    if TOKEN_MAPS not in picture:
-        raise ValueError("This latent has no tokens to keep; connect VAR Encode to picture.")
-    pictures = len(picture[TOKEN_MAPS][0])
-    if pictures > 1:
+def schedule_of_latent(
+    network: Family, tokenizer: Tokenizer, samples: torch.Tensor, batch: int
+) -> Schedule:
+    """The token maps of an encoded picture (1 or B, D, H, W)."""
+    channels = tokenizer.token_kind.channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise ValueError(
-            f"picture was encoded from {pictures} pictures and takes one; put Image From Batch "
-            "before VAR Encode."
+            f"picture has {samples.shape[1]} channels and this model's have {channels}; it comes "
+            "from another kind of model: connect VAR Encode."
         )
-    return picture[SCHEDULE]
+    if len(samples) not in (1, batch):
+        raise ValueError(
+            f"picture holds {len(samples)} pictures and batch_size is {batch}; give one picture, "
+            "or one for each of the batch."
+        )
+    patch = patch_of(network, tokenizer)
+    return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
 
 
 def settings_of(
@@ -267,6 +289,8 @@ def condition_of(
     label = positive[0][1].get(LABEL)
     if label is None:
         raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
+    if negative is not None:
+        raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
     return Labels(torch.full((batch,), label, device=device))
 
 

@@ -69,11 +69,10 @@ class Spectrum(io.ComfyNode):
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
         watched = Spectra(method or calibrated(diversity), SIDES, shown_blocks(network.depth))
-        methods = [watched, host.Interruptible()]
         settings = settings_of(network, 0, 0, 0, 0, 0)
-        steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=methods)
+        steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
-        host.watch(islice(steps, len(plotted)), plotted, vae)
+        host.watch(model, islice(steps, len(plotted)), plotted, vae)
         return io.NodeOutput(spectrum_plot(watched.found).movedim(0, -1)[None])
 
 

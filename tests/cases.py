@@ -51,10 +51,39 @@ def write_case(name: str, folder: Path) -> Case:
     for network, shapes in about["shapes"].items():
         paths[network] = folder / f"{name}_{network}.safetensors"
         save_file(state_dict(shapes), paths[network])
-        paths[network].with_suffix(".json").write_text(json.dumps(about["config"]))
+        facts = about["config"] | ({"task": "edit"} if about["family"] == "varedit" else {})
+        paths[network].with_suffix(".json").write_text(json.dumps(facts))
     tokenizer = paths.pop("vae")
     (model,) = paths.values()
     return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, tokenizer)
+
+
+def listed(value) -> str:
+    """A value or several, as the command line takes them."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def arguments(case: Case, i: int, folder: Path) -> list:
+    """The command line of a case's run i."""
+    run = case.runs[i]
+    shown = ["--model", case.model, "--vq", case.tokenizer, "--rng", "shared"]
+    shown += ["--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
+    shown += ["--cfg", listed(run["cfg"]), "--seed", run.get("seed", run.get("g_seed"))]
+    if "labels" in case.about:
+        shown += ["--more-smooth"] * run.get("more_smooth", False)
+        return [*shown, "--labels", listed(run.get("labels", case.about["labels"]))]
+    text = {"text": case.expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
+    if "neg_lens" in run:
+        text["negative_text"] = case.expected[f"run{i}.negative_text"]
+        text["negative_lens"] = torch.tensor(run["neg_lens"])
+    save_file(text, folder / "text.safetensors")
+    shown += ["--text-features", folder / "text.safetensors", "--tau", listed(run["tau"])]
+    shown += ["--aspect", run.get("ratio", 1.0), "--pixels", case.about["config"]["pn"]]
+    if case.about["family"] == "varedit":
+        features = {"features": case.expected[f"run{i}.source_features"]}
+        save_file(features, folder / "source.safetensors")
+        shown += ["--source-features", folder / "source.safetensors"]
+    return [*shown, "--cfg-layer", run["cfg_insertion_layer"][0]]
 
 
 def write_text_encoder(folder: Path, width: int = 256) -> Path:

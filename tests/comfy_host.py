@@ -24,6 +24,15 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PACK = "pack-under-test"  # its folder in custom_nodes; nothing may rely on the name
+# what main.py does for Dynamic VRAM once it has found a card; without one it goes no further
+DYNAMIC = """
+import comfy.memory_management
+import comfy.model_patcher
+
+comfy.memory_management.aimdo_enabled = True
+comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+NODE_CLASS_MAPPINGS = {}
+"""
 START_SECONDS, PROMPT_SECONDS = 120, 120
 HOW_TO = (
     "no ComfyUI found, so nothing was tested in it: run `.ci/get-host DIR`, then set "
@@ -69,15 +78,23 @@ class Refused(Exception):
 
 
 class Host:
-    """A running ComfyUI with this pack, on a port of its own and a base directory of its own."""
+    """A running ComfyUI with this pack, on a port of its own and a base directory of its own.
 
-    def __init__(self, path: Path, python: str, base: Path):
+    dynamic: as with Dynamic VRAM, but for what only a card can do (weights still lie in memory
+    whole, and patches are applied there): layers start empty, and all branches for it are taken.
+    """
+
+    def __init__(self, path: Path, python: str, base: Path, dynamic: bool = False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.base = base
         (base / "custom_nodes").mkdir()
+        (base / "input").mkdir()
+        shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        if dynamic:
+            (base / "custom_nodes" / "dynamic_vram.py").write_text(DYNAMIC)
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import resvg_py
 import torch
 from PIL import Image
 from torch import Tensor
@@ -102,6 +101,8 @@ def resolve(icons: dict, name: str) -> tuple[str, bool] | None:
 
 def render(icons: dict, name: str, mirrored: bool) -> np.ndarray:
     """Draw an icon on white: (PIXELS, PIXELS, 3) uint8."""
+    import resvg_py  # not needed to read what has been drawn
+
     icon = icons["icons"][name]
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))

@@ -24,6 +24,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.diversity.emoji import designs_and_modes
+from benchmarks.diversity.metrics import frechet, interval
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.infinity import Infinity
@@ -35,13 +37,12 @@ from diversevar_core.spectral import DiverseVAR, calibrated
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.bsq import BSQ
 
-from .data import SETS, Data, load, to_model
-from .judge import Judge, Verdict, frechet, held_out, load_judge
+from .data import Data, load, to_model
+from .judge import Judge, Verdict, held_out, load_judge
 from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
-RESAMPLES = 1000
 SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
 METRICS = ("top-1", "top-5", "designs", "modes", "distance")
 
@@ -155,22 +156,10 @@ def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
     features, each of unit length.
     """
     hit = verdict.concept.topk(5).indices == concept
-    design = verdict.design.argmax(dim=1)
-    designs = design[hit[:, 0]].unique().numel()
-    share = torch.bincount(design, minlength=len(SETS)) / len(design)
-    modes = torch.special.entr(share).sum().exp().item()
+    designs, modes = designs_and_modes(hit[:, 0], verdict.design.argmax(dim=1))
     distance = F.pdist(F.normalize(verdict.features)).mean().item()
     top1, top5 = hit[:, 0].float().mean().item(), hit.any(dim=1).float().mean().item()
-    return top1, top5, float(designs), modes, distance
-
-
-def interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean over prompts (N,) and its 95 % bootstrap interval."""
-    generator = torch.Generator().manual_seed(SEED)
-    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = values[picks].mean(dim=1).sort().values
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
-    return values.mean().item(), low.item(), high.item()
+    return top1, top5, designs, modes, distance
 
 
 def summary(kind: str, measured: Tensor) -> dict:

@@ -128,11 +128,3 @@ def held_out(judge: Judge, data: Data) -> dict[str, float]:
     """Accuracy on mirrored copies that were not trained on."""
     _, held = split(data)
     return accuracy(judge, data.pictures[held].flip(2), data.concept[held], data.design[held])
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two sets of features (N, C) taken as Gaussian."""
-    a, b = a.double(), b.double()
-    product = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real.clamp(min=0).sqrt().sum()
-    traces = a.T.cov().trace() + b.T.cov().trace()
-    return ((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * product).item()

@@ -26,7 +26,8 @@ from diversevar_core.families.infinity import Infinity, InfinityConfig
 from diversevar_core.sampler import sample
 from diversevar_core.schedule import square
 from diversevar_core.settings import Settings
-from diversevar_core.text import MAX_TOKENS, TextEncoder
+from diversevar_core.t5 import T5Encoder, read_config
+from diversevar_core.text import MAX_TOKENS, TextEncoder, rename
 from diversevar_core.tokenizers.bsq import BSQ
 
 from .data import contact_sheet, load, to_model
@@ -178,7 +179,10 @@ class Run:
 
     def text(self) -> TextEncoder:
         """The averaged text encoder, as the sampler takes it."""
-        return TextEncoder(self.average["text"], self.words)
+        tensors = rename(self.average["text"].state_dict())
+        encoder = T5Encoder(read_config(tensors), device=tensors["shared.weight"].device)
+        encoder.load_state_dict(tensors)
+        return TextEncoder(encoder, self.words)
 
 
 def main() -> None:

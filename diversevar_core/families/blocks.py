@@ -60,6 +60,28 @@ class KVCache:
         return copy
 
 
+class Behind:
+    """One block's keys and values, with a source picture's in front of them.
+
+    A source that all pictures share is kept once: it has the rows of one picture.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
+        self.k, self.v, self.cache = k, v, cache
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``KVCache.extend``, the source's (rows or one picture's rows, heads, m, c) in front."""
+        k, v = self.cache.extend(k, v)
+        return in_front(self.k, k), in_front(self.v, v)
+
+
+def in_front(source: Tensor, x: Tensor) -> Tensor:
+    """Join along the tokens; every row of the source stands before as many neighbours of x."""
+    x = x.unflatten(0, (len(source), -1))
+    source = source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1)
+    return torch.cat((source, x), dim=3).flatten(0, 1)
+
+
 def cat(before: Tensor, new: Tensor) -> Tensor:
     """Join (rows, heads, tokens, c) along the tokens."""
     return torch.cat((before, new), dim=2)
@@ -114,7 +136,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         fixed: Fixed,
-        cache: KVCache | None = None,
+        cache: KVCache | Behind | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:

@@ -44,8 +44,10 @@ class Family(nn.Module):
 
     name: str
     reads: type[Condition]  # the kind of condition
+    edits: bool = False  # whether it edits a source picture, which its condition must have
     token_kind: TokenKind
     aspects: Collection[float] = (1.0,)  # height / width of the pictures that it can make
+    budgets: Collection[str | None] = (None,)  # of pixels; None where it has one size only
     depth: int  # number of blocks
     width: int  # channels C of the blocks
     dtype: torch.dtype

@@ -1,11 +1,14 @@
-"""Infinity: text to image by next-scale prediction of bits.
+"""Infinity: text to image, and picture to picture, by next-scale prediction of bits.
 
 Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, in the one
-combination of options that its releases use.
+combination of options that its releases use. VAREdit, arXiv 2508.15772
+(``infinity/models`` of HiDream-ai/VAREdit), has the same weights' names and shapes: before the
+first map a source picture passes through all blocks, and the maps see its keys and values.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,10 +23,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..attention import Attention, sdpa
 from ..conditions import Text
-from ..schedule import MAPS, PIXELS, Scale, Schedule, fixed, infinity_schedule, nearest_aspect
+from ..resize import area
+from ..schedule import (
+    MAPS,
+    PIXELS,
+    Scale,
+    Schedule,
+    fixed,
+    infinity_schedule,
+    nearest_aspect,
+    square,
+)
 from ..settings import Settings
 from .blocks import (
     EPS,
+    Behind,
     FeedForward,
     Fixed,
     HeadNorm,
@@ -39,6 +53,7 @@ from .family import Family, TokenKind
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
+TASKS = ("generate", "edit")
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,7 @@ class InfinityConfig:
     depth, where it is added before the first block only); full_map_positions: rotary positions
     are those of the 1M schedule's last map (``rope2d_normalized_by_hw`` 2) rather than each
     map's own (0); sides: the model's own square maps, None for the official schedules; pixels:
-    the budget that it was trained for.
+    the budget that it was trained for; edits: whether it edits a source picture (VAREdit).
     """
 
     width: int
@@ -64,6 +79,7 @@ class InfinityConfig:
     full_map_positions: bool
     sides: tuple[int, ...] | None
     pixels: str
+    edits: bool = False
 
 
 @dataclass
@@ -72,12 +88,15 @@ class InfinityState:
 
     guided: bool
     caches: list[KVCache]
+    last: Scale  # of the schedule
     rotary: Rotary | None = None  # of the current map
     condition: Tensor | None = None  # (rows, C) float32
     terms: Tensor | None = None  # (rows, 1, 6, C) float32
     text: Tensor | None = None  # (rows, m, C)
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
     prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
+    source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values, by block
+    positions: Tensor | None = None  # (n, 2) of the source's tokens, then of all maps'
 
     def fork(self) -> InfinityState:
         caches = [cache.fork() for cache in self.caches]
@@ -96,6 +115,20 @@ class Prepared(NamedTuple):
     terms: Terms
     fixed: Fixed
     memory: tuple[Tensor, Tensor]  # the text's keys and values (rows, heads, m, c)
+
+
+def resized(x: Tensor, scale: Scale) -> Tensor:
+    """Keys or values (rows, heads, H*W, c) of the last map's size -> a map's, by area."""
+    maps = rearrange(x, "r n (h w) c -> r (n c) h w", h=scale.full[0])
+    return rearrange(area(maps, scale.h, scale.w), "r (n c) h w -> r n (h w) c", n=x.shape[1])
+
+
+def same_for_all(text: Text) -> bool:
+    """Whether all pictures have one prompt, one negative prompt and one source."""
+    prompts = (text.positive, text.negative or ())
+    return len(text.source) == 1 and all(
+        torch.equal(row, rows[0]) for rows in prompts for row in rows[1:]
+    )
 
 
 class CrossAttention(nn.Module):
@@ -173,7 +206,7 @@ class Block(nn.Module):
         x: Tensor,
         prepared: Prepared,
         text_mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Behind | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -203,8 +236,9 @@ class Infinity(Family):
         super().__init__()
         self.config, self.dtype = config, dtype
         self.token_kind = TokenKind(2, config.bits)
-        self.depth, self.width = config.depth, config.width
-        self.aspects = MAPS if config.sides is None else (1.0,)
+        self.depth, self.width, self.edits = config.depth, config.width, config.edits
+        if config.sides is None:
+            self.aspects, self.budgets = MAPS, PIXELS
         where = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
@@ -251,8 +285,9 @@ class Infinity(Family):
         """Sizes from the shapes of an official state dict, the rest from ``facts``.
 
         facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
-        ``rope2d_normalized_by_hw``, ``pn``, and ``patch_nums`` for maps of the model's own; what
-        is missing is as in the releases. KeyError where a tensor is missing.
+        ``rope2d_normalized_by_hw``, ``pn``, ``patch_nums`` for maps of the model's own, and
+        ``task``, generate or edit; what is missing is as in the releases that generate. KeyError
+        where a tensor is missing.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
         depth = len(places) or len({k.split(".")[1] for k in state_dict if k.startswith("blocks.")})
@@ -267,6 +302,9 @@ class Infinity(Family):
         pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
         if pixels not in PIXELS:
             raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {pixels!r}")
+        task = facts.get("task", "generate")
+        if task not in TASKS:
+            raise ValueError(f"task must be {' or '.join(TASKS)}, not {task!r}")
         return InfinityConfig(
             width=width,
             depth=depth,
@@ -279,42 +317,65 @@ class Infinity(Family):
             full_map_positions=positions == 2,
             sides=tuple(sides) if sides else None,
             pixels=pixels,
+            edits=task == "edit",
         )
 
     def defaults(self) -> Settings:
-        """The settings of the official 2B script."""
-        return Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
+        """The settings of the official 2B script, or of VAREdit's README."""
+        cfg, tau = (3.0, 0.1) if self.edits else (4.0, 0.5)
+        return Settings(cfg=(cfg,), cfg_schedule="flat", tau=(tau,), top_k=900, top_p=0.97)
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
         if self.config.sides is None:
             return infinity_schedule(aspect, pixels or self.config.pixels)
         return fixed(self.config.sides, aspect, pixels)
 
+    def grid(self, scale: Scale) -> tuple[int, int]:
+        """Height and width of the grid that positions lie on."""
+        if self.config.full_map_positions:
+            return MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
+        return scale.full
+
+    def positions(self, scale: Scale) -> Tensor:
+        """Row and column of every token of one map, (h * w, 2)."""
+        rows, columns = torch.arange(scale.h).float(), torch.arange(scale.w).float()
+        if self.config.full_map_positions:
+            h, w = self.grid(scale)
+            rows, columns = (rows * (h / scale.h)).round(), (columns * (w / scale.w)).round()
+        return torch.cartesian_prod(rows, columns)
+
+    def positions_of_edit(self, last: Scale) -> Tensor:
+        """Row and column of the source's tokens, then of all maps', (n, 2).
+
+        One table whatever the pixel budget: the source's part is the last map of the 1M schedule,
+        moved by its own size, and its maps follow. It is read without gaps, so that below 1M,
+        where source and maps are smaller than their parts, every token takes an earlier row.
+        """
+        sides = self.config.sides
+        maps = infinity_schedule(last.h / last.w) if sides is None else square(sides)
+        source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
+        return torch.cat((source, *(self.positions(scale) for scale in maps)))
+
     def rotary(self, scale: Scale, device: torch.device) -> Rotary:
-        """The angles (h * w, head_dim / 2) of one map.
+        """The angles (h * w, head_dim / 2) of one map."""
+        return self.turns(self.positions(scale), device)
+
+    def turns(self, positions: Tensor, device: torch.device) -> Rotary:
+        """The angles (n, head_dim / 2) of positions (n, 2).
 
         Half of the angles turn with the row, half with the column.
         """
-        c = self.config.width // self.config.heads
-        rows, columns = torch.arange(scale.h), torch.arange(scale.w)
-        if self.config.full_map_positions:
-            full_h, full_w = MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
-            rows = (rows * (full_h / scale.h)).round()
-            columns = (columns * (full_w / scale.w)).round()
-        frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, c // 2, 2).float() / (c // 2))
-        angles = torch.cat(
-            (
-                repeat(torch.outer(rows.float(), frequencies), "h f -> (h w) f", w=scale.w),
-                repeat(torch.outer(columns.float(), frequencies), "w f -> (h w) f", h=scale.h),
-            ),
-            dim=-1,
-        ).to(device)
+        half = self.config.width // self.config.heads // 2
+        frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
+        angles = (positions[:, :, None] * frequencies).flatten(1).to(device)
         return torch.polar(torch.ones_like(angles), angles)
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
-        return InfinityState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
+        caches = [KVCache(schedule[-1].begin) for _ in self.blocks]
+        return InfinityState(guided, caches, schedule[-1])
 
     def condition(self, state: InfinityState, text: Text) -> None:
+        self.check_source(text)
         rows = list(text.positive)
         if state.guided:
             own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
@@ -337,15 +398,67 @@ class Infinity(Family):
         flat = self.shared_ada_lin(state.condition)
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
+        if text.source is not None and not state.source:
+            self.read_source(state, text)
+
+    def check_source(self, text: Text) -> None:
+        """Raise ValueError where there is a source and should be none, or the other way round."""
+        if not self.edits and text.source is not None:
+            raise ValueError(
+                "This Infinity model paints from text and cannot edit a picture; load an editing "
+                "model, or, if it is one, tell the loader so: task edit."
+            )
+        if self.edits and text.source is None:
+            raise ValueError(
+                "This model edits a picture and was given none; use the node Edit by Instruction, "
+                "or --source, or load a text-to-image model."
+            )
+        if text.source is None:
+            return
+        count, d = text.source.shape[:2]
+        if count not in (1, len(text)):
+            raise ValueError(f"There are {count} pictures for {len(text)} edits; give 1 or each.")
+        if self.config.bits not in (d, 4 * d):
+            raise ValueError(
+                f"The source features have {d} channels, but this model's tokens have "
+                f"{self.config.bits} bits; encode the picture with the model's own tokenizer."
+            )
+
+    def read_source(self, state: InfinityState, text: Text) -> None:
+        """Pass the source through all blocks and keep their keys and values for the maps.
+
+        The output is of no use. Where all pictures share source and text, the rows of one do.
+        """
+        last, device = state.last, state.condition.device
+        h, w = last.full
+        patch = math.isqrt(self.config.bits // text.source.shape[1])
+        maps = F.pixel_unshuffle(area(text.source, patch * h, patch * w), patch)
+        tokens = rearrange(maps, "b c h w -> b (h w) c")
+
+        rows = slice(None, None, len(text) if same_for_all(text) else 1)
+        own = InfinityState(state.guided, [KVCache(last.tokens) for _ in self.blocks], last)
+        own.terms, own.text = state.terms[rows], state.text[rows]
+        own.text_mask = None if state.text_mask is None else state.text_mask[rows]
+        state.positions = self.positions_of_edit(last)
+        own.rotary = self.turns(state.positions[: last.tokens], device)
+
+        x = self.word_embed(tokens.to(self.dtype)).float() + self.level(last, device)
+        x = x.repeat(len(own.terms) // len(x), 1, 1)
+        for i in range(self.depth):
+            x = self.block(own, i, last, x)
+        state.source = [(cache.k, cache.v) for cache in own.caches]
 
     def norm_text(self, text: Tensor) -> Tensor:
         """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        return F.rms_norm(
-            text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
-        )
+        text = text.float()
+        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
     def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
-        state.rotary = self.rotary(scale, state.condition.device)
+        positions = self.positions(scale)
+        if state.positions is not None:
+            begin = state.last.tokens + scale.begin
+            positions = state.positions[begin : begin + scale.tokens]
+        state.rotary = self.turns(positions, state.condition.device)
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
@@ -359,7 +472,13 @@ class Infinity(Family):
             state.prepared[i] = block.prepare(state.terms, state.text)
         if i > 0 and i % self.config.level_every == 0:
             x = x + self.level(scale, x.device)
-        return block(x, state.prepared[i], state.text_mask, state.caches[i], state.rotary)
+        cache = state.caches[i]
+        if state.source:
+            k, v = state.source[i]
+            if i == 0:
+                k, v = resized(k, scale), resized(v, scale)
+            cache = Behind(k, v, cache)
+        return block(x, state.prepared[i], state.text_mask, cache, state.rotary)
 
     def level(self, scale: Scale, device: torch.device) -> Tensor:
         """The level embedding of one map, (1, C) float32."""

@@ -43,7 +43,7 @@ class AutoencoderConfig:
 
 
 def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
-    """Widths from the shapes of a state dict in this module's names (KeyError where one lacks)."""
+    """Widths by the shapes of a state dict in this module's names; KeyError if one is missing."""
     channels = []
     while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
         channels.append(state_dict[key].shape[0])

@@ -44,10 +44,10 @@ class BSQ(Tokenizer):
         config: AutoencoderConfig,
         operations: ModuleType = nn,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config, self.stride = config, config.stride
+        self.config, self.dtype, self.stride = config, dtype, config.stride
         self.token_kind = TokenKind(2, config.latent)
         self.encoder = Encoder(config, operations, device=device, dtype=dtype)
         self.decoder = Decoder(config, operations, device=device, dtype=dtype)
@@ -95,7 +95,7 @@ class BSQ(Tokenizer):
         return f_hat, patchify(resize(f_hat, *(patch * size for size in scale.next)), patch)
 
     def features(self, image: Tensor) -> Tensor:
-        return self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
+        return self.encoder(image.to(self.dtype)).float()
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
         patch = features.shape[-1] // schedule[-1].w
@@ -108,7 +108,7 @@ class BSQ(Tokenizer):
         return maps
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        return self.decoder(f_hat.to(self.decoder.conv_in.weight.dtype))
+        return self.decoder(f_hat.to(self.dtype))
 
 
 def patchify(maps: Tensor, patch: int) -> Tensor:

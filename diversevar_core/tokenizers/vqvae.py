@@ -67,10 +67,10 @@ class VQVAE(Tokenizer):
         config: VQVAEConfig,
         operations: ModuleType = nn,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config, self.stride = config, config.autoencoder.stride
+        self.config, self.dtype, self.stride = config, dtype, config.autoencoder.stride
         self.token_kind = TokenKind(config.codebook, config.autoencoder.latent)
         where = {"device": device, "dtype": dtype}
         d = config.autoencoder.latent
@@ -96,7 +96,8 @@ class VQVAE(Tokenizer):
 
     def embed(self, tokens: Tensor, scale: Scale) -> Tensor:
         """Token map (B, h*w) -> codebook rows (B, D, h, w)."""
-        return rearrange(self.quantize.embedding(tokens), "b (h w) d -> b d h w", h=scale.h)
+        rows = self.quantize.embedding(tokens).float()
+        return rearrange(rows, "b (h w) d -> b d h w", h=scale.h)
 
     def lift(self, rows: Tensor, scale: Scale) -> Tensor:
         """Codebook rows (B, D, h, w) -> what they add to f_hat (B, D, H, W)."""
@@ -119,7 +120,7 @@ class VQVAE(Tokenizer):
         return f_hat, rearrange(area(f_hat, *scale.next), "b d h w -> b (h w) d")
 
     def features(self, image: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
+        return self.quant_conv(self.encoder(image.to(self.dtype))).float()
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
         rest, maps = features, []
@@ -137,4 +138,4 @@ class VQVAE(Tokenizer):
         return distance.argmin(-1)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))

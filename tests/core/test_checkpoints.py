@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.files import CheckpointError
-from diversevar_core.text import load_text_encoder
 
 
 def same_weights(ours, theirs):
@@ -100,6 +99,15 @@ def test_float32_file_is_not_copied(infinity_case):
     assert model.word_embed.weight.dtype == torch.float32
 
 
+def test_float8_weights_without_scales_compute_in_float32_on_a_cpu(tensors, plain, tmp_path):
+    eighths = {key: value.to(torch.float8_e5m2) for key, value in tensors.items()}
+    save_file(eighths, tmp_path / "m.safetensors")
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.dtype == torch.float32
+    expected = plain.head.weight.to(torch.float8_e5m2).float()
+    assert torch.equal(model.head.weight, expected)
+
+
 class Code:
     """What a malicious pickle would do when it is loaded."""
 
@@ -130,6 +138,11 @@ def bad_files(folder, tensors):
         {key: value for key, value in tensors.items() if key != "head.bias"},
         folder / "no_head.safetensors",
     )
+    turned = {"head.weight": tensors["head.weight"].T.contiguous()}
+    save_file(tensors | turned, folder / "turned.safetensors")
+    save_file(tensors | {"head.more": torch.zeros(2)}, folder / "more.safetensors")
+    scale = {"head.weight_scale": torch.ones(())}
+    save_file(tensors | scale, folder / "quantized.safetensors")
     return {
         "nowhere.pth": "There is no file",
         "text.pth": "something other than tensors",
@@ -143,6 +156,9 @@ def bad_files(folder, tensors):
         "zipped_code.pth": "code in it is never run",
         "no_blocks.safetensors": "lacks the tensor block",
         "no_head.safetensors": "lacks 1 of",
+        "turned.safetensors": r"head.weight has shape \[.*\] where \[.*\] is needed",
+        "more.safetensors": "has 1 tensors that no Infinity release has",
+        "quantized.safetensors": "quantized .* ComfyUI only",
     }
 
 
@@ -161,21 +177,3 @@ def test_transformer_and_tokenizer_are_told_apart(infinity_case):
         load_model(infinity_case.tokenizer)
     with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's tok"):
         load_tokenizer(infinity_case.model)
-
-
-def test_text_encoder_is_transformers_own(text_encoder):
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    prompt = "a red apple on the moon"
-    (ours,) = load_text_encoder(text_encoder)([prompt])
-    ids = AutoTokenizer.from_pretrained(text_encoder)(prompt, return_tensors="pt").input_ids
-    with torch.no_grad():
-        theirs = T5EncoderModel.from_pretrained(text_encoder)(ids).last_hidden_state[0]
-    assert len(ours) == 7  # six words and the end token
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def test_text_encoder_from_a_single_file(text_encoder):
-    (folder,) = load_text_encoder(text_encoder)(["a cat"])
-    (file,) = load_text_encoder(text_encoder / "model.safetensors")(["a cat"])
-    assert torch.equal(folder, file)

@@ -5,38 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from cases import REFERENCE
+from cases import REFERENCE, arguments
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from diversevar_core.checkpoints import load_tokenizer
 from diversevar_core.schedule import infinity_schedule, square
 from diversevar_core.tokenizers.autoencoder import to_image
 
 TOLERANCE = 2e-4
-
-
-def listed(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def arguments(case, i: int, folder) -> list:
-    """The command line of a case's run i."""
-    run = case.runs[i]
-    shown = ["--model", case.model, "--vq", case.tokenizer, "--rng", "shared"]
-    shown += ["--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
-    shown += ["--cfg", listed(run["cfg"]), "--seed", run.get("seed", run.get("g_seed"))]
-    if "labels" in case.about:
-        shown += ["--more-smooth"] * run.get("more_smooth", False)
-        return [*shown, "--labels", listed(run.get("labels", case.about["labels"]))]
-    text = {"text": case.expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
-    if "neg_lens" in run:
-        text["negative_text"] = case.expected[f"run{i}.negative_text"]
-        text["negative_lens"] = torch.tensor(run["neg_lens"])
-    save_file(text, folder / "text.safetensors")
-    shown += ["--text-features", folder / "text.safetensors", "--tau", listed(run["tau"])]
-    shown += ["--aspect", run["ratio"], "--pixels", case.about["config"]["pn"]]
-    return [*shown, "--cfg-layer", run["cfg_insertion_layer"][0]]
 
 
 def guided(case, i: int, k: int, rows: torch.Tensor) -> torch.Tensor:

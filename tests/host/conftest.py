@@ -1,6 +1,7 @@
 """A running host with tiny models, and a browser, shared by all tests here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def host(tmp_path_factory):
         (models / folder).mkdir(parents=True)
     write_infinity(models)
     write_var(models)
+    write_edit(models)
     host = Host(*found, base)
     yield host
     host.stop()
@@ -40,8 +42,9 @@ def write_infinity(models: Path) -> None:
     shapes, config = case.about["shapes"], case.about["config"]
     write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
     write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
-    for name in ("t5_tiny", "flan-t5-xl"):
-        write_text_encoder(models / "text_encoders" / name)
+    encoder = write_text_encoder(models / "text_encoders" / "t5_tiny") / "model.safetensors"
+    shutil.copy(encoder, models / "text_encoders")
+    shutil.copy(encoder.with_name("tokenizer.json"), models / "text_encoders")
 
 
 def write_var(models: Path) -> None:
@@ -55,6 +58,16 @@ def write_var(models: Path) -> None:
     transformer["lvl_embed.weight"][0] = tokenizer["quantize.ema_vocab_hit_SV"][0] = len(sides)
     write_release(models / "diffusion_models" / "var_d16.pth", transformer, about["config"])
     write_release(models / "vae" / "vae_ch160v4096z32.pth", tokenizer, about["config"])
+
+
+def write_edit(models: Path) -> None:
+    """The reference VAREdit for infinity_tiny's tokenizer, and one with the releases' names."""
+    for name, file in (("varedit_plain", "edit_tiny.pth"), ("varedit_mixed", "8B-512.pth")):
+        about = json.loads((REFERENCE / f"{name}.json").read_text())
+        config, shapes = about["config"] | {"task": "edit"}, about["shapes"]
+        write_release(models / "diffusion_models" / file, shapes["infinity"], config)
+    vae = models / "vae" / "infinity_vae_d56_f8_14_patchify.pth"
+    write_release(vae, shapes["vae"], config)
 
 
 def write_release(path: Path, shapes: dict, config: dict) -> None:

@@ -1,14 +1,25 @@
 """The nodes through the HTTP API: pictures, progress, cancel, and clear words for bad input."""
 
+import copy
 import time
 
 import numpy as np
 import pytest
+import torch
 from comfy_host import Refused
+from safetensors.torch import load_file
 
-MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth"}
-TOKENIZERS = {"infinity": "infinity_tiny.safetensors", "var": "vae_ch160v4096z32.pth"}
+from diversevar_core import included
+from diversevar_core.checkpoints import load_tokenizer
+from diversevar_core.schedule import square
+from diversevar_core.tokenizers.autoencoder import to_image
+
+MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
+TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
+TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
+MAPS = {"emoji": [1, 2, 4, 6, 8], "var": [1, 2, 3, 4, 6]}
+PIXELS = {"infinity": 256, "var": 96, "emoji": 64}  # along a side
 
 
 def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
@@ -26,7 +37,7 @@ def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
     if family == "var":
         nodes["text"] = ("DiverseVARClassLabel", {"label": 3})
     else:
-        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"})
+        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": TEXT_ENCODERS[family]})
         inputs = {"clip": ["clip", 0], "prompt": prompt, "negative": ""}
         nodes["text"] = ("DiverseVAREncodeText", inputs)
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
@@ -109,25 +120,93 @@ def test_stock_conditioning_nodes_work(host):
 
 
 def encoded(family: str, **sampler) -> dict:
-    """A prompt whose sampler varies a plain picture."""
-    prompt = graph(family, picture=["encode", 0], **sampler)
-    image = {"width": 96, "height": 64, "color": 0x4080C0}
-    prompt["image"] = {"class_type": "EmptyImage", "inputs": image}
-    inputs = {"pixels": ["image", 0], "vae": ["vae", 0], "model": ["model", 0]}
+    """A prompt whose sampler varies a picture of its size, red on the left, blue on the right."""
+    prompt, side = graph(family, picture=["encode", 0], **sampler), PIXELS[family]
+    for name, color in (("image", 0xC04020), ("blue", 0x2040C0)):
+        inputs = {"width": side, "height": side, "color": color}
+        prompt[name] = {"class_type": "EmptyImage", "inputs": inputs}
+    both = {"destination": ["image", 0], "source": ["blue", 0], "x": side // 2, "y": 0}
+    both |= {"resize_source": False}
+    prompt["both"] = {"class_type": "ImageCompositeMasked", "inputs": both}
+    inputs = {"pixels": ["both", 0], "vae": ["vae", 0], "model": ["model", 0]}
     prompt["encode"] = {"class_type": "DiverseVAREncode", "inputs": inputs}
     return prompt
 
 
-@pytest.mark.parametrize("family", ["var", "infinity"])
+def through_tokens(host, family: str) -> np.ndarray:
+    """That picture, taken through the tokenizer without the host: (H, W, 3)."""
+    file = host.base / "models" / "vae" / TOKENIZERS[family]
+    tokenizer = load_tokenizer(included.TOKENIZER if family == "emoji" else file)
+    schedule, side = square(MAPS[family]), PIXELS[family]
+    red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
+    picture = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
+    f_hat = None
+    with torch.no_grad():
+        maps = tokenizer.quantize_maps(tokenizer.features(picture * 2 - 1), schedule)
+        for scale, tokens in zip(schedule, maps, strict=True):
+            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
+        image = to_image(tokenizer.decode(f_hat))[0]
+    return image.mul(255).movedim(0, -1).numpy()
+
+
+@pytest.mark.parametrize("family", ["var", "emoji"])
 def test_keeping_every_token_gives_the_encoded_picture(host, family):
     (kept,) = pixels(host.run(encoded(family, keep_side=128)))
-    prompt = encoded(family)
-    prompt["decode"] |= {"class_type": "DiverseVARDecode"}
-    prompt["decode"]["inputs"]["samples"] = ["encode", 0]
-    (decoded,) = pixels(host.run(prompt))
     (varied,) = pixels(host.run(encoded(family, keep_side=2)))
-    np.testing.assert_allclose(kept, decoded.astype(int), atol=1)
-    assert not np.array_equal(varied, decoded)
+    np.testing.assert_allclose(kept, through_tokens(host, family), atol=2)
+    assert not np.array_equal(varied, kept)
+
+
+def test_stock_latent_nodes_do_to_the_picture_what_they_say(host):
+    def kept(kind: str | None = None, **inputs) -> list[np.ndarray]:
+        prompt = encoded("emoji", keep_side=128, batch_size=inputs.pop("batch", 1))
+        if kind == "VAEEncode":
+            prompt["encode"]["class_type"] = "VAEEncode"
+            prompt["encode"]["inputs"] = {"pixels": ["both", 0], "vae": ["vae", 0]}
+        elif kind:
+            prompt["stock"] = {"class_type": kind, "inputs": inputs}
+            prompt["sampler"]["inputs"]["picture"] = ["stock", 0]
+        return pixels(host.run(prompt))
+
+    (plain,) = kept()
+    (flipped,) = kept("LatentFlip", samples=["encode", 0], flip_method="y-axis: horizontally")
+    (stock,) = kept("VAEEncode")
+    two = kept("RepeatLatentBatch", samples=["encode", 0], amount=2, batch=2)
+    red = lambda picture: picture[..., 0].astype(int) - picture[..., 2]  # noqa: E731
+    np.testing.assert_array_equal(stock, plain)
+    assert len(two) == 2
+    for one in two:
+        np.testing.assert_allclose(one, plain.astype(int), atol=1)  # same tokens; a rounding
+    mirrored, as_it_was = (np.abs(red(flipped) - red(p)).mean() for p in (plain[:, ::-1], plain))
+    assert mirrored < as_it_was
+
+
+@pytest.mark.parametrize("socket", ["sampler", "encode", "latent"])
+def test_a_mask_is_cropped_with_its_picture(host, socket):
+    """Five to one, cropped to three to one; of the last map, the tokens on the right are drawn."""
+    prompt = encoded("infinity", keep_side=12)
+    for name in ("image", "blue"):
+        prompt[name]["inputs"] |= {"width": 480, "height": 96}
+    for name, value, width in (("none", 0.0, 480), ("all", 1.0, 168)):
+        inputs = {"value": value, "width": width, "height": 96}
+        prompt[name] = {"class_type": "SolidMask", "inputs": inputs}
+    right = {"destination": ["none", 0], "source": ["all", 0], "x": 312, "y": 0}
+    prompt["right"] = {"class_type": "MaskComposite", "inputs": right | {"operation": "add"}}
+    inputs = {"samples": ["sampler", 0], "filename_prefix": socket}
+    prompt["save"] = {"class_type": "SaveLatent", "inputs": inputs}
+    spared = copy.deepcopy(prompt)
+    spared["sampler"]["inputs"]["keep_side"] = 128
+    if socket == "latent":
+        inputs = {"samples": ["encode", 0], "mask": ["right", 0]}
+        prompt["masked"] = {"class_type": "SetLatentNoiseMask", "inputs": inputs}
+        prompt["sampler"]["inputs"]["picture"] = ["masked", 0]
+    else:
+        prompt[socket]["inputs"]["mask"] = ["right", 0]
+    assert host.run(prompt).error is None and host.run(spared).error is None
+    files = sorted((host.base / "output").glob(f"{socket}_*.latent"))
+    drawn, kept = (load_file(file)["latent_tensor"] for file in files)
+    different = (drawn != kept).any(dim=(0, 1, 2))  # 27 columns of tokens, of 288 pixels
+    assert not different[:20].any() and different[20:].any()
 
 
 def test_pick_compare_and_measure_a_batch(host):
@@ -200,10 +279,39 @@ def truncated_model() -> dict:
     return prompt
 
 
-def latent_without_tokens() -> dict:
+def latent(kind: str = "EmptyLatentImage", **inputs) -> dict:
     prompt = graph("infinity", picture=["empty", 0])
-    prompt["empty"] = {"class_type": "EmptyLatentImage", "inputs": {}}
+    prompt["empty"] = {"class_type": kind, "inputs": inputs}
     return prompt
+
+
+def encoded_by_stock(width: int, height: int) -> dict:
+    prompt = encoded("infinity")
+    prompt["image"]["inputs"] |= {"width": width, "height": height}
+    inputs = {"pixels": ["image", 0], "vae": ["vae", 0]}
+    prompt["encode"] = {"class_type": "VAEEncode", "inputs": inputs}
+    return prompt
+
+
+def masks(count: int) -> dict:
+    prompt = encoded("infinity", batch_size=2, mask=["masks", 0])
+    prompt["one"] = {"class_type": "SolidMask", "inputs": {}}
+    prompt["pictures"] = {"class_type": "MaskToImage", "inputs": {"mask": ["one", 0]}}
+    inputs = {"image": ["pictures", 0], "amount": count}
+    prompt["several"] = {"class_type": "RepeatImageBatch", "inputs": inputs}
+    inputs = {"image": ["several", 0], "channel": "red"}
+    prompt["masks"] = {"class_type": "ImageToMask", "inputs": inputs}
+    return prompt
+
+
+def mask_alone() -> dict:
+    prompt = graph("infinity", mask=["mask", 0])
+    prompt["mask"] = {"class_type": "SolidMask", "inputs": {}}
+    return prompt
+
+
+def negative_for_var() -> dict:
+    return graph("var", negative=["text", 0])
 
 
 def text_in_an_area() -> dict:
@@ -223,8 +331,10 @@ def two_prompts() -> dict:
 
 
 def two_encoded_pictures() -> dict:
-    prompt = encoded("infinity")
-    prompt["image"]["inputs"]["batch_size"] = 2
+    prompt = encoded("infinity", batch_size=3)
+    prompt["two"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["both", 0]}}
+    prompt["two"]["inputs"]["amount"] = 2
+    prompt["encode"]["inputs"]["pixels"] = ["two", 0]
     return prompt
 
 
@@ -235,8 +345,15 @@ def two_encoded_pictures() -> dict:
         (class_for_infinity(), "classes"),
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),
-        (latent_without_tokens(), "tokens"),
+        (latent(), "4 channels"),
+        (encoded_by_stock(96, 96), "6 x 6 tokens"),
         (two_encoded_pictures(), "2 pictures"),
+        (masks(3), "3 masks for 2 pictures"),
+        (mask_alone(), "need a picture"),
+        (graph("infinity", keep_side=4), "need a picture"),
+        (negative_for_var(), "no negative prompt"),
+        (graph("var", aspect="2:1 landscape"), "square pictures"),
+        (graph("var", pixels="1M"), "square pictures"),
         (text_in_an_area(), "an area"),
         (two_prompts(), "2 conditionings"),
         (graph("infinity", prompt=" "), "empty"),

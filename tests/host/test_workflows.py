@@ -79,14 +79,19 @@ def test_workflow_opens_and_runs(host, page, name):
             picture.save(Path(folder, f"{name}-{outcome.pictures.index(picture)}.png"))
 
 
-@pytest.mark.parametrize("name", ["class_to_image", "text_to_image_infinity_2b"])
-def test_missing_models_are_offered_for_download(page, name):
-    elsewhere = (ROOT / "workflows" / f"{name}.json").read_text().replace(".pth", "_v2.pth")
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("class_to_image", 2), ("text_to_image_infinity_2b", 3), ("edit_by_instruction", 3)],
+)
+def test_missing_models_are_offered_for_download(page, name, files):
+    elsewhere = (ROOT / "workflows" / f"{name}.json").read_text()
+    for suffix in (".pth", ".safetensors"):
+        elsewhere = elsewhere.replace(suffix, f"_v2{suffix}")
     page.evaluate("graph => app.loadGraphData(graph)", json.loads(elsewhere))
     page.get_by_role("button", name="View details").click()
     page.get_by_role("button", name="Download all").wait_for()
     save(page, f"{name}-missing")
-    assert page.get_by_text("Download", exact=True).count() == 2
+    assert page.get_by_text("Download", exact=True).count() == files
 
 
 def test_a_saved_picture_brings_its_workflow_back(host, page):

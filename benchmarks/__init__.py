@@ -1,0 +1,1 @@
+"""Measurements: memory, speed, and what diversity methods do to quality and diversity."""

@@ -1,0 +1,224 @@
+"""What sampling methods do to diversity, quality and alignment: ``--bench emoji`` needs nothing.
+
+Every row of the comparison draws the same prompts from the same seeds. Pictures and features are
+kept in --out: the same command again goes on where it was stopped, at any moment, and ends in
+report.md, .json and .png. Under torchrun, or with --shard, processes share the work; the last to
+finish writes the report. Folders, times and how to read it: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from diversevar_core import included
+
+from . import emoji, features, report, store
+from .features import Encoder
+from .generate import ROWS, Row, Sampler
+from .protocols import BENCHES, Pictures, Protocol
+
+REFERENCES = "references"
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks.diversity", description=__doc__)
+    top.add_argument("--bench", choices=tuple(BENCHES), required=True)
+    top.add_argument("--data", type=Path, help="data set's folder (emoji: of training.data)")
+    top.add_argument("--out", type=Path, help="what is made (default: diversity-BENCH)")
+    top.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW",
+                     help="what to compare: " + ", ".join(ROWS))  # fmt: skip
+    top.add_argument("--prompts", type=int, help="the first so many only")
+    top.add_argument("--each", type=int, help="pictures a prompt (default: the bench's)")
+    top.add_argument("--seed", type=int, default=0, help="of the first picture")
+    top.add_argument("--k", type=int, default=5, help="nearest neighbours (default 5)")
+    models = top.add_argument_group("models (default: the included one)")
+    models.add_argument("--model", type=Path, default=included.MODEL)
+    models.add_argument("--vq", type=Path, default=included.TOKENIZER)
+    models.add_argument("--text-encoder", type=Path, default=included.TEXT_ENCODER)
+    models.add_argument("--device", help="cpu, cuda or mps (default: cuda where there is one)")
+    models.add_argument("--batch", type=int, default=8, help="pictures drawn together")
+    judges = top.add_argument_group("networks that measure; without a file, no such column")
+    judges.add_argument("--inception", type=Path, help="pt_inception-2015-12-05-6726825d.pth")
+    judges.add_argument("--clip", type=Path, help="CLIP folder of the transformers library")
+    judges.add_argument("--image-reward", type=Path, help="ImageReward.pt, tokenizer.json")
+    judges.add_argument("--judge", type=Path, help="emoji only: judge.ckpt of training.evaluate")
+    top.add_argument("--shard", metavar="I/N", help="this process's share (default: torchrun's)")
+    return top
+
+
+def shard_of(args: argparse.Namespace) -> tuple[int, int]:
+    """This process's place, from 0, and how many there are."""
+    if args.shard is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        place, count = (int(part) for part in args.shard.split("/"))
+    except ValueError:
+        place, count = 0, 0
+    if not 0 <= place < count:
+        raise ValueError(f"--shard is to be 0/4 to 3/4, for example, not {args.shard}.")
+    return place, count
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The chosen device; under torchrun, each process has its own GPU."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """The bench as asked for."""
+    if args.data is None and args.bench != "emoji":
+        raise ValueError(f"{args.bench} reads its prompts from your copy; name it with --data.")
+    protocol = BENCHES[args.bench](args.data)
+    if args.prompts is not None:
+        protocol = protocol.first(args.prompts)
+    return protocol if args.each is None else replace(protocol, each=args.each)
+
+
+def encoders_of(args: argparse.Namespace, device: str) -> list[Encoder]:
+    """The networks whose files there are; small copies of the pictures where there are none."""
+    found = []
+    if args.inception is not None:
+        found.append(features.inception(args.inception, device))
+    if args.clip is not None:
+        found.append(features.clip(args.clip, device))
+    if args.image_reward is not None:
+        found.append(features.image_reward(args.image_reward, device))
+    if args.judge is not None:
+        if args.bench != "emoji" or args.data is None:
+            raise ValueError("--judge judges the emoji bench, with --data of training.data.")
+        found.append(emoji.judge(args.data, args.judge))
+    if not any(encoder.name in report.SIMILARITY for encoder in found):
+        found.append(features.pixels())
+    return found
+
+
+def say_pace(what: str, pictures: int, started: float) -> None:
+    """Tell how long a thousand pictures take, from ``time.perf_counter`` at the start."""
+    if pictures:
+        pace = 1000 * (time.perf_counter() - started) / pictures
+        print(f"{what}: {pictures} pictures, {pace:.0f} s per thousand", flush=True)
+
+
+def draw(
+    sampler: Sampler,
+    protocol: Protocol,
+    rows: Mapping[str, Path],
+    args: argparse.Namespace,
+    mine: Sequence[range],
+) -> None:
+    """Draw this process's share of every row's pictures."""
+    prompts = hashlib.sha256(repr(protocol.prompts).encode()).hexdigest()
+    common = {"bench": protocol.name, "set of prompts": prompts[:16], "first seed": str(args.seed)}
+    common |= {"pictures a prompt": str(protocol.each), "batch": str(args.batch)}
+    for name, folder in rows.items():
+        store.claim(folder, common | sampler.facts(ROWS[name]))
+    for name, folder in rows.items():
+        started, made = time.perf_counter(), 0
+
+        def pictures(texts: Sequence[str], number: int, row: Row = ROWS[name]) -> torch.Tensor:
+            return sampler.pictures(row, texts, args.seed + number)
+
+        for unit in mine:
+            made += store.make(folder, protocol, unit, args.batch, pictures)
+        say_pace(f"{name}, drawn", made, started)
+
+
+def encode(encoder: Encoder, sets: Mapping[Path, tuple[Pictures, Sequence[range]]]) -> None:
+    """Write what features a network still owes, of folder -> pictures and this process's units."""
+    network, started, read = None, time.perf_counter(), 0
+    for folder, (pictures, mine) in sets.items():
+        for unit in mine:
+            if not store.features_file(folder, encoder, unit).exists():
+                network = network or encoder.load()
+                store.encode(folder, pictures, encoder, unit, network)
+                read += len(unit)
+    say_pace(f"{encoder.name}, read", read, started)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw, encode, report."""
+    for name in ("prompts", "each", "batch", "k"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {getattr(args, name)}.")
+    place, count = shard_of(args)
+    protocol, device = protocol_of(args), device_of(args)
+    encoders = encoders_of(args, device)
+    out = args.out or Path(f"diversity-{args.bench}")
+    rows = {name: out / name.replace(" ", "-") for name in args.rows}
+
+    drawn = store.units(len(protocol.prompts) * protocol.each, protocol.each)
+    sampler = Sampler(args.model, args.vq, args.text_encoder, device)
+    draw(sampler, protocol, rows, args, drawn[place::count])
+    del sampler  # gives its memory to the networks that measure
+
+    sets = {folder: (protocol.samples(folder), drawn) for folder in rows.values()}
+    if protocol.references is not None:
+        real, identity = store.units(len(protocol.references.prompts)), protocol.references.identity
+        sets[out / REFERENCES] = (protocol.references, real)
+        facts = {"set of references": f"{len(protocol.references.prompts)} of {identity}"}
+        store.claim(out / REFERENCES, facts)
+    for encoder in encoders:
+        shares = {folder: (p, units[place::count]) for folder, (p, units) in sets.items()}
+        encode(encoder, shares)
+
+    files = [
+        store.features_file(folder, encoder, unit)
+        for folder, (_, units) in sets.items()
+        for encoder in encoders
+        for unit in units
+    ]
+    if missing := [file for file in files if not file.exists()]:
+        print(
+            f"Share {place} of {count} is done; {len(missing)} of {len(files)} parts are still to "
+            "come from the others, the last of which writes the report."
+        )
+        return
+
+    def found(folder: Path) -> dict[str, torch.Tensor]:
+        parts = (store.all_features(folder, encoder, sets[folder][1]) for encoder in encoders)
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    real = found(out / REFERENCES) if protocol.references is not None else None
+    measured = {name: found(folder) for name, folder in rows.items()}
+    content = {
+        "bench": protocol.name,
+        "prompts": len(protocol.prompts),
+        "pictures a prompt": protocol.each,
+        "references": len(protocol.references.prompts) if protocol.references else 0,
+        "k": args.k,
+        "features": real and report.distribution_space(real),
+        "networks": {encoder.name: encoder.digest for encoder in encoders},
+        "rows": {
+            name: report.figures(tensors, protocol.each, real, args.k)
+            for name, tensors in measured.items()
+        },
+        "made with": {name: store.made_with(folder) for name, folder in rows.items()},
+    }
+    if real is not None and (scores := report.real_figures(real)):
+        content["rows"][report.REAL] = scores
+    report.write_report(out, content, rows, protocol)
+    print(out / "report.md")
+
+
+def main() -> None:
+    """Run; a ValueError is for the person at the terminal and is told in its one sentence."""
+    try:
+        run(parser().parse_args())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

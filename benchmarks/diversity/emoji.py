@@ -1,0 +1,66 @@
+"""The judge of the emoji bench, and what its answers say about a prompt's pictures.
+
+The judge is a small classifier of concept and design (``training/judge.py``); every concept has six
+designs, so that diversity has a truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .features import Encode, Encoder, digest, read_tensors
+
+DESIGNS = 6
+
+
+def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:
+    """How many designs one prompt's pictures have, and how evenly.
+
+    hit (N,) bool: whether a picture shows the concept; design (N,) indices. Designs are counted
+    among the pictures that show it; modes: exponential of the entropy of all pictures' designs.
+    """
+    share = torch.bincount(design, minlength=DESIGNS) / len(design)
+    return float(design[hit].unique().numel()), torch.special.entr(share).sum().exp().item()
+
+
+def judge(folder: Path, path: Path) -> Encoder:
+    """The trained judge at ``path``; folder: the data that it was trained on."""
+
+    def load() -> Encode:
+        from training import judge as training
+        from training.data import load as load_data
+
+        concepts = [concept.prompt for concept in load_data(folder).concepts]
+        network = training.Judge(len(concepts))
+        network.load_state_dict(read_tensors(path))
+        network.eval()
+
+        def encode(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+            pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+            verdict = network.judge(torch.from_numpy(pixels))
+            wanted = torch.tensor([concepts.index(prompt) for prompt in prompts])
+            hit = verdict.concept.topk(5).indices == wanted[:, None]
+            return {
+                "judge": verdict.features,
+                "design": verdict.design.argmax(dim=1)[:, None],
+                "top-1": hit[:, 0].float(),
+                "top-5": hit.any(dim=1).float(),
+            }
+
+        return encode
+
+    return Encoder("judge", digest(path), load)
+
+
+def within_prompts(found: Mapping[str, Tensor], each: int) -> dict[str, Tensor]:
+    """Designs and modes of every prompt's pictures, from what the judge said of all."""
+    groups = zip(found["top-1"].bool().split(each), found["design"][:, 0].split(each), strict=True)
+    pairs = [designs_and_modes(hit, design) for hit, design in groups]
+    designs, modes = torch.tensor(pairs, dtype=torch.float64).T
+    return {"designs": designs, "modes": modes}

@@ -1,0 +1,199 @@
+"""The benches: which prompts, how many pictures of each, where they go, and what is real.
+
+Everything is read from the user's own copy of a data set in its public layout. Prompts have an
+order that is the same everywhere, so that a picture's number stands for its prompt and its seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .features import digest
+
+COCO_2014 = 30_000  # pictures drawn from the 40,504 of val2014
+COCO_SEED = 2014
+
+# prompts of one word that the included model knows
+WORDS = """
+amphora ant avocado bacon banana bat bear bird blossom blowfish boar bouquet bread bug burrito
+butterfly cactus camel candy carrot cat cherries chestnut chicken chipmunk cookie cooking cow crab
+cricket crocodile croissant cucumber custard dango deer dog dolphin doughnut dove dragon duck eagle
+egg eggplant elephant ewe fish fox frog goat gorilla grapes hamburger hamster herb hibiscus honeybee
+horse koala lemon leopard lion lizard lollipop melon monkey mouse mushroom octopus oden owl ox
+pancakes panda peach peanuts pear penguin pig pineapple pizza poodle popcorn potato rabbit ram rat
+rhinoceros rooster rose rosette sake scorpion seedling shamrock shark shortcake shrimp snail snake
+spaghetti spider spoon squid strawberry sunflower sushi taco tangerine tiger tomato tulip turkey
+turtle unicorn watermelon whale wolf
+"""
+EMOJI = tuple(WORDS.split())
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures by number: the prompt of each, how to read one, and what tells them from others."""
+
+    prompts: tuple[str, ...]
+    read: Callable[[int], Image.Image]
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """name: of its files; line: what the bench's authors keep about it."""
+
+    text: str
+    name: str
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """each: pictures a prompt; references: real pictures of these prompts, where there are any."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    each: int
+    references: Pictures | None = None
+
+    def file(self, number: int) -> str:
+        """Path of a picture; a prompt's pictures follow each other."""
+        i, j = divmod(number, self.each)
+        if self.name == "geneval":
+            return f"samples/{i:05d}/samples/{j:04d}.png"
+        return f"samples/{self.prompts[i].name}_{j}.png"
+
+    def samples(self, folder: Path) -> Pictures:
+        """All the pictures as they lie in a folder."""
+        return Pictures(
+            tuple(prompt.text for prompt in self.prompts for _ in range(self.each)),
+            lambda number: Image.open(folder / self.file(number)),
+        )
+
+    def extra(self, i: int) -> str | None:
+        """Path of what the authors' scorer wants of the i-th prompt besides."""
+        if self.name == "geneval":
+            return f"samples/{i:05d}/metadata.jsonl"
+        return f"grids/{self.prompts[i].name}.png" if self.name == "dpg" else None
+
+    def extra_content(self, i: int, pictures: Sequence[Image.Image]) -> bytes:
+        """Content of that file, from the prompt's pictures: DPG's 2 x 2 grid, GenEval's line."""
+        if self.name == "geneval":
+            return self.prompts[i].line.encode() + b"\n"
+        width, height = pictures[0].size
+        grid = Image.new("RGB", (2 * width, 2 * height))
+        for j, picture in enumerate(pictures[:4]):
+            grid.paste(picture, (j % 2 * width, j // 2 * height))
+        return png(grid)
+
+    def first(self, count: int) -> Protocol:
+        """The first prompts and their references alone."""
+        prompts = self.prompts[:count]
+        return replace(self, prompts=prompts, references=only(self.references, prompts))
+
+
+def only(pictures: Pictures | None, prompts: Sequence[Prompt]) -> Pictures | None:
+    """The pictures of these prompts."""
+    if pictures is None:
+        return None
+    texts = {prompt.text for prompt in prompts}
+    kept = [i for i, text in enumerate(pictures.prompts) if text in texts]
+    read = pictures.read
+    return Pictures(
+        tuple(pictures.prompts[i] for i in kept), lambda i: read(kept[i]), pictures.identity
+    )
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def text_of(path: Path) -> str:
+    """A data set's text file; ValueError where it is not there."""
+    if not path.is_file():
+        raise ValueError(
+            f"There is no {path}; --data is to name the data set's folder in its public layout "
+            "(docs/evaluation.md)."
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def coco(name: str, year: str, count: int | None, folder: Path) -> Protocol:
+    """A caption and its picture for every picture of a validation set, or for ``count`` of them.
+
+    The captions are COCO's (arXiv 1504.00325); of five, the one with the lowest id is taken.
+    """
+    content = json.loads(text_of(folder / "annotations" / f"captions_val{year}.json"))
+    captions = {}
+    for caption in sorted(content["annotations"], key=lambda caption: caption["id"]):
+        captions.setdefault(caption["image_id"], caption["caption"])
+    pictures = sorted(content["images"], key=lambda picture: picture["id"])
+    if count is not None:
+        generator = torch.Generator().manual_seed(COCO_SEED)
+        order = torch.randperm(len(pictures), generator=generator)[:count]
+        pictures = [pictures[i] for i in order.sort().values.tolist()]
+    # a file's name only, never a way out of the folder
+    paths = [folder / f"val{year}" / Path(picture["file_name"]).name for picture in pictures]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} reference pictures are missing, first {missing[0]}."
+        )
+    texts = [" ".join(captions[picture["id"]].split()) for picture in pictures]
+    prompts = tuple(Prompt(text, f"{i:05d}") for i, text in enumerate(texts))
+    identity = hashlib.sha256(repr([(p.name, p.stat().st_size) for p in paths]).encode())
+    references = Pictures(tuple(texts), lambda i: Image.open(paths[i]), identity.hexdigest())
+    return Protocol(name, prompts, 1, references)
+
+
+def geneval(folder: Path) -> Protocol:
+    """GenEval (arXiv 2310.11513), from a copy of djghosh13/geneval: 4 pictures a prompt."""
+    lines = text_of(folder / "prompts" / "evaluation_metadata.jsonl").splitlines()
+    prompts = (Prompt(json.loads(line)["prompt"], f"{i:05d}", line) for i, line in enumerate(lines))
+    return Protocol("geneval", tuple(prompts), 4)
+
+
+def dpg(folder: Path) -> Protocol:
+    """DPG-Bench (arXiv 2403.05135), from ``dpg_bench`` of TencentQQGYLab/ELLA: 4 a prompt."""
+    files = sorted((folder / "prompts").glob("*.txt"))
+    if not files:
+        raise ValueError(f"There are no {folder / 'prompts' / '*.txt'}.")
+    prompts = (Prompt(" ".join(text_of(file).split()), file.stem) for file in files)
+    return Protocol("dpg", tuple(prompts), 4)
+
+
+def emoji(folder: Path | None) -> Protocol:
+    """Prompts of the included model; references where ``python -m training.data`` has been run."""
+    prompts = tuple(Prompt(text, text) for text in EMOJI)
+    references = None
+    if folder is not None:
+        concepts = json.loads(text_of(folder / "concepts.json"))
+        arrays = np.load(folder / "emoji.npz")
+        pictures, concept = arrays["pictures"], arrays["concept"]
+        known = Pictures(
+            tuple(concepts[c]["prompt"] for c in concept),
+            lambda i: Image.fromarray(pictures[i]),
+            digest(folder / "emoji.npz"),
+        )
+        references = only(known, prompts)
+    return Protocol("emoji", prompts, 12, references)
+
+
+BENCHES = {
+    "emoji": emoji,
+    "coco2014-30k": partial(coco, "coco2014-30k", "2014", COCO_2014),
+    "coco2017-5k": partial(coco, "coco2017-5k", "2017", None),
+    "geneval": geneval,
+    "dpg": dpg,
+}

@@ -1,0 +1,216 @@
+"""Features -> figures -> a table in JSON and Markdown, a plot, and the pictures themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from diversevar_core.pictures import captioned_rows, to_pil
+
+from . import emoji, metrics
+from .protocols import Protocol
+from .store import write
+
+# the first features at hand tell distributions apart, and a prompt's pictures from each other
+DISTRIBUTION = ("inception", "judge", "clip")
+SIMILARITY = ("clip", "judge", "inception", "pixels")
+
+REAL = "real pictures"
+WHOLE = {"coco2014-30k": 30_000, "coco2017-5k": 5_000}  # prompts of the published rows
+SHOWN, THUMBNAIL = 8, 128  # prompts in the sheet of pictures, and pixels of each
+
+# arXiv 2511.17074 as its authors' repository gives it: bench -> row -> metric -> value
+PUBLISHED = {
+    "coco2014-30k": {
+        "Infinity-2B": {"recall": 0.316, "coverage": 0.651, "FID": 28.48, "CLIP score": 0.313},
+        "Infinity-2B, DiverseVAR": {
+            "recall": 0.385, "coverage": 0.690, "FID": 22.96, "CLIP score": 0.313,
+        },
+        "Infinity-8B": {"recall": 0.451, "coverage": 0.740, "FID": 18.79, "CLIP score": 0.319},
+        "Infinity-8B, DiverseVAR": {
+            "recall": 0.497, "coverage": 0.748, "FID": 14.26, "CLIP score": 0.315,
+        },
+    },
+    "coco2017-5k": {
+        "Infinity-2B": {"recall": 0.408, "coverage": 0.832, "FID": 39.01, "CLIP score": 0.313},
+        "Infinity-2B, DiverseVAR": {
+            "recall": 0.480, "coverage": 0.860, "FID": 33.39, "CLIP score": 0.313,
+        },
+        "Infinity-8B": {"recall": 0.563, "coverage": 0.892, "FID": 29.47, "CLIP score": 0.319},
+        "Infinity-8B, DiverseVAR": {
+            "recall": 0.585, "coverage": 0.892, "FID": 25.01, "CLIP score": 0.316,
+        },
+    },
+}  # fmt: skip
+
+Figures = dict[str, list[float]]  # metric -> [value], or [mean, low, high]
+
+
+def figures(
+    found: Mapping[str, Tensor], each: int, real: Mapping[str, Tensor] | None, k: int
+) -> Figures:
+    """All figures of a row that its features allow.
+
+    found, real: name -> features (N, C) or scores (N,) of the samples, ``each`` of a prompt
+    together, and of the references.
+    """
+    row = {}
+    space = distribution_space(found)
+    if real is not None and space is not None:
+        near = metrics.neighbours(real[space], found[space], k)
+        row |= {name: interval(values) for name, values in near.items()}
+        row["FID" if space == "inception" else f"Frechet distance ({space})"] = [
+            metrics.frechet(real[space], found[space])
+        ]
+    for name, score in found.items():
+        if score.ndim == 1:
+            row[name] = interval(score.double().unflatten(0, (-1, each)).mean(dim=1))
+    if "judge" in found:
+        within = emoji.within_prompts(found, each)
+        row |= {name: interval(values) for name, values in within.items()}
+    similar = next(name for name in SIMILARITY if name in found)
+    if each > 1:
+        within = metrics.within_prompts(found[similar], each)
+        row |= {f"{name} in a prompt ({similar})": interval(v) for name, v in within.items()}
+    row[f"vendi of all ({similar})"] = [metrics.overall_vendi(found[similar])]
+    return row
+
+
+def distribution_space(found: Mapping[str, Tensor]) -> str | None:
+    """The features in which distributions are compared."""
+    return next((name for name in DISTRIBUTION if name in found), None)
+
+
+def real_figures(real: Mapping[str, Tensor]) -> Figures:
+    """The references' own scores: what a model can hope for."""
+    return {name: interval(v.double()) for name, v in real.items() if v.ndim == 1}
+
+
+def interval(values: Tensor) -> list[float]:
+    """[mean, low, high]."""
+    return list(metrics.interval(values))
+
+
+def write_report(
+    folder: Path, report: Mapping, sheets: Mapping[str, Path], protocol: Protocol
+) -> None:
+    """report.json, .md and .png, and pictures.png of the rows' folders ``sheets``."""
+    write(folder / "report.json", json.dumps(report, indent=1).encode())
+    write(folder / "report.md", markdown(report).encode())
+    plot(report, folder / "report.png")
+    contact_sheet(sheets, protocol).save(folder / "pictures.png")
+
+
+def markdown(report: Mapping) -> str:
+    """The report's table, published rows below the measured ones, and what to know of it."""
+    rows, published = report["rows"], PUBLISHED.get(report["bench"], {})
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [
+        f"# {report['bench']}",
+        "",
+        f"{report['prompts']} prompts, {report['pictures a prompt']} pictures each, "
+        f"{report['references']} references. In brackets: 95 % bootstrap intervals over prompts; "
+        "for recall, precision, density and coverage over pictures "
+        f"(k = {report['k']}, {report['features'] or 'no'} features).",
+        "",
+        "| row | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    lines += [f"| {name} | " + cells(row, columns) for name, row in rows.items()]
+    for name, row in published.items():
+        values = {metric: [value] for metric, value in row.items()}
+        lines.append(f"| *published: {name}* | " + cells(values, columns))
+    if published:
+        lines += ["", "Published: arXiv 2511.17074; alpha, beta, scales and k are not public."]
+    if published and report["prompts"] != WHOLE[report["bench"]]:
+        lines += ["", f"Theirs are of {WHOLE[report['bench']]} prompts; do not compare."]
+    return "\n".join(lines) + "\n"
+
+
+def cells(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
+    """A line's values, a dash where there is none."""
+    shown = []
+    for column in columns:
+        mean, *ends = row.get(column, [None])
+        text = "-" if mean is None else f"{mean:.3f}"
+        shown.append(f"{text} ({ends[0]:.3f}-{ends[1]:.3f})" if ends else text)
+    return " | ".join(shown) + " |"
+
+
+def plot(report: Mapping, path: Path) -> None:
+    """Diversity against alignment or else precision, a point a row; published rows are hollow."""
+    rows = {name: row for name, row in report["rows"].items() if name != REAL}
+    published = {
+        name: {metric: [value] for metric, value in row.items()}
+        for name, row in PUBLISHED.get(report["bench"], {}).items()
+    }
+    measured = list(dict.fromkeys(name for row in rows.values() for name in row))
+    aligned = [name for name in measured if name in ("CLIP score", "ImageReward", "top-1")]
+    diverse = [
+        name
+        for name in measured
+        if name in ("recall", "coverage", "designs") or name.startswith(("distance", "vendi"))
+    ][:3]
+    x_name = (aligned or ["precision"])[0]
+    if x_name not in measured:  # small copies of the pictures tell nothing of quality
+        return
+    figure, axes = plt.subplots(1, len(diverse), figsize=(5 * len(diverse), 4.5), squeeze=False)
+    for axis, y_name in zip(axes[0], diverse, strict=True):
+        for name, row in [*rows.items(), *published.items()]:
+            if x_name not in row or y_name not in row:
+                continue
+            x, y = row[x_name], row[y_name]
+            axis.errorbar(
+                x[0],
+                y[0],
+                xerr=around(x),
+                yerr=around(y),
+                fmt="o",
+                fillstyle="none" if name in published else "full",
+                label=f"published: {name}" if name in published else name,
+                elinewidth=0.7,
+            )
+        axis.set(xlabel=x_name, ylabel=y_name)
+        axis.locator_params(nbins=5)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def around(value: Sequence[float]) -> list[list[float]] | None:
+    """Lengths of the error bars of [mean, low, high]."""
+    if len(value) == 1:
+        return None
+    mean, low, high = value
+    return [[mean - low], [high - mean]]
+
+
+def contact_sheet(folders: Mapping[str, Path], protocol: Protocol) -> Image.Image:
+    """The first prompts' pictures, rows below each other, the same seeds above each other."""
+    each = min(protocol.each, SHOWN)
+    starts = [i * protocol.each for i in range(min(SHOWN, len(protocol.prompts)))]
+    if each == 1:
+        parts = [(f"{len(starts)} prompts", starts)]
+    else:
+        texts = (prompt.text for prompt in protocol.prompts)
+        parts = [(text, range(n, n + each)) for text, n in zip(texts, starts, strict=False)]
+    lines = []
+    for text, numbers in parts:
+        for name, folder in folders.items():
+            samples = protocol.samples(folder)
+            shown = [samples.read(n).convert("RGB").resize((THUMBNAIL, THUMBNAIL)) for n in numbers]
+            pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in shown]))
+            lines.append((f"{name}: {text}", rearrange(pixels / 255, "b h w c -> b c h w")))
+    return to_pil(captioned_rows(lines))

@@ -1,0 +1,114 @@
+"""Pictures and features on disk: written once, whole or not at all, by any number of processes.
+
+Pictures are cut into units of a few prompts. A unit is always made by one process and in the same
+way, so that the files are the same whatever was interrupted and however many processes there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from diversevar_core.pictures import to_pil
+
+from .features import Encode, Encoder
+from .protocols import Pictures, Protocol, png
+
+UNIT = 8  # pictures, about
+MANIFEST = "manifest.json"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def units(pictures: int, each: int = 1) -> list[range]:
+    """The numbers of so many pictures, in units that keep ``each`` of a prompt together."""
+    size = max(UNIT // each, 1) * each
+    return [range(start, min(start + size, pictures)) for start in range(0, pictures, size)]
+
+
+def claim(folder: Path, facts: Mapping[str, str]) -> None:
+    """Say what the folder's pictures are made with; ValueError where it says otherwise already."""
+    if not (folder / MANIFEST).exists():
+        write(folder / MANIFEST, json.dumps(facts, indent=1).encode())
+    found = made_with(folder)
+    for name in facts:
+        if found.get(name) != facts[name]:
+            raise ValueError(
+                f"The pictures in {folder} were made with another {name} ({found.get(name)}, and "
+                f"now {facts[name]}); choose another --out, or delete that folder."
+            )
+
+
+def made_with(folder: Path) -> dict[str, str]:
+    """What the folder's pictures are made with."""
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def make(
+    folder: Path,
+    protocol: Protocol,
+    unit: range,
+    batch: int,
+    draw: Callable[[Sequence[str], int], Tensor],
+) -> int:
+    """Draw what a unit lacks; returns how many pictures that was.
+
+    draw: (prompts, number of the first picture) -> (B, 3, H, W) in 0..1. Pictures are drawn in
+    the same company always, as rounding on a GPU depends on it.
+    """
+    drawn = 0
+    for start in range(0, len(unit), batch):
+        part = unit[start : start + batch]
+        paths = [folder / protocol.file(number) for number in part]
+        if all(path.exists() for path in paths):
+            continue
+        prompts = [protocol.prompts[number // protocol.each].text for number in part]
+        for path, picture in zip(paths, draw(prompts, part[0]), strict=True):
+            if not path.exists():
+                write(path, png(to_pil(picture)))
+        drawn += len(part)
+    samples = protocol.samples(folder)
+    for number in unit[:: protocol.each]:
+        extra = protocol.extra(number // protocol.each)
+        if extra is not None and not (folder / extra).exists():
+            pictures = [samples.read(number + j) for j in range(protocol.each)]
+            content = protocol.extra_content(number // protocol.each, pictures)
+            write(folder / extra, content)
+    return drawn
+
+
+def features_file(folder: Path, encoder: Encoder, unit: range) -> Path:
+    """Where a unit's features are."""
+    return folder / "features" / f"{encoder.name}-{encoder.digest}" / f"{unit[0]:06d}.safetensors"
+
+
+def encode(
+    folder: Path, pictures: Pictures, encoder: Encoder, unit: range, network: Encode
+) -> None:
+    """Write a unit's features."""
+    read = [pictures.read(number) for number in unit]
+    found = network(read, [pictures.prompts[number] for number in unit])
+    content = save({name: tensor.contiguous() for name, tensor in found.items()})
+    write(features_file(folder, encoder, unit), content)
+
+
+def all_features(folder: Path, encoder: Encoder, all_units: Sequence[range]) -> dict[str, Tensor]:
+    """Name -> features (N, C) or scores (N,) of all units."""
+    parts = [load_file(features_file(folder, encoder, unit)) for unit in all_units]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

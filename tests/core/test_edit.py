@@ -1,0 +1,219 @@
+"""Editing by instruction: what a batch, a fork, a file and the command line make of it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diversevar_core.attention import sdpa
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Text
+from diversevar_core.methods import Method
+from diversevar_core.pictures import into_square, out_of_square
+from diversevar_core.sampler import sample
+from diversevar_core.spectral import DiverseVAR
+
+
+@pytest.fixture(scope="module")
+def edit_case(cases):
+    return cases["varedit_plain"]
+
+
+@pytest.fixture(scope="module")
+def pair(edit_case):
+    return load_model(edit_case.model), load_tokenizer(edit_case.tokenizer)
+
+
+def text_of(case, *runs) -> Text:
+    """Prompts of these runs, each with its source."""
+    prompts = [case.expected[f"run{i}.text"] for i in runs]
+    return Text(prompts, source=torch.cat([case.expected[f"run{i}.source_features"] for i in runs]))
+
+
+def logits(pair, text, seeds, methods=(), exact_batch=False):
+    model, tokenizer = pair
+    schedule, settings = model.schedule(), replace(model.defaults(), tau=(0.5,))
+    parts = (model, tokenizer, text, schedule, settings, seeds)
+    return [step.logits for step in sample(*parts, methods=methods, exact_batch=exact_batch)]
+
+
+def close(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tmp_path):
+    run, expected = edit_case.runs[i], edit_case.expected
+    text = {"text": expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
+    if "neg_lens" in run:
+        text["negative_text"] = expected[f"run{i}.negative_text"]
+        text["negative_lens"] = torch.tensor(run["neg_lens"])
+    save_file(text, tmp_path / "text")
+    save_file({"features": expected[f"run{i}.source_features"]}, tmp_path / "source")
+    shared = ["--model", edit_case.model, "--vq", edit_case.tokenizer, "--tau", run["tau"]]
+    shared += ["--text-features", tmp_path / "text", "--source-features", tmp_path / "source"]
+    shared += ["--cfg", run["cfg"], "--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
+
+    def traced(seed, batch):
+        out = ["--trace", tmp_path / "trace", "--out", tmp_path / "picture.png"]
+        done = command_line("sample", *shared, "--seed", seed, "--batch", batch, *out)
+        assert done.returncode == 0, done.stderr
+        return load_file(tmp_path / "trace")
+
+    together = traced(run["seed"], 3)
+    for row in range(3):
+        for name, alone in traced(run["seed"] + row, 1).items():
+            ours = together[name][row : row + 1]
+            if name.startswith("bits"):
+                assert torch.equal(ours, alone)
+                assert row or torch.equal(ours, expected[f"run{i}.{name}"].long())
+            else:
+                atol = 1 / 255 if name == "image" else 2e-4
+                torch.testing.assert_close(ours, alone, atol=atol, rtol=0)
+
+
+def test_pictures_with_sources_of_their_own_are_each_edit_alone(edit_case, pair):
+    both = logits(pair, text_of(edit_case, 0, 1), [4, 5])
+    exact = logits(pair, text_of(edit_case, 0, 1), [4, 5], exact_batch=True)
+    close(both, exact)
+    for i in range(2):
+        alone = logits(pair, text_of(edit_case, i), [4 + i])
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(exact, alone, strict=True))
+
+
+def test_two_instructions_for_one_source_are_each_edit_alone(edit_case, pair):
+    first, second = text_of(edit_case, 0), text_of(edit_case, 1)
+    both = logits(pair, Text([*first.positive, *second.positive], source=first.source), [4, 5])
+    close([rows[1:] for rows in both], logits(pair, replace(second, source=first.source), [5]))
+
+
+def test_one_source_and_one_prompt_are_read_once_for_a_batch(edit_case, pair):
+    seen = []
+
+    def watching(q, k, v, mask, scale):
+        seen.append((q.shape[0], q.shape[2], k.shape[2]))
+        return sdpa(q, k, v, mask, scale)
+
+    model = load_model(edit_case.model, attention=watching)
+    last, text = model.schedule()[-1].tokens, text_of(edit_case, 0)
+    text = Text(text.positive * 4, source=text.source)
+    logits((model, pair[1]), text, range(4))
+    assert [rows for rows, *tokens in seen if tokens == [last, last]] == [2] * model.depth
+
+
+def test_a_fork_goes_on_as_its_origin_would(edit_case, pair):
+    class Twice(Method):
+        def step(self, advance, run, scale, at):
+            if scale.k > 0:
+                advance(run.fork(), scale, at)
+            return advance(run, scale, at)
+
+    class Restart(Method):
+        def step(self, advance, run, scale, at):
+            return advance(run.fork() if scale.k > 0 else run, scale, at)
+
+    text = text_of(edit_case, 2)
+    plain = logits(pair, text, [1])
+    again = logits(pair, text, [1], [Restart()])
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert torch.equal(plain[1], logits(pair, text, [1], [Twice()])[1])
+
+
+def test_source_and_instruction_and_diversity_change_the_edit(edit_case, pair):
+    text, other = text_of(edit_case, 0), text_of(edit_case, 1)
+    plain = logits(pair, text, [1])
+    for changed in (replace(text, source=other.source), replace(text, positive=other.positive)):
+        assert not torch.equal(plain[0], logits(pair, changed, [1])[0])
+    diverse = logits(pair, text, [1], [DiverseVAR(sar=2.0)])
+    assert all(torch.equal(a, b) for a, b in zip(plain[:2], diverse[:2], strict=True))
+    assert not torch.equal(plain[2], diverse[2])
+
+
+def test_source_of_another_size_is_resized_by_area(edit_case, pair):
+    text = text_of(edit_case, 0)
+    large = text.source.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    close(logits(pair, replace(text, source=large), [1]), logits(pair, text, [1]))
+
+
+def test_a_square_model_of_its_own_sides_places_the_source_beside_the_maps(edit_case):
+    facts = {"patch_nums": [1, 2, 4, 8], "task": "edit"}
+    tensors = state_dict(edit_case.about["shapes"]["infinity"])
+    path = edit_case.model.with_name("own_sides.safetensors")
+    save_file(tensors, path, {name: json.dumps(value) for name, value in facts.items()})
+    model = load_model(path)
+    last = model.schedule()[-1]
+    want = torch.tensor([(8 * r + 64, 8 * s + 64) for r in range(8) for s in range(8)])
+    positions = model.positions_of_edit(last)
+    assert torch.equal(positions[:64], want.float())
+    assert torch.equal(positions[-64:], model.positions(last))
+
+
+def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_case):
+    assert load_model(edit_case.model).edits
+    assert not load_model(edit_case.model, task="generate").edits
+    assert not load_model(infinity_case.model).edits
+    model = load_model(infinity_case.model, task="edit")
+    assert model.edits
+    assert (model.defaults().cfg, model.defaults().tau) == ((3.0,), (0.1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"source": None}, "This model edits a picture and was given none"),
+        ({"source": torch.zeros(1, 7, 16, 16)}, "have 7 channels, but .* have 16 bits"),
+        ({"source": torch.zeros(3, 16, 16, 16)}, "There are 3 pictures for 1 edits"),
+    ],
+)
+def test_wrong_sources_are_refused(edit_case, pair, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        logits(pair, replace(text_of(edit_case, 0), **change), [0])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture file, wider than high."""
+    pixels = np.random.RandomState(0).randint(0, 256, (6, 10, 3), np.uint8)
+    Image.fromarray(pixels).resize((300, 180)).save(tmp_path / "source.png")
+    return tmp_path / "source.png"
+
+
+def test_a_picture_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, picture):
+    out = picture.with_name("edit.png")
+    files = ["--model", edit_case.model, "--vq", edit_case.tokenizer]
+    files += ["--text-encoder", text_encoder, "--prompt", "a red apple", "--out", out]
+    done = command_line("sample", *files, "--source", picture)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size == (300, 180)
+    done = command_line("sample", *files)
+    assert "This model edits a picture and was given none" in done.stderr
+    done = command_line("sample", *files, "--source", picture, "--task", "generate")
+    assert "cannot edit a picture" in done.stderr
+    done = command_line("sample", *files, "--source", picture, "--aspect", 1.5)
+    assert "leave --aspect at 1:1" in done.stderr
+    done = command_line("sample", *files, "--source-features", picture)
+    assert "does not hold source features" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):
+    source = Image.open(picture)
+    square = into_square(source, 256)
+    assert square.shape == (1, 3, 256, 256)
+    assert (square[:, :, 160:] == 1).all() and (square[:, :, :150] < 1).any()
+    back = out_of_square((square + 1) / 2, *source.size)
+    assert back.shape == (1, 3, 180, 300)
+    want = torch.from_numpy(np.array(source)).permute(2, 0, 1) / 255
+    assert (back[0] - want).abs().mean() < 0.01
+
+
+def test_a_model_of_classes_takes_no_source(command_line, var_case, picture):
+    files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--labels", 3]
+    done = command_line("sample", *files, "--source", picture)
+    assert "VAR edits no pictures" in done.stderr

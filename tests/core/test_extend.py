@@ -1,0 +1,61 @@
+"""The worked examples of docs/extend.md do what the page says."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diversevar_core import families
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.sampler import sample
+
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> dict:
+    """What the page's code defines."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    file = tmp_path_factory.mktemp("page") / "examples.py"
+    file.write_text("\n\n".join(blocks))
+    return runpy.run_path(str(file))
+
+
+def test_a_method_of_twenty_lines(examples, infinity_case):
+    model, tokenizer = load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+    text = Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))])
+
+    def tokens(*methods):
+        steps = sample(
+            model, tokenizer, text, model.schedule(), model.defaults(), [3], methods=methods
+        )
+        return torch.cat([step.tokens.flatten() for step in steps])
+
+    noisy = tokens(examples["TextNoise"](0.5))
+    assert torch.equal(tokens(), tokens(examples["TextNoise"](0.0)))
+    assert not torch.equal(tokens(), noisy)
+    assert torch.equal(noisy, tokens(examples["TextNoise"](0.5)))
+
+
+def test_a_toy_family(examples, infinity_case, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(infinity_case.tokenizer)
+    bits = tokenizer.token_kind.channels
+    # every class wants its own bits: 8 where the class has a 1, so that chance has no say
+    wanted = torch.randint(0, 2, (3, bits), generator=torch.Generator().manual_seed(0))
+    head = torch.zeros(2 * bits, bits)
+    head[torch.arange(bits) * 2 + 1, torch.arange(bits)] = 50.0
+    tensors = {"class_embed.weight": 20.0 * (2 * wanted - 1), "head.weight": head}
+    tensors["head.bias"] = torch.zeros(2 * bits)
+    save_file(tensors, tmp_path / "toy.safetensors", {"patch_nums": "[1, 2, 4]"})
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, examples["Toy"]))
+    monkeypatch.setattr("diversevar_core.checkpoints.FAMILIES", families.FAMILIES)
+    toy = load_model(tmp_path / "toy.safetensors")
+    settings, labels = toy.defaults(), Labels(torch.tensor([0, 2]))
+    steps = sample(toy, tokenizer, labels, toy.schedule(), settings, [0, 1])
+    for step in steps:
+        assert step.tokens.shape == (2, step.scale.tokens, bits)
+        assert torch.equal(step.tokens, wanted[[0, 2]][:, None].expand_as(step.tokens))

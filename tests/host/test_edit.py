@@ -1,0 +1,178 @@
+"""Edit by Instruction through the HTTP API: sizes, masks, batches, cancel, wrong pairings."""
+
+import time
+
+import numpy as np
+import pytest
+
+HIGH, WIDE = 60, 96  # the picture's own size; the model's square is 256
+
+
+def graph(**edit) -> dict:
+    """A prompt that edits a picture; the rest stays at its default."""
+    image = {"width": WIDE, "height": HIGH, "color": 0x4080C0}
+    text = {"clip": ["clip", 0], "prompt": "a red apple on the moon", "negative": ""}
+    inputs = {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0]}
+    nodes = {
+        "model": ("DiverseVARLoadModel", {"model_name": "edit_tiny.pth"}),
+        "vae": ("DiverseVARLoadTokenizer", {"vae_name": "infinity_tiny.safetensors"}),
+        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"}),
+        "text": ("DiverseVAREncodeText", text),
+        "image": ("EmptyImage", image),
+        "edit": ("DiverseVAREdit", {**inputs, "picture": ["image", 0], **edit}),
+        "save": ("PreviewImage", {"images": ["edit", 0]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def masked(value: float = 1.0, **edit) -> dict:
+    """``graph`` with a mask on the left half."""
+    prompt = graph(mask=["mask", 0], **edit)
+    for name, number, width in (("left", value, WIDE // 2), ("none", 0.0, WIDE)):
+        inputs = {"value": number, "width": width, "height": HIGH}
+        prompt[name] = {"class_type": "SolidMask", "inputs": inputs}
+    inputs = {"destination": ["none", 0], "source": ["left", 0], "x": 0, "y": 0, "operation": "add"}
+    prompt["mask"] = {"class_type": "MaskComposite", "inputs": inputs}
+    return prompt
+
+
+def pixels(outcome) -> list[np.ndarray]:
+    assert outcome.error is None
+    return [np.asarray(picture) for picture in outcome.pictures]
+
+
+def test_the_edit_has_the_pictures_size_and_its_seed(host):
+    first, second = pixels(host.run(graph(seed=5, batch_size=2, tau=1.0)))
+    (alone,) = pixels(host.run(graph(seed=6, tau=1.0)))
+    assert first.shape == (HIGH, WIDE, 3)
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(second, alone.astype(int), atol=1)  # same bits; a rounding
+
+
+def test_instruction_and_picture_and_method_change_the_edit(host):
+    prompts = [graph(), graph(), graph(), graph(method=["method", 0], guide_from=4)]
+    prompts[1]["text"]["inputs"]["prompt"] = "a cat"
+    prompts[2]["image"]["inputs"]["color"] = 0xFF0000
+    prompts[3]["method"] = {"class_type": "DiverseVARSpectral", "inputs": {}}
+    plain, *others = (pixels(host.run(prompt))[0] for prompt in prompts)
+    assert all(not np.array_equal(plain, other) for other in others)
+
+
+def test_outside_the_mask_the_picture_keeps_its_pixels(host):
+    (whole,) = pixels(host.run(graph()))
+    (half,) = pixels(host.run(masked()))
+    assert (half[:, WIDE // 2 :] == (0x40, 0x80, 0xC0)).all()
+    inside = np.s_[:, : WIDE // 2 - 5]  # the edge is soft within the mask
+    np.testing.assert_array_equal(half[inside], whole[inside])
+    assert not np.array_equal(half[:, : WIDE // 2], whole[:, : WIDE // 2])
+
+
+def test_a_picture_each_is_edited_with_a_seed_each(host):
+    prompt = graph(seed=3, batch_size=2)
+    prompt["other"] = {"class_type": "EmptyImage", "inputs": dict(prompt["image"]["inputs"])}
+    prompt["other"]["inputs"]["color"] = 0xFF0000
+    both = {"image1": ["image", 0], "image2": ["other", 0]}
+    prompt["both"] = {"class_type": "ImageBatch", "inputs": both}
+    prompt["edit"]["inputs"]["picture"] = ["both", 0]
+    first, second = pixels(host.run(prompt))
+    (alone,) = pixels(host.run(graph(seed=3)))
+    np.testing.assert_allclose(first, alone.astype(int), atol=1)
+    assert not np.array_equal(first, second)
+
+
+def test_the_latent_is_the_whole_square(host):
+    prompt = graph()
+    inputs = {"samples": ["edit", 1], "vae": ["vae", 0]}
+    prompt["square"] = {"class_type": "VAEDecode", "inputs": inputs}
+    prompt["save"]["inputs"]["images"] = ["square", 0]
+    (square,) = pixels(host.run(prompt))
+    assert square.shape == (256, 256, 3)
+
+
+def test_cancel_stops_within_a_scale_and_the_next_edit_runs(host):
+    seen, stopped = [], None
+    for event in host.events(graph(seed=12, batch_size=16)):
+        seen.append(event)
+        if stopped is None and sum(event["type"] == "progress" for event in seen) == 4:
+            host.interrupt()
+            stopped = time.monotonic()
+    assert "execution_interrupted" in [event["type"] for event in seen]
+    assert time.monotonic() - stopped < 5
+    assert host.run(graph(seed=12)).error is None
+
+
+def text_model_in_edit() -> dict:
+    prompt = graph()
+    prompt["model"]["inputs"]["model_name"] = "infinity_tiny.safetensors"
+    return prompt
+
+
+def classes_in_edit() -> dict:
+    prompt = graph()
+    prompt["model"]["inputs"]["model_name"] = "var_d16.pth"
+    return prompt
+
+
+def edit_model_as_told() -> dict:
+    prompt = graph()
+    prompt["model"]["inputs"]["task"] = "generate"
+    return prompt
+
+
+def edit_model_in_sampler(told: str = "auto", file: str = "edit_tiny.pth") -> dict:
+    prompt = graph()
+    prompt["model"]["inputs"] = {"model_name": file, "task": told}
+    inputs = {name: prompt["edit"]["inputs"][name] for name in ("model", "vae", "positive")}
+    prompt["edit"] = {"class_type": "DiverseVARSampler", "inputs": inputs}
+    prompt["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": ["edit", 0]}}
+    prompt["decode"]["inputs"]["vae"] = ["vae", 0]
+    prompt["save"]["inputs"]["images"] = ["decode", 0]
+    return prompt
+
+
+def wrong_tokenizer() -> dict:
+    prompt = graph()
+    prompt["vae"]["inputs"]["vae_name"] = "vae_ch160v4096z32.pth"
+    return prompt
+
+
+def two_pictures() -> dict:
+    prompt = graph(batch_size=3)
+    prompt["image"]["inputs"]["batch_size"] = 2
+    return prompt
+
+
+def no_instruction() -> dict:
+    prompt = graph()
+    prompt["text"]["inputs"]["prompt"] = " "
+    return prompt
+
+
+@pytest.mark.parametrize(
+    "prompt, words",
+    [
+        (text_model_in_edit(), "cannot edit"),
+        (classes_in_edit(), "cannot edit"),
+        (edit_model_as_told(), "set task to edit"),
+        (edit_model_in_sampler(), "use edit by instruction"),
+        (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use edit by instruction"),
+        (wrong_tokenizer(), "tokenizer"),
+        (two_pictures(), "picture is a batch of 2 and batch_size is 3"),
+        (masked(0.0), "the mask is empty"),
+        (no_instruction(), "empty"),
+        (graph(cfg=float("nan")), "nan"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_is_one_clear_sentence(host, prompt, words):
+    error = host.run(prompt).error
+    assert error and words in error.lower()
+    assert len(error) < 300 and "\n" not in error
+
+
+def test_the_user_may_say_that_a_model_edits(host):
+    prompt = graph()
+    prompt["model"]["inputs"] = {"model_name": "infinity_tiny.safetensors", "task": "edit"}
+    (told,) = pixels(host.run(prompt))
+    (known,) = pixels(host.run(graph()))
+    np.testing.assert_array_equal(told, known)  # the same weights by rule

@@ -1,0 +1,296 @@
+"""Every way that the host keeps weights, without a card: what it loads, and what it samples."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cases import write_case, write_text_encoder
+from comfy_host import HOW_TO, ROOT, Host, find
+from safetensors.torch import load_file, save_file
+
+EMOJI = ROOT / "models" / "emoji" / "transformer.safetensors"
+TYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+FAMILIES = ("emoji", "infinity", "var")
+# how weights are kept -> the type that the blocks' matrices then have, None as in the file
+WAYS = {
+    "default": None,
+    "fp32_unet": None,
+    "bf16_unet": "bf16",
+    "fp16_unet": "fp16",
+    "fp8_e4m3fn_unet": "fp8_e4m3fn",
+    "fp8_e5m2_unet": "fp8_e5m2",
+    "fp8_e4m3fn": "fp8_e4m3fn",
+    "fp8_e4m3fn_fast": "fp8_e4m3fn",
+    "fp8_e5m2": "fp8_e5m2",
+}
+
+
+QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # how a file tells its scales
+
+
+def is_matrix(name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is one of the blocks' matrices."""
+    return "block" in name and name.endswith(".weight") and tensor.ndim == 2
+
+
+def write_models(models: Path) -> None:
+    """The tiny models under the names of their families, and what becomes of them in each type."""
+    for folder in ("diffusion_models", "vae", "text_encoders", "loras"):
+        (models / folder).mkdir(parents=True)
+    files = {"emoji": EMOJI}
+    for family in ("infinity", "var"):
+        case = write_case(f"{family}_plain", models)
+        for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
+            for file in (path, path.with_suffix(".json")):
+                file.rename(models / folder / f"{family}{file.suffix}")
+        files[family] = models / "diffusion_models" / f"{family}.safetensors"
+    write_text_encoders(models / "text_encoders")
+    write_loras(models, files["infinity"])
+    write_wrong(models, files["infinity"])
+    for family, file in files.items():
+        plain, quantized, header = quantize(load_file(file), QUANTIZED[family])
+        write(models, f"{family} dequantized", plain, file)
+        write(models, f"{family} quantized", quantized, file, header)
+    for family, file in files.items():
+        for kind, dtype in TYPES.items():
+            tensors = {
+                name: (tensor.to(dtype) if is_matrix(name, tensor) else tensor).float()
+                for name, tensor in load_file(file).items()
+            }
+            write(models, f"{family}_{kind}", tensors, file)
+
+
+def write(models: Path, name: str, tensors: dict, like: Path, header: dict | None = None) -> None:
+    """A transformer's file with the facts of another."""
+    facts = like.with_suffix(".json")
+    text = facts.read_text() if facts.exists() else json.dumps({"patch_nums": [1, 2, 4, 6, 8]})
+    path = models / "diffusion_models" / f"{name}.safetensors"
+    save_file(tensors, path, header)
+    path.with_suffix(".json").write_text(text)
+
+
+def quantize(tensors: dict, layout: str) -> tuple[dict, dict, dict | None]:
+    """Scaled float8 by a plain rule: the values that it stands for, the file, its header."""
+    plain = {name: tensor.float() for name, tensor in tensors.items()}
+    file, layers, mark = dict(plain), {}, {"format": "float8_e4m3fn"}
+    for name, tensor in plain.items():
+        if not is_matrix(name, tensor):
+            continue
+        scale = tensor.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        file[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        plain[name] = file[name].float() * scale
+        layer = name.removesuffix(".weight")
+        file[f"{layer}.{'scale_weight' if layout == 'old' else 'weight_scale'}"] = scale
+        layers[layer] = mark
+        if layout == "marks":
+            words = json.dumps(mark).encode()
+            file[f"{layer}.comfy_quant"] = torch.tensor(list(words), dtype=torch.uint8)
+    if layout == "old":
+        file["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    header = {"_quantization_metadata": json.dumps({"layers": layers})}
+    return plain, file, header if layout == "header" else None
+
+
+def write_text_encoders(folder: Path) -> None:
+    """A tiny T5, and scaled float8 of it."""
+    for name in ("infinity", "t5 dequantized", "t5 quantized", "t5 scaled", "t5 unmarked"):
+        write_text_encoder(folder / name)
+    tensors = load_file(folder / "infinity" / "model.safetensors")
+    for name, layout in (("quantized", "marks"), ("scaled", "old"), ("unmarked", "header")):
+        plain, file, header = quantize(tensors, layout)
+        save_file(file, folder / f"t5 {name}" / "model.safetensors", header)
+    save_file(plain, folder / "t5 dequantized" / "model.safetensors")
+
+
+def write_loras(models: Path, model: Path) -> None:
+    """A random LoRA in two layouts, and the weights that it makes at two strengths."""
+    tensors, random = load_file(model), torch.Generator().manual_seed(0)
+    official, kohya, merged = {}, {}, {0.5: dict(tensors), 0.75: dict(tensors)}
+    for name, tensor in tensors.items():
+        if not is_matrix(name, tensor):
+            continue
+        up, down = (0.3 * torch.randn(n, 4, generator=random) for n in tensor.shape)
+        layer = name.removesuffix(".weight")
+        peft = f"diffusion_model.{layer}"
+        official |= {f"{peft}.lora_B.weight": up, f"{peft}.lora_A.weight": down.T.contiguous()}
+        under = "lora_unet_" + layer.replace(".", "_")
+        kohya |= {f"{under}.lora_up.weight": up, f"{under}.lora_down.weight": down.T.contiguous()}
+        for strength, whole in merged.items():
+            whole[name] = tensor + strength * (up @ down.T)
+    save_file(official, models / "loras" / "official.safetensors")
+    save_file(kohya, models / "loras" / "kohya.safetensors")
+    write(models, "merged half", merged[0.5], model)
+    write(models, "merged three quarters", merged[0.75], model)
+
+
+def write_wrong(models: Path, model: Path) -> None:
+    """Files with a matrix turned, without one, and with one too many."""
+    tensors = load_file(model)
+    name = next(name for name in tensors if name.endswith("ffn.fc2.weight"))
+    write(models, "transposed", tensors | {name: tensors[name].T.contiguous()}, model)
+    write(models, "lacking", {n: tensor for n, tensor in tensors.items() if n != name}, model)
+    _, marked, _ = quantize(tensors, "marks")
+    del marked[name]
+    write(models, "quantized and lacking", marked, model)
+    write(models, "unknown", tensors | {"word_embed.more": torch.zeros(1)}, model)
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory) -> dict:
+    found = find()
+    if found is None:
+        pytest.skip(HOW_TO)
+    path, python = found
+    models = tmp_path_factory.mktemp("loading") / "models"
+    write_models(models)
+    out = models.parent / "report.pt"
+    command = [python, ROOT / "tests" / "in_host.py", path, ROOT, models, out]
+    done = subprocess.run(
+        command, cwd=path, env=os.environ, capture_output=True, text=True, timeout=600
+    )
+    assert out.exists(), done.stderr[-3000:]
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+@pytest.mark.parametrize("way", WAYS)
+def test_tokens_are_those_of_the_same_weights_kept_plainly(report, family, mode, way):
+    kind = WAYS[way]
+    expected = report[f"{family} rounded to {kind}" if kind else f"{family} plain default"]
+    found = report[f"{family} {mode} {way}"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, expected)
+    assert found.isfinite().all() and found.std() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+def test_scales_of_a_quantized_file_are_applied(report, family, mode):
+    found = report[f"{family} quantized {mode}"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report[f"{family} dequantized"])
+
+
+@pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled"])
+def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
+    torch.testing.assert_close(report[encoder], report["t5 dequantized"], atol=1e-5, rtol=0)
+    assert not torch.equal(report["t5 dequantized"], report["t5 plain"])
+
+
+def test_a_text_encoder_whose_scales_cannot_be_read_is_refused(report):
+    assert "is quantized in a way that is not known here" in report["t5 unmarked"]
+
+
+def test_a_text_encoder_reads_the_same_under_dynamic_vram(report):
+    assert torch.equal(report["t5 dynamic"], report["t5 plain"])
+
+
+def test_a_lora_is_the_merged_weights(report):
+    assert "loras" not in report, report["loras"]
+    for layout in ("official", "kohya", "streamed"):
+        torch.testing.assert_close(report[f"lora {layout}"], report["merged half"])
+    torch.testing.assert_close(report["lora both"], report["merged three quarters"])
+    assert not torch.equal(report["merged half"], report["merged three quarters"])
+
+
+def test_a_lora_comes_off_without_a_trace(report):
+    assert report["lora restores"]
+    assert torch.equal(report["lora off"], report["infinity plain default"])
+
+
+def test_a_lora_of_another_model_is_refused(report):
+    words = report["lora of another model"]
+    assert "kohya.safetensors has no weights for this model" in words
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_may_stay_on_another_device(report, family):
+    found = report[f"{family} elsewhere"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report[f"{family} plain default"])
+
+
+def test_wrong_files_are_refused_by_layers_that_start_empty(report):
+    assert report["made empty"]
+    assert "where" in report["transposed"] and "fc2.weight has shape" in report["transposed"]
+    assert "lacks 1 of" in report["lacking"]
+    assert "lacks 1 of" in report["quantized and lacking"]
+    assert "has 1 tensors that no Infinity release has" in report["unknown"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+def test_weights_stay_in_the_file_as_they_are(report, mode):
+    assert report[f"mapped {mode}"]
+    assert report[f"types {mode}"] == {torch.bfloat16}
+
+
+def test_callbacks_run_around_sampling_and_after_a_cancel(report):
+    assert report["cancelled"].startswith("InterruptProcessingException")
+    assert report["callbacks"] == 2 * ["on_pre_run", "on_cleanup"]
+
+
+def test_previews_have_the_pictures_shape_and_the_hosts_size(report):
+    assert "runs" not in report, report["runs"]
+    kinds, sizes, sides = zip(*report["previews"], strict=True)
+    assert set(kinds) == {"JPEG"} and set(sides) == {300}
+    assert sizes[-1][1] == 2 * sizes[-1][0]
+
+
+def test_room_is_asked_for_the_rows_that_there_are(report):
+    unguided, guided = report["room"]
+    assert 2 * unguided == guided > 0
+
+
+def test_the_host_can_load_a_copy(report):
+    assert report["copy is another"]
+    assert torch.equal(report["copy"], report["infinity plain default"])
+
+
+def test_decoding_counts_more_memory_on_amd(report):
+    assert report["amd"] == pytest.approx(2.73)
+
+
+def test_a_workflow_gives_the_same_pictures_under_dynamic_vram(host, tmp_path):
+    prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+    expected = host.run(prompt).pictures
+    other = Host(*find(), tmp_path, dynamic=True)
+    found = other.run(prompt)
+    other.stop()
+    assert not re.search("IMPORT FAILED.*dynamic_vram", other.log) and not other.complaints()
+    assert found.error is None and len(found.pictures) == len(expected) > 0
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(found.pictures, expected, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["basic", "sub_quad", "split", "pytorch"])
+def test_the_hosts_attention_kernels_scale_as_they_are_told(report, kernel):
+    q, k, v = report["q k v"]
+    expected = (1.5 * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    torch.testing.assert_close(report[f"kernel {kernel}"], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_cards_types_and_kernels_make_much_the_same_picture(report, family, compute):
+    found = report[f"{family} in {compute}"]
+    assert not isinstance(found, str), found
+    assert (found == report[f"{family} plain default"]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "quantized"])
+def test_computing_in_fp8_makes_much_the_same_picture(report, family, kind):
+    found = report[f"{family} {kind} computed in fp8"]
+    assert not isinstance(found, str), found
+    exact = report[f"{family} {'dequantized' if kind == 'quantized' else 'rounded to fp8_e4m3fn'}"]
+    both = torch.stack((found.flatten(), exact.flatten()))
+    assert torch.corrcoef(both)[0, 1] > 0.5

@@ -1,0 +1,345 @@
+"""Run by the host's Python: ``in_host.py HOST PACK MODELS OUT`` loads and samples in every way.
+
+No server: the nodes' own classes run in a process that has imported the host. OUT becomes a
+dictionary, saved by torch, of what came out under which name: tensors, or an error's words.
+``Elsewhere`` stands in for weights on another device than the one that computes.
+"""
+
+import asyncio
+import sys
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+
+host, pack, models, out = map(Path, sys.argv[1:])
+sys.path[0] = str(host)
+
+from comfy.cli_args import LatentPreviewMethod, args  # noqa: E402
+
+args.cpu, args.base_directory, args.fp32_text_enc = True, str(models.parent), True
+
+import comfy.ldm.modules.attention as kernels  # noqa: E402
+import comfy.memory_management  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.utils  # noqa: E402
+import torch  # noqa: E402
+from comfy.patcher_extension import CallbacksMP  # noqa: E402
+
+import nodes  # noqa: E402
+
+FLAGS = ("fp32_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet")
+TYPES = ("fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
+KERNELS = ("basic", "sub_quad", "split", "pytorch")
+FAMILIES = ("emoji", "infinity", "var")
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def patched(module, name: str, value):
+    """A module, or other object, with another value under a name."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def dynamic():
+    """The host as Dynamic VRAM makes it, but for the card's part: there is no card."""
+    patcher = comfy.model_patcher.ModelPatcherDynamic
+    with (
+        patched(comfy.memory_management, "aimdo_enabled", True),
+        patched(comfy.model_patcher, "CoreModelPatcher", patcher),
+    ):
+        yield
+
+
+def node(name: str, **inputs) -> tuple:
+    """What a node of the pack returns."""
+    return nodes.NODE_CLASS_MAPPINGS[f"DiverseVAR{name}"].execute(**inputs).args
+
+
+def load(name: str, **options):
+    """A transformer from its file in ``models``."""
+    return node("LoadModel", model_name=name, **options)[0]
+
+
+def file(family: str) -> str:
+    """The choice of a family's transformer, or tokenizer."""
+    return family if family == "emoji" else f"{family}.safetensors"
+
+
+def text(encoder: str) -> list:
+    """The conditioning of a prompt."""
+    (clip,) = node("LoadTextEncoder", text_encoder_name=encoder)
+    return node("EncodeText", clip=clip, prompt="a red apple", negative="")[0]
+
+
+@cache
+def others(family: str, lazily: bool) -> tuple:
+    """The family's tokenizer and a condition; lazily: loaded under Dynamic VRAM."""
+    assert lazily == comfy.memory_management.aimdo_enabled
+    condition = node("ClassLabel", label=3)[0] if family == "var" else text(family)
+    return node("LoadTokenizer", vae_name=file(family))[0], condition
+
+
+def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
+    """The latent of one picture: the sum of its tokens' codes, the same only for the same tokens.
+
+    The family's tokenizer and text encoder have its name. loaded: called whenever the host has
+    loaded models, with their patchers and the room beside them. numbers: inputs of the sampler.
+    """
+    vae, positive = others(family, comfy.memory_management.aimdo_enabled)
+    inputs = {"model": model, "vae": vae, "positive": positive, "seed": 7, "batch_size": 1}
+    inputs |= {"aspect": "1:1 square", "pixels": "the model's own", "diversity": 0.0}
+    inputs |= {"guide_from": 0, "cfg": 0, "tau": 0, "top_k": 0, "top_p": 0} | numbers
+    load_models = comfy.model_management.load_models_gpu
+
+    def load_and_tell(patchers, memory_required=0, **options) -> None:
+        load_models(patchers, memory_required, **options)
+        loaded(patchers, memory_required)
+
+    with patched(comfy.model_management, "load_models_gpu", load_and_tell):
+        (latent,) = node("Sampler", **inputs)
+        assert not vae.decode(latent["samples"]).isnan().any()
+    return latent["samples"]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on a card; only a copy of it, or a move of it, can be computed with.
+
+    Layers of the host's move their weights as they compute. Whatever else reads a weight has to do
+    the same, or it fails on a card where the weight was left in main memory.
+    """
+
+    MOVES = (torch.Tensor.to, torch.Tensor.copy_, torch.empty_like, torch.Tensor.__getitem__)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function == torch.Tensor.device.__get__:
+            return torch.device("cuda", 0)
+        if function not in cls.MOVES and getattr(function, "__name__", "") != "__get__":
+            raise RuntimeError(f"{function} was given a weight that is on another device")
+        plain = [a.as_subclass(torch.Tensor) if isinstance(a, cls) else a for a in arguments]
+        result = function(*plain, **(options or {}))
+        sliced = function == torch.Tensor.__getitem__
+        return result.as_subclass(cls) if sliced else result
+
+
+def send_elsewhere(module: torch.nn.Module) -> None:
+    """Make every parameter an ``Elsewhere``."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = parameter.data.as_subclass(Elsewhere)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+
+
+class Report(dict):
+    """What came out, by name."""
+
+    @contextmanager
+    def errors(self, name: str):
+        """Keep the words of an error under a name."""
+        try:
+            yield
+        except (Exception, comfy.model_management.InterruptProcessingException) as error:
+            self[name] = f"{type(error).__name__}: {error}"
+
+
+def matrix(report: Report) -> None:
+    """Every way to keep weights, for every family, with and without Dynamic VRAM."""
+    for family in FAMILIES:
+        for kind in ("bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"):
+            name = f"{family} rounded to {kind}"
+            with report.errors(name):
+                report[name] = picture(family, load(f"{family}_{kind}.safetensors"))
+        for mode in ("plain", "dynamic"):
+            ways = [
+                ("default", None),
+                *((flag, flag) for flag in FLAGS),
+                *((t, None) for t in TYPES),
+            ]
+            for way, flag in ways:
+                name, kind = f"{family} {mode} {way}", "default" if flag else way
+                with report.errors(name), ExitStack() as ways:
+                    if mode == "dynamic":
+                        ways.enter_context(dynamic())
+                    if flag:
+                        ways.enter_context(patched(args, flag, True))
+                    report[name] = picture(family, load(file(family), weight_dtype=kind))
+
+
+def quantized(report: Report) -> None:
+    """Files that keep scales beside their weights."""
+    for family in FAMILIES:
+        name = f"{family} dequantized"
+        with report.errors(name):
+            report[name] = picture(family, load(f"{name}.safetensors"))
+        for mode in ("plain", "dynamic"):
+            name = f"{family} quantized {mode}"
+            with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
+                report[name] = picture(family, load(f"{family} quantized.safetensors"))
+    for encoder in ("t5 dequantized", "t5 quantized", "t5 scaled", "t5 unmarked"):
+        with report.errors(encoder):
+            report[encoder] = text(encoder)[0][0]
+    with report.errors("t5 dynamic"), dynamic():
+        report["t5 dynamic"] = text("infinity")[0][0]
+    report["t5 plain"] = text("infinity")[0][0]
+
+
+def loras(report: Report) -> None:
+    """LoRAs on the transformer: in two layouts, together, as weights stream, and taken off."""
+    model = load("infinity.safetensors")
+    before = weights(model)
+    official, kohya = (
+        node("LoadLora", model=model, lora_name=f"{name}.safetensors", strength=0.5)[0]
+        for name in ("official", "kohya")
+    )
+    (both,) = node("LoadLora", model=official, lora_name="kohya.safetensors", strength=0.25)
+    report["lora official"] = picture("infinity", official)
+    report["lora kohya"] = picture("infinity", kohya)
+    report["lora both"] = picture("infinity", both)
+    report["lora streamed"] = picture("infinity", official, stream)
+    for name in ("merged half", "merged three quarters"):
+        report[name] = picture("infinity", load(f"{name}.safetensors"))
+    report["lora off"] = picture("infinity", model)
+    comfy.model_management.unload_all_models()
+    after = weights(model)
+    report["lora restores"] = all(torch.equal(before[name], after[name]) for name in before)
+    with report.errors("lora of another model"):
+        node("LoadLora", model=load("var.safetensors"), lora_name="kohya.safetensors", strength=1.0)
+
+
+def stream(patchers: list, room: float) -> None:
+    """Load no weight, as a host with too little room on its card; patch each as it is used."""
+    for patcher in patchers:
+        patcher.unpatch_model(CPU)
+        patcher.patch_model(CPU, lowvram_model_memory=1)
+        patched = [m for m in patcher.model.modules() if getattr(m, "weight_function", None)]
+        assert bool(patched) == bool(patcher.patches)
+
+
+def elsewhere(report: Report) -> None:
+    """Weights that stay on another device."""
+
+    def away(patchers: list, room: float) -> None:
+        for patcher in patchers:
+            send_elsewhere(patcher.model)
+
+    for family in FAMILIES:
+        name = f"{family} elsewhere"
+        with report.errors(name):
+            report[name] = picture(family, load(file(family)), away)
+
+
+def files(report: Report) -> None:
+    """Wrong files, for layers that are made as they are filled, and a file that stays mapped."""
+    for name in ("transposed", "lacking", "unknown", "quantized and lacking"):
+        with report.errors(name), dynamic():
+            load(f"{name}.safetensors")
+    for mode in ("plain", "dynamic"):
+        with dynamic() if mode == "dynamic" else ExitStack():
+            model = load("emoji").model
+        report[f"mapped {mode}"] = all(is_mapped(weight) for weight in model.parameters())
+        report[f"types {mode}"] = {weight.dtype for weight in model.parameters()}
+    with dynamic():
+        report["made empty"] = comfy.ops.manual_cast.Linear(2, 2).weight is None
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory is a file's."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            start, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if start <= tensor.data_ptr() < end:
+                return line.rstrip().endswith(".safetensors")
+    return False
+
+
+def runs(report: Report) -> None:
+    """What goes on around sampling: callbacks, cancel, previews, room on the card, copies."""
+    model = load("infinity.safetensors")
+    seen = []
+    for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        model.add_callback(kind, lambda patcher, kind=kind: seen.append(kind))
+    picture("infinity", model)
+    with report.errors("cancelled"):
+        cancel = comfy.model_management.interrupt_current_processing
+        picture("infinity", model, lambda patchers, room: cancel())
+    report["callbacks"] = seen.copy()
+
+    args.preview_method, args.preview_size = LatentPreviewMethod.Auto, 300
+    frames = []
+    comfy.utils.set_progress_bar_global_hook(lambda at, of, frame, **_: frames.append(frame))
+    picture("infinity", model, aspect="1:2 portrait")
+    comfy.utils.set_progress_bar_global_hook(None)
+    args.preview_method = LatentPreviewMethod.NoPreviews
+    report["previews"] = [(kind, image.size, side) for kind, image, side in frames]
+
+    rooms = []
+    for cfg in (1.0, 4.0):
+        picture("infinity", model, lambda patchers, room: rooms.append(room), cfg=cfg)
+    report["room"] = rooms[::2]  # the sampler's, and not the decoder's
+
+    copy = model.clone(force_deepcopy=True)
+    report["copy is another"] = copy.model is not model.model
+    report["copy"] = picture("infinity", copy)
+    (vae,), (clip,) = (
+        node("LoadTokenizer", vae_name="emoji"),
+        node("LoadTextEncoder", text_encoder_name="emoji"),
+    )
+    for patcher in (vae.patcher, clip.patcher):
+        assert patcher.clone(force_deepcopy=True).model is not patcher.model
+    estimate = vae.memory_used_decode((1, 1, 8, 8), torch.float32)
+    with patched(comfy.model_management, "is_amd", lambda: True):
+        (amd,) = node("LoadTokenizer", vae_name="emoji")
+    report["amd"] = amd.memory_used_decode((1, 1, 8, 8), torch.float32) / estimate
+
+
+def as_on_a_card(report: Report) -> None:
+    """The host's kernels, and what layers compute in on a card, here on a CPU."""
+    ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
+    random = torch.Generator().manual_seed(0)
+    report["q k v"] = q, k, v = torch.randn(3, 2, 4, 9, 16, generator=random)
+    for name in KERNELS:
+        with patched(ours, "optimized_attention", getattr(kernels, f"attention_{name}")):
+            report[f"kernel {name}"] = ours.attention(q, k, v, None, 1.5)
+    for compute in (torch.float32, torch.bfloat16, torch.float16):
+        for family in FAMILIES:
+            name = f"{family} in {compute}"
+            cast = patched(
+                comfy.model_management, "unet_manual_cast", lambda *_, compute=compute: compute
+            )
+            with report.errors(name), cast:
+                model = load(file(family))
+                for part in model.model.modules():
+                    if hasattr(part, "attention"):
+                        part.attention = ours.attention
+                report[name] = picture(family, model)
+    with patched(comfy.model_management, "supports_fp8_compute", lambda *_: True):
+        for family in FAMILIES:
+            for name, kind in ((file(family), TYPES[1]), (f"{family} quantized.safetensors", None)):
+                way = f"{family} {kind or 'quantized'} computed in fp8"
+                with report.errors(way):
+                    report[way] = picture(family, load(name, weight_dtype=kind or "default"))
+
+
+def main() -> None:
+    asyncio.run(nodes.load_custom_node(str(pack)))
+    report = Report()
+    with torch.inference_mode():
+        for part in (matrix, quantized, loras, files, runs, as_on_a_card, elsewhere):
+            with report.errors(part.__name__):
+                part(report)
+    torch.save(dict(report), out)
+
+
+main()
