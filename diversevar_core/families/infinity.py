@@ -482,7 +482,7 @@ class Infinity(Family):
 
     def level(self, scale: Scale, device: torch.device) -> Tensor:
         """The level embedding of one map, (1, C) float32."""
-        return self.lvl_embed(torch.tensor([scale.k], device=device)).float()
+        return self.lvl_embed(torch.full((1,), scale.k, device=device)).float()
 
     def logits(self, state: InfinityState, x: Tensor) -> Tensor:
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -198,7 +198,7 @@ class VAR(Family):
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
         position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
-        level = self.lvl_embed(torch.tensor([scale.k], device=x.device)).to(x)
+        level = self.lvl_embed(torch.full((1,), scale.k, device=x.device)).to(x)
         return x + (level + position)
 
     def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
