@@ -155,13 +155,15 @@ class Host:
             nodes[name] = {"class_type": kind, "inputs": inputs}
         return nodes
 
-    def events(self, prompt: dict, preview: str = "none") -> Iterator[dict | bytes]:
+    def events(
+        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS
+    ) -> Iterator[dict | bytes]:
         """Queue a prompt; its websocket messages (frames are bytes) until it is over."""
         import websocket  # needed only where there is a host
 
         client = uuid.uuid4().hex
         wire = websocket.create_connection(
-            f"ws://{self.address}/ws?clientId={client}", timeout=PROMPT_SECONDS
+            f"ws://{self.address}/ws?clientId={client}", timeout=seconds
         )
         body = {
             "prompt": self.filled(prompt),
@@ -185,10 +187,10 @@ class Host:
         finally:
             wire.close()
 
-    def run(self, prompt: dict, preview: str = "none") -> Outcome:
+    def run(self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS) -> Outcome:
         """Run a prompt to its end, well or not. Raises Refused."""
         outcome = Outcome()
-        for event in self.events(prompt, preview):
+        for event in self.events(prompt, preview, seconds):
             if isinstance(event, bytes):
                 outcome.previews.append(event)
             else:
