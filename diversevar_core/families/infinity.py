@@ -7,7 +7,7 @@ combination of options that its releases use.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
@@ -22,7 +22,7 @@ from ..conditions import Text
 from ..schedule import MAPS, PIXELS, Scale, Schedule, fixed, infinity_schedule, nearest_aspect
 from ..settings import Settings
 from .blocks import EPS, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
-from .family import Family, TokenKind
+from .family import Change, Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
@@ -321,13 +321,21 @@ class Infinity(Family):
             text.float(), text.shape[-1:], self.text_norm.weight.to(text.device), eps=EPS
         )
 
-    def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
+    def embed(
+        self,
+        state: InfinityState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
         state.rotary = self.rotary(scale, state.condition.device)
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
         return x + self.level(scale, x.device)
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
