@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    adaptive_scaling,
+    calibrate,
     class_label,
     compare,
     decode,
@@ -11,9 +13,13 @@ from . import (
     folders,
     load,
     measure,
+    path_search,
+    repulsion,
     sample,
     spectral,
     spectrum,
+    starts,
+    text_noise,
 )
 
 NODES = [
@@ -22,6 +28,12 @@ NODES = [
     *class_label.NODES,
     *sample.NODES,
     *spectral.NODES,
+    *starts.NODES,
+    *repulsion.NODES,
+    *adaptive_scaling.NODES,
+    *path_search.NODES,
+    *text_noise.NODES,
+    *calibrate.NODES,
     *decode.NODES,
     *encode.NODES,
     *compare.NODES,

@@ -2,9 +2,11 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.presets import beside
 from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
+FILE = "diversevar_file"  # a model's attachment: where it was loaded from
 
 
 class LoadModel(io.ComfyNode):
@@ -32,11 +34,16 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name):
-        return folders.path_of(folders.MODELS, model_name).stat().st_mtime_ns
+        path = folders.path_of(folders.MODELS, model_name)
+        calibration = beside(path)
+        return [file.stat().st_mtime_ns for file in (path, calibration) if file.exists()]
 
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_transformer(folders.path_of(folders.MODELS, model_name)))
+        path = folders.path_of(folders.MODELS, model_name)
+        model = host.load_transformer(path)
+        model.set_attachments(FILE, path)
+        return io.NodeOutput(model)
 
 
 class LoadTokenizer(io.ComfyNode):
