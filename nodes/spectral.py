@@ -8,7 +8,7 @@ Method = io.Custom("DIVERSEVAR_METHOD")
 RATES = ("relative", "absolute")
 
 
-def chained() -> io.Custom.Input:
+def chained() -> io.Input:
     """The input that every method's node has, so that methods chain."""
     return Method.Input(
         "method", optional=True, tooltip="Other methods, which act too; their order never matters."
