@@ -30,13 +30,14 @@ from .methods.repulsion import Repulsion
 from .methods.text_noise import TextNoise
 from .pictures import captioned_rows, read_picture, sheet, to_pil
 from .presets import PRESETS, Preset, beside, calibrated_preset
-from .sampler import Step, sample
+from .sampler import Step
 from .schedule import PIXELS, Schedule, square
 from .settings import Settings
 from .spectral import SITES, DiverseVAR
 from .starts import Starts, choose_starts
 from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
+from .travel import Travel, sample_and_travel
 
 CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves
 
@@ -190,6 +191,9 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     other.add_argument("--paths", type=int, default=1, help="candidates of the path search")
     other.add_argument("--paths-ahead", type=int, default=1, help="maps that they look ahead")
     other.add_argument("--text-noise", type=float, default=0.0, help="its strength")
+    other.add_argument(
+        "--travel", type=int, default=0, help="draw again from the map after this side, 0 is off"
+    )
 
 
 def fastest_device() -> str:
@@ -343,7 +347,10 @@ class Job:
                 "give one, without --rng shared."
             )
         seeds = choose_starts(starts, len(self.condition), *how, self.seed, methods)
-        return seeds, list(sample(*how, seeds, self.shared, methods, self.exact_batch))
+        steps = sample_and_travel(
+            *how, seeds, methods, shared=self.shared, exact_batch=self.exact_batch
+        )
+        return seeds, list(steps)[-len(self.schedule) :]
 
     @torch.no_grad()
     def picture(self, steps: list[Step]) -> Tensor:
@@ -386,6 +393,7 @@ def chain_of(args: argparse.Namespace) -> tuple[Method, ...]:
         (args.adaptive, AdaptiveScaling(args.adaptive)),
         (args.paths != 1, PathSearch(args.paths, args.paths_ahead)),
         (args.text_noise, TextNoise(args.text_noise)),
+        (args.travel, Travel(args.travel)),
     )
     return tuple(method for acts, method in methods if acts)
 

@@ -20,6 +20,7 @@ from . import (
     spectrum,
     starts,
     text_noise,
+    travel,
 )
 
 NODES = [
@@ -33,6 +34,7 @@ NODES = [
     *adaptive_scaling.NODES,
     *path_search.NODES,
     *text_noise.NODES,
+    *travel.NODES,
     *calibrate.NODES,
     *decode.NODES,
     *encode.NODES,

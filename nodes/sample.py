@@ -10,10 +10,10 @@ from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.presets import PRESETS, Preset, calibrated_preset
-from ..diversevar_core.sampler import sample
 from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.starts import Starts, choose_starts
+from ..diversevar_core.travel import Travel, sample_and_travel
 from . import host
 from .class_label import LABEL
 from .encode import SCHEDULE, TOKEN_MAPS
@@ -204,7 +204,7 @@ class Sampler(io.ComfyNode):
                 io.Int.Input(
                     "starts",
                     optional=True,
-                    default=64,
+                    default=1,
                     min=1,
                     max=256,
                     tooltip="Start so many seeds, which is quick, and finish the batch_size of "
@@ -285,8 +285,9 @@ class Sampler(io.ComfyNode):
         seeds = choose_starts(many, batch_size, *how, seed, methods)
         if cls.hidden.extra_pnginfo is not None:  # a picture that is saved takes it along
             cls.hidden.extra_pnginfo.setdefault(SEEDS, {})[cls.hidden.unique_id] = seeds
-        steps = sample(*how, seeds, methods=methods)
-        samples = host.watch(steps, schedule, vae)
+        steps = sample_and_travel(*how, seeds, methods)
+        drawn = schedule * (2 if any(isinstance(one, Travel) for one in methods) else 1)
+        samples = host.watch(steps, drawn, vae)
         return io.NodeOutput({"samples": samples}, ", ".join(map(str, seeds)))
 
 

@@ -16,6 +16,7 @@ from diversevar_core.schedule import square
 from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
 from diversevar_core.starts import Starts, choose_starts, small_map
+from diversevar_core.travel import Travel, sample_and_travel
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
 EACH = {
@@ -33,6 +34,7 @@ OFF = {
     "repulsion": Repulsion(0.0),
     "path search": PathSearch(1),
     "starts": Starts(64),
+    "travel": Travel(0),
 }
 
 
@@ -205,6 +207,24 @@ def test_path_search_finds_likelier_maps(pair):
         return log_likelihood(step.logits, step.tokens, 2).sum()
 
     assert likelihood([PathSearch(8, ahead=0, side=1)]) > likelihood([]) + 2
+
+
+def test_travel_keeps_the_finished_pictures_coarse_maps_and_draws_the_rest(pair):
+    model, tokenizer = pair
+    how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
+    steps = list(sample_and_travel(*how, [TextNoise(1.0), Travel(4)]))
+    once, again = steps[:7], steps[7:]
+    with torch.no_grad():
+        features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
+        maps = tokenizer.quantize_maps(features, model.schedule())
+    assert same(maps[:3], [step.tokens for step in again[:3]])
+    clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
+    assert same([step.tokens for step in clean], [step.tokens for step in again])
+    whole = list(sample_and_travel(*how, [Travel(16)]))
+    with torch.no_grad():
+        features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
+        maps = tokenizer.quantize_maps(features, model.schedule())
+    assert same(maps, [step.tokens for step in whole[7:]])  # unchanged: its own tokens
 
 
 def starts(pair, candidates, count, methods=(), **options):

@@ -110,6 +110,7 @@ METHODS = {
     "DiverseVARAdaptiveScaling": {},
     "DiverseVARPathSearch": {"candidates": 2},
     "DiverseVARTextNoise": {"strength": 1.0},
+    "DiverseVARTravel": {"side": 4},
 }
 
 
