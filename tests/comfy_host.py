@@ -156,9 +156,12 @@ class Host:
         return nodes
 
     def events(
-        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS
+        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS, **extra
     ) -> Iterator[dict | bytes]:
-        """Queue a prompt; its websocket messages (frames are bytes) until it is over."""
+        """Queue a prompt; its websocket messages (frames are bytes) until it is over.
+
+        seconds: how long it may be silent; extra: what else the page would send, as extra_pnginfo.
+        """
         import websocket  # needed only where there is a host
 
         client = uuid.uuid4().hex
@@ -168,7 +171,7 @@ class Host:
         body = {
             "prompt": self.filled(prompt),
             "client_id": client,
-            "extra_data": {"preview_method": preview},
+            "extra_data": {"preview_method": preview, **extra},
         }
         try:
             number = json.loads(self.fetch("/prompt", body))["prompt_id"]
@@ -187,10 +190,12 @@ class Host:
         finally:
             wire.close()
 
-    def run(self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS) -> Outcome:
+    def run(
+        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS, **extra
+    ) -> Outcome:
         """Run a prompt to its end, well or not. Raises Refused."""
         outcome = Outcome()
-        for event in self.events(prompt, preview, seconds):
+        for event in self.events(prompt, preview, seconds, **extra):
             if isinstance(event, bytes):
                 outcome.previews.append(event)
             else:

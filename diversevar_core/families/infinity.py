@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
@@ -35,7 +35,7 @@ from ..schedule import (
 )
 from ..settings import Settings
 from .blocks import EPS, Behind, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
-from .family import Family, TokenKind
+from .family import Change, Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
@@ -429,7 +429,13 @@ class Infinity(Family):
         text = text.float()
         return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
-    def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
+    def embed(
+        self,
+        state: InfinityState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
         positions = self.positions(scale)
         if state.positions is not None:
             begin = state.last.tokens + scale.begin
@@ -440,6 +446,8 @@ class Infinity(Family):
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
         return x + self.level(scale, x.device)
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
