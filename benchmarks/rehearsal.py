@@ -3,6 +3,8 @@
 ``python benchmarks/rehearsal.py`` writes random weights in the layouts of Infinity-2B, its
 tokenizer and flan-t5-xl's encoder (float32, 14 GB) to a temporary folder, converts them, loads all
 in fresh processes, prints a table, and removes the files. ``--small`` does it with small ones.
+Where COMFYUI_PATH names a ComfyUI (and COMFYUI_PYTHON its Python), each kind of files makes a
+picture of 0.06M pixels there too.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +25,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = (str(Path(__file__).parents[1] / part) for part in ("", "tests"))
+from comfy_host import HOW_TO, Host, find  # noqa: E402
+
 from diversevar_core.checkpoints import load_model, load_tokenizer  # noqa: E402
 from diversevar_core.convert import convert, write  # noqa: E402
 from diversevar_core.families.infinity import Infinity, InfinityConfig  # noqa: E402
@@ -207,6 +212,58 @@ def report(paths: Mapping[str, Path]) -> Iterator[str]:
         yield f"| {name} | {seconds:.1f} | {figures} |"
 
 
+def picture(paths: Mapping[str, Path], kind: str) -> dict:
+    """A prompt for the host that takes all three models from files of one kind."""
+    names = {part: path.name for part, path in paths.items()}
+    if kind != "released":
+        names = {part: f"{part}_{kind}.safetensors" for part in paths}
+    nodes = {
+        "model": ("DiverseVARLoadModel", {"model_name": names["transformer"]}),
+        "vae": ("DiverseVARLoadTokenizer", {"vae_name": names["tokenizer"]}),
+        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": names["text"]}),
+        "text": ("DiverseVAREncodeText", {"clip": ["clip", 0], "prompt": "a cat on the moon"}),
+        "sampler": ("DiverseVARSampler", {"positive": ["text", 0], "pixels": "0.06M"}),
+        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
+        "save": ("PreviewImage", {"images": ["decode", 0]}),
+    }
+    nodes["sampler"][1].update(model=["model", 0], vae=["vae", 0])
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def in_host(paths: Mapping[str, Path], base: Path) -> Iterator[str]:
+    """Lines of the table of a real ComfyUI, a fresh one for each kind of files."""
+    found = find()
+    if found is None:
+        yield HOW_TO
+        return
+    yield "| files | first picture, seconds | peak, own GB | peak, mapped files GB |"
+    yield "| --- | --- | --- | --- |"
+    for kind in ("released", "bf16", "fp8"):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "models").symlink_to(base / "models")
+            host = Host(*found, Path(folder))
+            peaks = before = memory(str(host.process.pid))
+            done = threading.Event()
+
+            def watch(pid: str = str(host.process.pid), done: threading.Event = done) -> None:
+                nonlocal peaks
+                while not done.wait(0.05):
+                    peaks = tuple(map(max, peaks, memory(pid)))
+
+            watching = threading.Thread(target=watch)
+            watching.start()
+            started = time.perf_counter()
+            outcome = host.run(picture(paths, kind), seconds=3600)
+            seconds = time.perf_counter() - started
+            done.set()
+            watching.join()
+            host.stop()
+            if outcome.error:
+                raise RuntimeError(outcome.error)
+        own, mapped = ((peak - first) / GB for peak, first in zip(peaks, before, strict=True))
+        yield f"| {kind} | {seconds:.0f} | {own:.2f} | {mapped:.2f} |"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true", help="small models, for a quick look")
@@ -218,6 +275,9 @@ if __name__ == "__main__":
         child(int(number), {part: Path(path) for part, path in json.loads(places).items()})
     else:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            paths = write_models(Path(folder), SMALL if args.small else FULL)
-            for line in report(paths):
-                print(line, flush=True)
+            base = Path(folder)
+            paths = write_models(base / "models", SMALL if args.small else FULL)
+            for lines in (report(paths), in_host(paths, base)):
+                for line in lines:
+                    print(line, flush=True)
+                print()

@@ -6,22 +6,30 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import included
+from .calibrate import Task, calibrate, choose
 from .checkpoints import load_model, load_tokenizer
 from .conditions import Condition, Labels, Text
 from .convert import DTYPES, convert
 from .families.family import Family
 from .families.infinity import TASKS
+from .front import front_plot
 from .methods import Method
+from .methods.adaptive import AdaptiveScaling
+from .methods.path_search import PathSearch
+from .methods.repulsion import Repulsion
+from .methods.text_noise import TextNoise
 from .packed import fastest_dtype, pack
 from .pairing import check_pair, picture_size
 from .pictures import (
@@ -33,13 +41,18 @@ from .pictures import (
     sheet,
     to_pil,
 )
-from .sampler import Step, sample
+from .presets import PRESETS, Preset, beside, calibrated_preset
+from .sampler import Step
 from .schedule import PIXELS, Schedule, square
 from .settings import Settings
-from .spectral import SITES, DiverseVAR, calibrated
+from .spectral import SITES, DiverseVAR
+from .starts import Starts, choose_starts
 from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
+from .travel import Travel, sample_and_travel
+
+CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -71,14 +84,34 @@ def parser() -> argparse.ArgumentParser:
 
     both = commands.add_parser(
         "compare",
-        help="the same seeds without and with diversity",
-        description="Make the same seeds three times: as the model is, with DiverseVAR, and guided "
-        "only from a side on.",
+        help="a batch as published and with presets",
+        description="Make a batch several times: as the model is, and with each preset that is "
+        "named.",
     )
     both.set_defaults(run=run_compare)
     add_sampling_options(both)
-    both.add_argument("--diversity", type=float, default=1.0, help="strength of SSR and SAR")
-    both.set_defaults(prompt="octopus", batch=8, guide_from=4)
+    both.add_argument(
+        "--presets",
+        nargs="+",
+        choices=[*PRESETS, CALIBRATION],
+        default=["SSR + SAR as in the paper", "balanced", "most different"],
+    )
+    both.set_defaults(prompt="octopus", batch=8)
+
+    tune = commands.add_parser(
+        "calibrate",
+        help="find the strengths that suit a model",
+        description="Try several strengths on a few prompts, plot diversity against the model's "
+        "own judgement, and save the best beside the model, for --preset 'my calibration'. Stop it "
+        "at any moment and start it again: what is measured stays.",
+    )
+    tune.set_defaults(run=run_calibrate)
+    add_model_options(tune)
+    tune.add_argument(
+        "--prompts", type=Path, required=True, help="text file: a prompt, or a class, a line"
+    )
+    tune.add_argument("--seeds", type=int, default=6, help="pictures a prompt")
+    tune.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
 
     two = commands.add_parser("encode", help="picture -> token maps -> picture")
     two.set_defaults(run=run_encode)
@@ -103,8 +136,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_sampling_options(command: argparse.ArgumentParser) -> None:
-    """What ``sample`` and ``compare`` take."""
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Which files, and where they run."""
     files = command.add_argument_group("models")
     files.add_argument("--model", default=included.MODEL, help="transformer: file or folder")
     files.add_argument("--vq", default=included.TOKENIZER, help="its tokenizer")
@@ -121,6 +154,11 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
         help="type of the transformer's products (default: float32 on a CPU, else as stored); "
         "fastest measures a CPU's. A seed's picture depends on it",
     )
+
+
+def add_sampling_options(command: argparse.ArgumentParser) -> None:
+    """What ``sample`` and ``compare`` take."""
+    add_model_options(command)
     what = command.add_argument_group("what to make")
     what.add_argument("--prompt", help="text of the picture")
     what.add_argument("--negative", help="text to steer away from")
@@ -159,7 +197,7 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_method_options(command: argparse.ArgumentParser) -> None:
-    """The paper's parameters."""
+    """What makes seeds differ."""
     diverse = command.add_argument_group("DiverseVAR (arXiv 2511.17074)")
     diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
@@ -168,6 +206,29 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
     diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
     diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")
+    other = command.add_argument_group("other ways to make seeds differ")
+    other.add_argument(
+        "--preset",
+        choices=[*PRESETS, CALIBRATION],
+        help="sets --guide-from, --starts, --ssr, --sar and --repulsion",
+    )
+    other.add_argument(
+        "--starts", type=int, default=1, help="seeds to start, of which the most different finish"
+    )
+    other.add_argument("--starts-side", type=int, default=6, help="up to which map they start")
+    other.add_argument(
+        "--repulsion", type=float, default=0.0, help="how strongly pictures of a batch push apart"
+    )
+    other.add_argument("--repulsion-side", type=int, default=2, help="up to which map they push")
+    other.add_argument(
+        "--adaptive", type=float, default=0.0, help="adaptive logits scaling, 0 (off) to 1"
+    )
+    other.add_argument("--paths", type=int, default=1, help="candidates of the path search")
+    other.add_argument("--paths-ahead", type=int, default=1, help="maps that they look ahead")
+    other.add_argument("--text-noise", type=float, default=0.0, help="its strength")
+    other.add_argument(
+        "--travel", type=int, default=0, help="draw again from the map after this side, 0 is off"
+    )
 
 
 def fastest_device() -> str:
@@ -256,28 +317,81 @@ def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tens
 
 def run_sample(args: argparse.Namespace) -> None:
     """Make pictures, save them, print the path."""
-    job = prepare(args)
-    steps = job.run(job.settings, [method_of(args)])
+    job, chain = prepare(args), chain_of(args)
+    settings = job.settings
+    if args.preset:
+        preset = preset_of(args.preset, args.model)
+        settings, chain = preset.settings(settings), preset.methods(chain)
+    seeds, steps = job.run(settings, chain)
     image = job.picture(steps)
     if args.trace:
         drawn = trace([step.tokens for step in steps], job.tokenizer)
         drawn |= {f"logits.{step.scale.k}": step.logits for step in steps}
         save_trace(args.trace, job.schedule, drawn | {"f_hat": steps[-1].f_hat, "image": image})
     image = job.as_source(image)
-    save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))))
+    save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """Make the same seeds in three ways, save a row of each, print the path."""
+    """Make a batch as published and with every preset, save a row of each, print the path."""
     job = prepare(args)
-    plain = replace(job.settings, guide_from=0)
-    ways = [
-        ("vanilla", plain, []),
-        (f"DiverseVAR: diversity {args.diversity:g}", plain, [calibrated(args.diversity)]),
-        (f"guided from side {args.guide_from} on", job.settings, []),
-    ]
-    rows = [(name, job.picture(job.run(settings, methods))) for name, settings, methods in ways]
-    save_picture(args.out, captioned_rows([(name, job.as_source(row)) for name, row in rows]))
+    rows = []
+    for name in ("as published", *args.presets):
+        preset = preset_of(name, args.model)
+        _, steps = job.run(preset.settings(job.settings), preset.methods())
+        row = job.as_source(job.picture(steps))
+        rows.append((name if str(preset) == name else f"{name}: {preset}", row))
+    save_picture(args.out, captioned_rows(rows))
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    """Measure every strength, save the choice beside the model, plot, print what was chosen."""
+    device = args.device or fastest_device()
+    model, tokenizer = load_model(args.model, device), load_tokenizer(args.vq, device)
+    if device == "cpu":
+        pack(model)
+    lines = read_lines(args.prompts)
+    if model.reads is Labels:
+        conditions = [Labels(torch.tensor([label], device=device)) for label in classes_of(lines)]
+    else:
+        encoder = load_text_encoder(args.text_encoder, device)
+        conditions = [Text(encoder([line])) for line in lines]
+    path, started = beside(Path(args.model)), time.monotonic()
+    task = Task(model, tokenizer, conditions, model.schedule(), model.defaults(), args.seeds)
+    about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
+    begun = 0.0
+    for rungs, done in calibrate(task, path, about):
+        begun = begun or done
+        if begun < done < 1:
+            left = (time.monotonic() - started) * (1 - done) / (done - begun)
+            print(f"{done:.0%} done, about {left:.0f} s left", file=sys.stderr)
+        measured = rungs
+    chosen = choose(measured)
+    to_pil(front_plot(measured, chosen)).save(args.out)
+    print(f"{chosen.preset}: saved to {path}, plot in {args.out}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty; ValueError where there are none."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}).") from error
+    if not lines:
+        raise ValueError(f"{path} is empty; write a few prompts, one a line.")
+    return lines
+
+
+def classes_of(lines: Sequence[str]) -> list[int]:
+    """Class labels, one a line."""
+    if not all(line.isdecimal() for line in lines):
+        raise ValueError("This model paints classes; write their numbers, one a line.")
+    return [int(line) for line in lines]
+
+
+def preset_of(name: str, model: str | Path) -> Preset:
+    """The preset of a name; ValueError where the model was not calibrated."""
+    return calibrated_preset(Path(model)) if name == CALIBRATION else PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -292,13 +406,25 @@ class Job:
     seed: int
     shared: bool
     exact_batch: bool
+    alike: bool  # whether all pictures show the same
     size: tuple[int, int] | None  # width and height of the source picture
 
-    def run(self, settings: Settings, methods: list[Method]) -> list[Step]:
-        """Sample; what every map left behind."""
-        seeds = range(self.seed, self.seed + len(self.condition))
-        models = (self.model, self.tokenizer, self.condition, self.schedule)
-        return list(sample(*models, settings, seeds, self.shared, methods, self.exact_batch))
+    def run(
+        self, settings: Settings, methods: Sequence[Method] = ()
+    ) -> tuple[list[int], list[Step]]:
+        """Choose seeds and sample; the seeds, and what every map left behind."""
+        how = (self.model, self.tokenizer, self.condition, self.schedule, settings)
+        starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
+        if starts.candidates > 1 and (self.shared or not self.alike):
+            raise ValueError(
+                "Diverse starts compare pictures of one prompt or class with seeds of their own; "
+                "give one, without --rng shared."
+            )
+        seeds = choose_starts(starts, len(self.condition), *how, self.seed, methods)
+        steps = sample_and_travel(
+            *how, seeds, methods, shared=self.shared, exact_batch=self.exact_batch
+        )
+        return seeds, list(steps)[-len(self.schedule) :]
 
     @torch.no_grad()
     def picture(self, steps: list[Step]) -> Tensor:
@@ -324,14 +450,18 @@ def prepare(args: argparse.Namespace) -> Job:
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     settings = replace(model.defaults(), **given)
-    draws = args.seed, args.rng == "shared", args.exact_batch
+    first, *rest = [
+        part.labels if isinstance(part, Labels) else part.positive[0] for part in condition.split()
+    ]
+    alike = all(torch.equal(first, other) for other in rest)
+    draws = args.seed, args.rng == "shared", args.exact_batch, alike
     size = open_picture(args.source).size if args.source else None
     return Job(model, tokenizer, condition, schedule, settings, *draws, size)
 
 
-def method_of(args: argparse.Namespace) -> DiverseVAR:
-    """The diversity method that the options describe."""
-    return DiverseVAR(
+def chain_of(args: argparse.Namespace) -> tuple[Method, ...]:
+    """The methods that the options turn on."""
+    spectral = DiverseVAR(
         ssr=args.ssr,
         sar=args.sar,
         sides=args.sides,
@@ -340,6 +470,17 @@ def method_of(args: argparse.Namespace) -> DiverseVAR:
         sar_alpha=args.sar_alpha,
         relative=not args.absolute,
     )
+    spectral_acts = args.ssr or args.sar or (args.ssr_alpha, args.sar_alpha) != (1, 1)
+    methods = (
+        (spectral_acts, spectral),
+        (args.starts != 1, Starts(args.starts, args.starts_side)),
+        (args.repulsion, Repulsion(args.repulsion, args.repulsion_side)),
+        (args.adaptive, AdaptiveScaling(args.adaptive)),
+        (args.paths != 1, PathSearch(args.paths, args.paths_ahead)),
+        (args.text_noise, TextNoise(args.text_noise)),
+        (args.travel, Travel(args.travel)),
+    )
+    return tuple(method for acts, method in methods if acts)
 
 
 def trace(maps: list[Tensor], tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -354,9 +495,12 @@ def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> No
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, header)
 
 
-def save_picture(path: Path, image: Tensor) -> None:
-    """Write a picture (3, H, W) in 0..1 and print the path."""
-    to_pil(image).save(path)
+def save_picture(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
+    """Write a picture (3, H, W) in 0..1, its seeds in its metadata, and print the path."""
+    about = PngInfo()
+    if seeds:
+        about.add_text("seeds", ", ".join(map(str, seeds)))
+    to_pil(image).save(path, pnginfo=about)
     print(path)
 
 

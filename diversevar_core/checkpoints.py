@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from . import layers
 from .attention import Attention, sdpa
 from .families import FAMILIES
 from .families.family import Family
@@ -157,7 +158,7 @@ def filled(
     path: str | Path,
 ) -> nn.Module:
     """A module of these layer classes with these tensors in it; ``build`` makes it empty."""
-    plain = build(nn, "meta")
+    plain = build(layers, "meta")
     if operations is nn:
         fill(plain, tensors, device, path)
         return plain

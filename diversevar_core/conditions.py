@@ -29,6 +29,10 @@ class Labels:
         """The condition of every picture alone."""
         return [Labels(label) for label in self.labels.split(1)]
 
+    def repeat(self, count: int) -> Labels:
+        """The condition of ``count`` pictures, each the first of these."""
+        return Labels(self.labels[:1].expand(count))
+
 
 @dataclass(frozen=True, eq=False)
 class Text:
@@ -59,6 +63,11 @@ class Text:
             Text([positive], None if negative is None else [negative], source)
             for positive, negative, source in zip(self.positive, negatives, sources, strict=True)
         ]
+
+    def repeat(self, count: int) -> Text:
+        """The condition of ``count`` pictures, each the first of these."""
+        one = self.split()[0]
+        return Text(one.positive * count, one.negative and one.negative * count, one.source)
 
 
 Condition = Labels | Text

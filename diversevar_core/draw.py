@@ -69,7 +69,11 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def draw(logits: Tensor, stream: Stream) -> Tensor:
     """Draw one choice for every entry of (B, ..., choices) logits -> indices (B, ...)."""
-    race = stream.exponential(tuple(logits.shape), logits.device)
+    return winners(logits, stream.exponential(tuple(logits.shape), logits.device))
+
+
+def winners(logits: Tensor, race: Tensor) -> Tensor:
+    """The choices (B, ...) of (B, ..., choices) logits that win against these random numbers."""
     return (logits.softmax(dim=-1) / race).argmax(dim=-1)
 
 

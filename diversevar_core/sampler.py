@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .conditions import Condition
-from .draw import PerImage, Shared, Stream, draw, mixture, truncate
+from .draw import PerImage, Shared, Stream, mixture, truncate, winners
 from .families.family import Family, State
 from .methods import Context, Method
 from .pairing import check_pair
@@ -57,18 +57,22 @@ def sample(
     shared: bool = False,
     methods: Sequence[Method] = (),
     exact_batch: bool = False,
+    maps: int | None = None,
 ) -> Iterator[Step]:
     """Sample a batch of pictures, yielding after every map; the last step's f_hat is decoded.
 
     seeds: picture i draws with seeds[i] what it draws alone; with ``shared`` the batch draws from
-    one stream, seeded with the first, as the original implementations. methods: applied in their
-    order. exact_batch: matrix products round differently with the number of rows, which rarely
-    turns a token; with this every picture is computed alone (unless a method acts on the batch
-    together), the same bit for bit in any company. Raises ValueError where models, settings,
-    methods and schedule do not fit.
+    one stream, seeded with the first, as the original implementations. methods: in any order, they
+    keep to their own. exact_batch: matrix products round differently with the number of rows, which
+    rarely turns a token; with this every picture is computed alone (unless a method acts on the
+    batch together), the same bit for bit in any company. maps: draw only the first so many. Raises
+    ValueError where models, settings, methods and schedule do not fit.
     """
     check_pair(model, tokenizer)
-    settings.check(model.depth, model.token_kind.choices)
+    choices = model.token_kind.choices
+    settings.check(model.depth, choices)
+    plan = guidance(settings, schedule)[:maps]
+    methods = sorted(methods, key=lambda method: method.order)
     groups = [(condition, range(len(condition)))]
     if exact_batch and not shared and not any(method.together for method in methods):
         groups = [(part, [i]) for i, part in enumerate(condition.split())]
@@ -76,7 +80,7 @@ def sample(
     for part, group in groups:
         own = [seeds[i] for i in group]
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
-        context = Context(schedule, group, own, part)
+        context = Context(schedule, group, own, part, plan, choices)
         loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
     for steps in zip(*loops, strict=True):
         parts = zip(*(step[1:] for step in steps), strict=True)
@@ -93,13 +97,13 @@ def scale_loop(
     methods: Sequence[Method],
 ) -> Iterator[Step]:
     """``sample`` for pictures that are computed together and draw from ``stream``."""
-    plan = guidance(settings, context.schedule)
+    drawn = context.schedule[: len(context.plan)]
     acting = [method.begin(context) for method in methods]
     advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
     for method in acting:
         advance = partial(method.step, advance)
-    run = Run(model.start(context.schedule, guided=any(g != 1 for g, _ in plan)))
-    for scale, at in zip(context.schedule, plan, strict=True):
+    run = Run(model.start(drawn, guided=any(g != 1 for g, _ in context.plan)))
+    for scale, at in zip(drawn, context.plan, strict=True):
         run, left = advance(run, scale, at)
         yield left
 
@@ -122,7 +126,7 @@ def step(
     if condition is not run.condition:
         model.condition(state, condition)
 
-    x = model.embed(state, run.features, scale)  # (rows, n, C)
+    x = model.embed(state, run.features, scale, [method.features for method in methods])
     for method in methods:
         x = method.input(x, scale)
     for i in range(model.depth):
@@ -143,11 +147,18 @@ def step(
         logits = method.logits(logits, scale)
 
     choices = logits.unflatten(-1, (-1, model.token_kind.choices))
-    kept = truncate(choices, settings.top_k, settings.top_p)
-    tokens = draw(kept, stream).squeeze(-1)  # one choice a token (VAR), or one a bit
+    kept = partial(truncate, top_k=settings.top_k, top_p=settings.top_p)
+    race = stream.exponential(tuple(choices.shape), choices.device)
+
+    def choose(choices: Tensor) -> Tensor:
+        return winners(kept(choices), race)
+
+    for method in methods:
+        choose = partial(method.draw, choose, scale)
+    tokens = choose(choices).squeeze(-1)  # one choice a token (VAR), or one a bit
     for method in methods:
         tokens = method.tokens(tokens, scale)
-    drawn = mixture(kept.squeeze(-2), stream, scale) if settings.more_smooth else tokens
+    drawn = mixture(kept(choices).squeeze(-2), stream, scale) if settings.more_smooth else tokens
     f_hat, features = tokenizer.accumulate(run.f_hat, drawn, scale)
     return Run(state, condition, f_hat, features), Step(scale, logits, tokens, f_hat)
 

@@ -21,7 +21,7 @@ from .methods import Context, Method
 from .schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
-SITES = ("model", "block")
+SITES = ("model", "block", "features")
 DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
 
 
@@ -55,7 +55,8 @@ class DiverseVAR(Method):
     paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
     sides: of the square schedule's maps (at other aspect ratios, the maps in the same places);
     None is ``DEFAULT_SIDES``.
-    site: "model" works once, on the transformer's input and output, "block" on every block's.
+    site: "model" works once, on the transformer's input and output, "block" on every block's,
+    "features" as "model" does, but before the embeddings of scale and places join the input.
     """
 
     ssr: float = 0.0
@@ -65,6 +66,7 @@ class DiverseVAR(Method):
     ssr_alpha: float = 1.0
     sar_alpha: float = 1.0
     relative: bool = True
+    order = 2
 
     def __post_init__(self) -> None:
         for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
@@ -97,16 +99,19 @@ class DiverseVAR(Method):
         """SAR, where the method acts."""
         return reweight(x, self.sar, self.sar_alpha, self.relative) if self.acts_on(scale) else x
 
+    def features(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.suppress(x, scale) if self.site == "features" else x
+
     def input(self, x: Tensor, scale: Scale) -> Tensor:
         return self.suppress(x, scale) if self.site == "model" else x
 
     def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
-        if self.site == "model":
+        if self.site != "block":
             return run(x)
         return self.amplify(run(self.suppress(x, scale)), scale)
 
     def output(self, x: Tensor, scale: Scale) -> Tensor:
-        return self.amplify(x, scale) if self.site == "model" else x
+        return self.amplify(x, scale) if self.site != "block" else x
 
 
 def calibrated(diversity: float) -> DiverseVAR:

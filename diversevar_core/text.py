@@ -88,19 +88,16 @@ def check_length(tokens: int) -> None:
 
 @dataclass(frozen=True)
 class T5File:
-    """A T5 encoder as read: its sizes, its tensors, and its tokenizer.json.
-
-    carried: the text of tokenizer.json, where the file's header has it; vocabulary: else its place.
-    """
+    """A T5 encoder as read."""
 
     config: T5Config
     tensors: dict[str, Tensor]
-    vocabulary: Path
-    carried: str | None = None
+    vocabulary: Path  # of its tokenizer.json, unless the facts hold that
+    facts: dict[str, object]  # of the file's header and sidecar
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither pads nor cuts. Raises CheckpointError."""
-        text = self.carried or read_tokenizer(self.vocabulary)
+        text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
         try:
             tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library has no type of its own for it
@@ -135,14 +132,14 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
         raise CheckpointError(
             f"{path} is {describe(file.tensors)}, not a T5 text encoder; choose flan-t5-xl's."
         )
-    beside, carried = tokenizer_beside(path), file.facts.get("tokenizer.json")
+    beside = tokenizer_beside(path)
     if beside.is_file():
         vocabulary = beside
-    if vocabulary is None and carried is None:
+    if vocabulary is None and "tokenizer.json" not in file.facts:
         raise CheckpointError(f"There is no {beside}; put the text encoder's tokenizer.json there.")
     tensors = rename(file.tensors)
     with naming(path):
-        return T5File(read_config(tensors), tensors, vocabulary or path, carried)
+        return T5File(read_config(tensors), tensors, vocabulary or path, file.facts)
 
 
 class TextEncoder:

@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    adaptive_scaling,
+    calibrate,
     class_label,
     compare,
     decode,
@@ -13,9 +15,14 @@ from . import (
     load,
     lora,
     measure,
+    path_search,
+    repulsion,
     sample,
     spectral,
     spectrum,
+    starts,
+    text_noise,
+    travel,
 )
 
 NODES = [
@@ -26,6 +33,13 @@ NODES = [
     *sample.NODES,
     *edit.NODES,
     *spectral.NODES,
+    *starts.NODES,
+    *repulsion.NODES,
+    *adaptive_scaling.NODES,
+    *path_search.NODES,
+    *text_noise.NODES,
+    *travel.NODES,
+    *calibrate.NODES,
     *decode.NODES,
     *encode.NODES,
     *compare.NODES,

@@ -7,12 +7,11 @@ from comfy_api.latest import io
 
 from ..diversevar_core.pairing import check_pair, picture_size
 from ..diversevar_core.pictures import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.sampler import sample
 from ..diversevar_core.settings import guidance
 from . import host
 from .encode import fit_mask
 from .load import VARModel
-from .sample import settings_of, text
+from .sample import draw, settings_of, text
 from .spectral import Method
 
 
@@ -166,10 +165,7 @@ class Edit(io.ComfyNode):
         device = host.to_device(model, vae, schedule, batch_size, guided, len(features))
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
-        methods = [method] if method else []
-        seeds = range(seed, seed + batch_size)
-        steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
-        f_hat = host.watch(model, steps, schedule, vae)
+        f_hat, _ = draw(model, vae, condition, schedule, settings, seed, method or ())
 
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:

@@ -16,6 +16,7 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import folder_paths
+import tokenizers
 import torch
 from comfy import sd1_clip
 from comfy.ldm.modules.attention import optimized_attention
@@ -214,21 +215,27 @@ def reload(load: Callable, path: Path, disable_dynamic: bool = False):
     return load(path, disable_dynamic).patcher
 
 
-class TokenizerFile:
-    """Opens a tokenizer.json where the host expects a tokenizer class."""
+class GivenTokenizer:
+    """A tokenizer where the host expects the class and the path of one."""
 
     @staticmethod
-    def from_pretrained(path: str) -> PreTrainedTokenizerFast:
-        return PreTrainedTokenizerFast(tokenizer_file=path)
+    def from_pretrained(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 class T5Tokenizer(sd1_clip.SDTokenizer):
     """T5's tokens with the host's prompt weights, never padded; too long a prompt is an error."""
 
-    def __init__(self, path: str, width: int, embedding_directory=None, tokenizer_data=None):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        width: int,
+        embedding_directory=None,
+        tokenizer_data=None,
+    ):
         super().__init__(
-            path,
-            tokenizer_class=TokenizerFile,
+            tokenizer,
+            tokenizer_class=GivenTokenizer,
             embedding_directory=embedding_directory,
             embedding_size=width,
             embedding_key="t5",
@@ -277,10 +284,10 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     tokenizer = partial(
         sd1_clip.SD1Tokenizer,
         name="t5",
-        tokenizer=partial(T5Tokenizer, str(file.vocabulary), file.config.d_model),
+        tokenizer=partial(T5Tokenizer, file.tokenizer(), file.config.d_model),
     )
     encoder = partial(sd1_clip.SD1ClipModel, name="t5", clip_model=partial(T5Model, config))
-    tensors, quantization = quantized(file.tensors, {})
+    tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
         raise CheckpointError(

@@ -3,9 +3,11 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.families.infinity import TASKS
+from ..diversevar_core.presets import beside
 from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
+FILE = "diversevar_file"  # a model's attachment: where it was loaded from
 
 
 class LoadModel(io.ComfyNode):
@@ -57,12 +59,15 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, weight_dtype="default", task="auto"):
-        return folders.path_of(folders.MODELS, model_name).stat().st_mtime_ns
+        path = folders.path_of(folders.MODELS, model_name)
+        return [file.stat().st_mtime_ns for file in (path, beside(path)) if file.exists()]
 
     @classmethod
     def execute(cls, model_name, weight_dtype="default", task="auto") -> io.NodeOutput:
         path, told = folders.path_of(folders.MODELS, model_name), None if task == "auto" else task
-        return io.NodeOutput(host.load_transformer(path, weight_dtype, told))
+        model = host.load_transformer(path, weight_dtype, told)
+        model.set_attachments(FILE, path)
+        return io.NodeOutput(model)
 
 
 class LoadTokenizer(io.ComfyNode):

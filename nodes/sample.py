@@ -1,23 +1,26 @@
 """The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
-from ..diversevar_core.sampler import sample
+from ..diversevar_core.presets import PRESETS, Preset, calibrated_preset
 from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.settings import Settings, guidance
-from ..diversevar_core.spectral import calibrated
+from ..diversevar_core.starts import Starts, choose_starts
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
+from ..diversevar_core.travel import Travel, sample_and_travel
 from . import host
 from .class_label import LABEL
 from .encode import fit_mask
-from .load import VARModel
+from .load import FILE, VARModel
 from .spectral import Method
 
 # width:height as artists say it -> height / width as the schedules have it
@@ -39,6 +42,8 @@ ASPECTS = {
     "3:1 landscape": 0.333,
 }
 OWN = "the model's own"
+CUSTOM, CALIBRATION = "custom", "my calibration"
+SEEDS = "diversevar_seeds"  # in a saved picture's metadata: the seeds of each sampler node
 # what stock nodes ask for by an entry of the conditioning, and no VAR model can follow
 UNREAD = {
     "area": "an area",
@@ -58,9 +63,9 @@ class Sampler(io.ComfyNode):
             node_id="DiverseVARSampler",
             display_name="DiverseVAR Sampler",
             category="DiverseVAR",
-            description="Makes pictures with a VAR or Infinity model. Diversity (SSR and SAR of "
-            "arXiv 2511.17074) and guide_from make seeds differ; with both at 0 the model runs as "
-            "published, bit for bit.",
+            description="Makes pictures with a VAR or Infinity model. guide_from, starts and SSR "
+            "and SAR (arXiv 2511.17074) make seeds differ; with guide_from 0, starts 1 and the "
+            "others at 0 the model runs as published, bit for bit.",
             search_aliases=[
                 "var",
                 "infinity",
@@ -106,12 +111,13 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "diversity",
-                    default=1.0,
+                    display_name="ssr and sar",
+                    default=0.0,
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How strongly to loosen the composition that all seeds share. 0 is the "
-                    "model as published; more is freer, and follows the prompt less.",
+                    tooltip="For saved workflows: adds half of it to ssr and a quarter to sar.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "guide_from",
@@ -120,7 +126,7 @@ class Sampler(io.ComfyNode):
                     max=128,
                     tooltip="Follow the prompt from the token map of this side on: smaller maps, "
                     "which decide the idea, are drawn without cfg at temperature 1. 0 is the model "
-                    "as published; 4 makes seeds differ most.",
+                    "as published; 4 makes seeds differ much.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -163,7 +169,8 @@ class Sampler(io.ComfyNode):
                 Method.Input(
                     "method",
                     optional=True,
-                    tooltip="From SSR and SAR (advanced); takes the place of diversity.",
+                    tooltip="A diversity method, or several chained; each takes the place of its "
+                    "like on this node.",
                 ),
                 io.Latent.Input(
                     "picture",
@@ -187,8 +194,55 @@ class Sampler(io.ComfyNode):
                     "6 the layout, 12 most of it. 0 keeps none.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "preset",
+                    optional=True,
+                    options=[CUSTOM, *PRESETS, CALIBRATION],
+                    default=CUSTOM,
+                    tooltip="Sets guide_from, starts, ssr and sar. custom: as they stand on this "
+                    "node. as published: all off. balanced: guide_from 4 and 64 starts, as good as "
+                    "published on the emoji model. most different: besides, pictures of a batch "
+                    "push each other away. SSR + SAR as in the paper: 0.5 and 0.25 at its places. "
+                    "my calibration: what Calibrate Diversity found for this model.",
+                ),
+                io.Int.Input(
+                    "starts",
+                    optional=True,
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="Start so many seeds, which is quick, and finish the batch_size of "
+                    "them that differ most. 1 is off; a batch of 1 has nothing to choose.",
+                ),
+                io.Float.Input(
+                    "ssr",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.05,
+                    tooltip="DiverseVAR's soft suppression at sides 4 and 6: how strongly to "
+                    "loosen the composition that all seeds share. 0 is off.",
+                ),
+                io.Float.Input(
+                    "sar",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="DiverseVAR's soft amplification at sides 4 and 6: how strongly to "
+                    "push what the seed makes of it. 0 is off.",
+                ),
             ],
-            outputs=[io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode.")],
+            outputs=[
+                io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode."),
+                io.String.Output(
+                    display_name="seeds",
+                    tooltip="The seed of every picture: each alone, with starts 1, makes it again.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -212,13 +266,19 @@ class Sampler(io.ComfyNode):
         picture=None,
         mask=None,
         keep_side=0,
+        preset=CUSTOM,
+        starts=1,
+        ssr=0.0,
+        sar=0.0,
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
             raise ValueError(
                 "This model edits pictures; use Edit by Instruction in place of the sampler."
             )
-        methods = [method or calibrated(diversity)]
+        custom = Preset(guide_from, starts, ssr + 0.5 * diversity, sar + 0.25 * diversity)
+        chosen = preset_of(preset, custom, model)
+        methods = [*chosen.methods(method or ())]
         tokenizer = host.tokenizer_of(vae)
         check_pair(network, tokenizer)
         if picture is None:
@@ -227,7 +287,7 @@ class Sampler(io.ComfyNode):
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
         else:
             schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
-        settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
+        settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
@@ -237,9 +297,35 @@ class Sampler(io.ComfyNode):
                 mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
             features = picture["samples"].to(device).float()
             methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
-        seeds = range(seed, seed + batch_size)
-        steps = sample(network, tokenizer, condition, schedule, settings, seeds, methods=methods)
-        return io.NodeOutput({"samples": host.watch(model, steps, schedule, vae)})
+        samples, seeds = draw(model, vae, condition, schedule, settings, seed, methods)
+        if cls.hidden.extra_pnginfo is not None:  # a picture that is saved takes it along
+            cls.hidden.extra_pnginfo.setdefault(SEEDS, {})[cls.hidden.unique_id] = seeds
+        return io.NodeOutput({"samples": samples}, ", ".join(map(str, seeds)))
+
+
+def draw(
+    model: ModelPatcher,
+    vae: host.TokenizerVAE,
+    condition: Condition,
+    schedule: Schedule,
+    settings: Settings,
+    seed: int,
+    methods: Sequence[Method],
+) -> tuple[torch.Tensor, list[int]]:
+    """Choose seeds and sample; f_hat (B, D, H, W), and the seed of every picture."""
+    how = (model.model, vae.tokenizer, condition, schedule, settings)
+    starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
+    seeds = choose_starts(starts, len(condition), *how, seed, methods)
+    steps = sample_and_travel(*how, seeds, methods)
+    travels = any(isinstance(method, Travel) for method in methods)
+    return host.watch(model, steps, schedule * (1 + travels), vae), seeds
+
+
+def preset_of(name: str, custom: Preset, model: ModelPatcher) -> Preset:
+    """The preset of a name; ValueError where the model was not calibrated."""
+    if name == CALIBRATION:
+        return calibrated_preset(model.get_attachment(FILE))
+    return custom if name == CUSTOM else PRESETS[name]
 
 
 def schedule_of_latent(

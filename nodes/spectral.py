@@ -8,6 +8,13 @@ Method = io.Custom("DIVERSEVAR_METHOD")
 RATES = ("relative", "absolute")
 
 
+def chained() -> io.Input:
+    """The input that every method's node has, so that methods chain."""
+    return Method.Input(
+        "method", optional=True, tooltip="Other methods, which act too; their order never matters."
+    )
+
+
 class Spectral(io.ComfyNode):
     """DiverseVAR, arXiv 2511.17074."""
 
@@ -17,11 +24,13 @@ class Spectral(io.ComfyNode):
             node_id="DiverseVARSpectral",
             display_name="SSR and SAR (advanced)",
             category="DiverseVAR",
-            description="The paper's parameters behind the sampler's diversity: SSR softens the "
+            description="All of the paper's parameters of the sampler's ssr and sar: SSR softens "
+            "the "
             "dominant singular values of what the transformer reads at early token maps, SAR "
             "strengthens those of what it writes.",
             search_aliases=["var", "diverse", "ssr", "sar", "singular values", "same face"],
             inputs=[
+                chained(),
                 io.Float.Input(
                     "ssr",
                     default=0.5,
@@ -48,7 +57,8 @@ class Spectral(io.ComfyNode):
                 io.Combo.Input(
                     "site",
                     options=list(SITES),
-                    tooltip="Act once on the whole transformer, or on every block of it.",
+                    tooltip="Act once on the whole transformer, on every block of it, or once but "
+                    "on the input before it is told its scale.",
                 ),
                 io.Combo.Input(
                     "rates",
@@ -77,14 +87,16 @@ class Spectral(io.ComfyNode):
             ],
             outputs=[
                 Method.Output(
-                    display_name="method", tooltip="For the sampler, in place of its diversity."
+                    display_name="method", tooltip="For the sampler, in place of its ssr and sar."
                 )
             ],
         )
 
     @classmethod
-    def execute(cls, ssr, sar, sides, site, rates, ssr_alpha, sar_alpha) -> io.NodeOutput:
-        method = DiverseVAR(
+    def execute(
+        cls, ssr, sar, sides, site, rates, ssr_alpha, sar_alpha, method=()
+    ) -> io.NodeOutput:
+        own = DiverseVAR(
             ssr=ssr,
             sar=sar,
             sides=read_sides(sides),
@@ -93,7 +105,7 @@ class Spectral(io.ComfyNode):
             sar_alpha=sar_alpha,
             relative=rates == "relative",
         )
-        return io.NodeOutput(method)
+        return io.NodeOutput((*method, own))
 
 
 def read_sides(text: str) -> tuple[int, ...]:

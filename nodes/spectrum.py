@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..diversevar_core.methods.spectra import Spectra
 from ..diversevar_core.plot import SIDES, shown_blocks, spectrum_plot
 from ..diversevar_core.sampler import sample
-from ..diversevar_core.spectral import calibrated
+from ..diversevar_core.spectral import DiverseVAR, calibrated
 from . import host
 from .load import VARModel
 from .sample import condition_of, settings_of
@@ -68,7 +68,9 @@ class Spectrum(io.ComfyNode):
         schedule = network.schedule()
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
-        watched = Spectra(method or calibrated(diversity), SIDES, shown_blocks(network.depth))
+        found = [one for one in method or () if isinstance(one, DiverseVAR)]
+        spectral = found[-1] if found else calibrated(diversity)
+        watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
         settings = settings_of(network, 0, 0, 0, 0, 0)
         steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))

@@ -155,18 +155,23 @@ class Host:
             nodes[name] = {"class_type": kind, "inputs": inputs}
         return nodes
 
-    def events(self, prompt: dict, preview: str = "none") -> Iterator[dict | bytes]:
-        """Queue a prompt; its websocket messages (frames are bytes) until it is over."""
+    def events(
+        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS, **extra
+    ) -> Iterator[dict | bytes]:
+        """Queue a prompt; its websocket messages (frames are bytes) until it is over.
+
+        seconds: how long it may be silent; extra: what else the page would send, as extra_pnginfo.
+        """
         import websocket  # needed only where there is a host
 
         client = uuid.uuid4().hex
         wire = websocket.create_connection(
-            f"ws://{self.address}/ws?clientId={client}", timeout=PROMPT_SECONDS
+            f"ws://{self.address}/ws?clientId={client}", timeout=seconds
         )
         body = {
             "prompt": self.filled(prompt),
             "client_id": client,
-            "extra_data": {"preview_method": preview},
+            "extra_data": {"preview_method": preview, **extra},
         }
         try:
             number = json.loads(self.fetch("/prompt", body))["prompt_id"]
@@ -185,10 +190,12 @@ class Host:
         finally:
             wire.close()
 
-    def run(self, prompt: dict, preview: str = "none") -> Outcome:
+    def run(
+        self, prompt: dict, preview: str = "none", seconds: float = PROMPT_SECONDS, **extra
+    ) -> Outcome:
         """Run a prompt to its end, well or not. Raises Refused."""
         outcome = Outcome()
-        for event in self.events(prompt, preview):
+        for event in self.events(prompt, preview, seconds, **extra):
             if isinstance(event, bytes):
                 outcome.previews.append(event)
             else:

@@ -2,8 +2,9 @@
 
 A classifier trained on the real pictures (``judge.py``) says what every sample shows and in which
 design. For each row of ``rows`` the same prompts are sampled from the same noise; alignment and
-diversity, with bootstrap intervals over prompts, go to evaluation.json, .md and .png. Rows that
-are in the json already are not sampled again.
+diversity, with bootstrap intervals over prompts, go to evaluation.json, .md and .png, and how well
+the model's judgement of itself ranks the rows. Rows that are in the json already are not sampled
+again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -29,11 +31,17 @@ from benchmarks.diversity.metrics import frechet, interval
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.infinity import Infinity
+from diversevar_core.judge import Judged, self_alignment
 from diversevar_core.methods import Method
+from diversevar_core.methods.adaptive import AdaptiveScaling
+from diversevar_core.methods.path_search import PathSearch
+from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.pictures import captioned_rows, to_pil
 from diversevar_core.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR, calibrated
+from diversevar_core.starts import Starts, choose_starts
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.bsq import BSQ
 
@@ -44,7 +52,8 @@ from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
 SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
-METRICS = ("top-1", "top-5", "designs", "modes", "distance")
+METRICS = ("top-1", "top-5", "designs", "modes", "distance", "alignment", "likelihood")
+JUDGED = 4  # pictures a prompt that the model judges itself
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Row:
     cfg: tuple[float, ...] = (4.0,)
     tau: tuple[float, ...] = (0.5,)
     methods: tuple[Method, ...] = ()
+    guide_from: int = 0
+    starts: Starts = field(default_factory=lambda: Starts(1))
 
 
 # site, sides, and pairs of SSR and SAR: the paper's, on the whole transformer or on every block, at
@@ -68,9 +79,58 @@ GRID = (
     ("block", (1, 2), ((0.5, 0), (1, 0), (0, 1), (1, 0.5))),
 )
 
+STARTS = (1, 16, 64, 128, 256)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of repulsion
+SCALINGS = (0.25, 0.5, 0.75, 1.0)  # strengths of adaptive scaling
+NOISES = ((0.1, 0.9), (0.25, 0.9), (0.1, 1.25), (0.25, 1.25), (0.5, 1.25))  # strength, end
+SEARCHES = ((4, 0), (4, 1), (8, 1))  # candidates, maps ahead
+
+
+def method_rows() -> list[Row]:
+    """Every other method at several strengths, on the published settings and guided late."""
+    found = []
+    for late in (0, 2, 4, 6):
+        base = f"guide_from {late}"
+        for starts in STARTS:
+            for side in (6,) if starts == 1 else (2, 4, 6):
+                chosen = Starts(starts, side)
+                kind = "late guidance" if starts == 1 else "starts"
+                name = f"{base}, starts {starts}, side {side}"
+                found.append(Row(name, kind, guide_from=late, starts=chosen))
+        others: list[tuple[str, Method]] = []
+        for strength in STRENGTHS:
+            for side in (1, 2, 4, 6):
+                method = Repulsion(strength, side)
+                others.append((f"repulsion {strength:g} to side {side}", method))
+        others += [(f"adaptive scaling {s:g}", AdaptiveScaling(s)) for s in SCALINGS]
+        others += [
+            (f"text noise {s:g} to {end:g}", TextNoise(s, end_time=end)) for s, end in NOISES
+        ]
+        others += [
+            (f"path search {n}, {ahead} ahead", PathSearch(n, ahead)) for n, ahead in SEARCHES
+        ]
+        others += [
+            (f"SSR {s:g}, SAR {s / 2:g}, features", DiverseVAR(s, s / 2, site="features"))
+            for s in (0.5, 1.0, 2.0)
+        ]
+        for name, method in others:
+            kind = name.split(" ", 1)[0].removesuffix(",")
+            found.append(Row(f"{base}, {name}", kind, methods=(method,), guide_from=late))
+        for strength in STRENGTHS:
+            for starts in (64, 256):
+                name = f"{base}, starts {starts}, side 6, repulsion {strength:g} to side 2"
+                method = Repulsion(strength, 2)
+                found.append(Row(name, "pairs", (4.0,), (0.5,), (method,), late, Starts(starts, 6)))
+        for starts in (64, 256):
+            for cfg, tau in ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7), (4.0, 0.7), (4.0, 0.35)):
+                name = f"{base}, starts {starts}, side 6, cfg {cfg:g}, tau {tau:g}"
+                chosen = Starts(starts, 6)
+                found.append(Row(name, "pairs", (cfg,), (tau,), (), late, chosen))
+    return found
+
 
 def rows() -> list[Row]:
-    """Official settings, the plain knobs around them, then SSR and SAR on a grid."""
+    """Official settings, the plain knobs around them, SSR and SAR on a grid, other methods."""
     found = [Row(f"cfg {cfg}, tau 0.5", "guidance", (cfg,)) for cfg in (4, 3, 2, 1.5, 1)]
     for cfg, tau in ((4, 1), (3, 1), (2, 1), (4, 1.5), (3, 1.5)):
         found.append(Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,)))
@@ -86,7 +146,7 @@ def rows() -> list[Row]:
     late = (1.0, 1.0)
     name = "2 maps cfg 1, tau 1, then cfg 4, tau 0.5, and diversity 1 (the nodes' defaults)"
     found.append(Row(name, "interval", (*late, 4.0), (*late, 0.5), (calibrated(1.0),)))
-    return found
+    return found + method_rows()
 
 
 @dataclass(frozen=True)
@@ -101,55 +161,51 @@ class Bench:
     chosen: tuple[int, ...]
     seeds: int
 
-    def prompts(self, concepts: Sequence[int]) -> list[str]:
-        """Each concept's prompt, ``seeds`` times."""
-        return [self.data.concepts[c].prompt for c in concepts for _ in range(self.seeds)]
+    def draw(self, row: Row, concept: int, first: int) -> tuple[Tensor, Judged]:
+        """Sample a concept's pictures -> (seeds, H, W, 3) uint8, and what the model says of a few.
 
-    def draw(self, row: Row, concepts: Sequence[int], first: int) -> Tensor:
-        """Sample ``seeds`` pictures a concept -> (N, H, W, 3) uint8; first: seed of the first."""
-        names = [self.data.concepts[c].prompt for c in concepts]
-        features = [f for f in self.text(names) for _ in range(self.seeds)]
-        settings = Settings(row.cfg, "flat", row.tau, top_k=0, top_p=0.97)
-        seeds, schedule = range(first, first + len(features)), self.model.schedule()
-        models = (self.model, self.tokenizer, Text(features))
-        steps = sample(*models, schedule, settings, seeds, methods=row.methods)
-        *_, last = steps
-        return to_pixels(self.tokenizer.decode(last.f_hat)).cpu()
+        first: the seed of the first, or of the first candidate.
+        """
+        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(self.seeds)
+        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, guide_from=row.guide_from)
+        models, schedule = (self.model, self.tokenizer), self.model.schedule()
+        how = (*models, text, schedule, settings)
+        seeds = choose_starts(row.starts, self.seeds, *how, first, row.methods)
+        steps = list(sample(*how, seeds, methods=row.methods))
+        maps = [step.tokens[:JUDGED] for step in steps]
+        judged = self_alignment(*models, maps, text.repeat(len(maps[0])), schedule)
+        return to_pixels(self.tokenizer.decode(steps[-1].f_hat)).cpu(), judged
 
-    def resample(self, concepts: Sequence[int], first: int) -> Tensor:
+    def resample(self, concept: int, first: int) -> Tensor:
         """Pictures whose bits are drawn one map at a time, each from what the real maps say."""
         schedule = self.model.schedule()
         teacher = Teacher.of(self.model, schedule, torch.device("cpu"))
         generator = torch.Generator().manual_seed(first)
-        real = torch.stack(
-            [self.real(c)[i % len(self.real(c))] for c in concepts for i in range(self.seeds)]
-        )
-        features = self.tokenizer.encoder(to_model(self.data.pictures[real]))
+        features = self.tokenizer.encoder(to_model(self.real(concept)))
         batch = self_correcting(self.tokenizer, features, schedule, generator, flipped=0.0)
-        text = self.text(self.prompts(concepts))
+        text = self.text([self.data.concepts[concept].prompt]) * self.seeds
         logits = forward(self.model, teacher, text, batch.inputs, max(map(len, text)))
         drawn = torch.bernoulli(logits.softmax(dim=-1)[..., 1], generator=generator).long()
         bits = drawn.split([scale.tokens for scale in schedule], dim=1)
         return to_pixels(self.tokenizer.decode(summed(self.tokenizer, bits, schedule)))
 
     def real(self, concept: int) -> Tensor:
-        """Indices of a concept's real pictures."""
-        return (self.data.concept == concept).nonzero().squeeze(1)
+        """A concept's real pictures, over and over: (seeds, H, W, 3) uint8."""
+        places = (self.data.concept == concept).nonzero().squeeze(1)
+        return self.data.pictures[places[torch.arange(self.seeds) % len(places)]]
 
-    def measure(self, make: Callable[[Sequence[int], int], Tensor], together: int = 4) -> Tensor:
+    def measure(self, make: Callable[[int, int], tuple[Tensor, Judged]]) -> Tensor:
         """Make and judge every concept's pictures: (concepts, metrics)."""
         found = []
-        for start in range(0, len(self.chosen), together):
-            concepts = self.chosen[start : start + together]
-            verdict = self.judge.judge(make(concepts, SEED + start * self.seeds))
-            for i, concept in enumerate(concepts):
-                own = slice(i * self.seeds, (i + 1) * self.seeds)
-                found.append(metrics(Verdict(*(part[own] for part in verdict)), concept))
+        for i, concept in enumerate(self.chosen):
+            pictures, judged = make(concept, SEED + i * self.seeds)
+            seen = metrics(self.judge.judge(pictures), concept)
+            found.append((*seen, *(part.mean().item() for part in judged)))
         return torch.tensor(found)
 
 
 def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
-    """``METRICS`` of one prompt's pictures.
+    """``METRICS`` of one prompt's pictures, without the model's own judgement.
 
     designs: how many designs are among the pictures that show the concept; modes: exponential of
     the entropy of the designs of all pictures; distance: mean Euclidean distance of two pictures'
@@ -199,7 +255,7 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         lines = [
             (f"{prompt}: {title}", rearrange(pictures / 255, "b h w c -> b c h w"))
             for prompt in SHOWN
-            for pictures in [bench.draw(row, [known.index(prompt)], first=0)[:8]]
+            for pictures in [bench.draw(row, known.index(prompt), first=0)[0]]
         ]
         columns.append(F.pad(captioned_rows(lines), (0, 16), value=1.0))
     to_pil(torch.cat(columns, dim=2)).save(path)
@@ -268,19 +324,15 @@ def main() -> None:
     report = json.loads(saved.read_text()) if saved.exists() else {"rows": {}}
     report |= {"judge": held_out(judge, data), "tokenizer": tokenizer_figures(bench)}
 
-    def real(concepts: Sequence[int], first: int) -> Tensor:
-        return data.pictures[
-            torch.stack(
-                [bench.real(c)[i % len(bench.real(c))] for c in concepts for i in range(args.seeds)]
-            )
-        ]
-
-    makers = {"data": ("data", real), "teacher-forced": ("data", bench.resample)}
-    for row in rows():
-        makers[row.name] = (
-            row.kind,
-            lambda concepts, first, row=row: bench.draw(row, concepts, first),
-        )
+    unjudged = Judged(*2 * [torch.tensor(torch.nan)])
+    makers = {
+        "data": ("data", lambda concept, first: (bench.real(concept), unjudged)),
+        "teacher-forced": (
+            "data",
+            lambda concept, first: (bench.resample(concept, first), unjudged),
+        ),
+    }
+    makers |= {row.name: (row.kind, partial(bench.draw, row)) for row in rows()}
     for name, (kind, make) in makers.items():
         if name in report["rows"] or not any(part in name for part in args.only):
             continue

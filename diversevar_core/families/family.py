@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..conditions import Condition
 from ..schedule import Scale, Schedule
 from ..settings import Settings
+
+Change = Callable[[Tensor, Scale], Tensor]  # of a feature map (rows, n, C)
 
 
 class TokenKind(NamedTuple):
@@ -83,8 +85,13 @@ class Family(nn.Module):
     def condition(self, state: State, condition: Condition) -> None:
         """Set what the pictures show; ValueError where the model cannot read it."""
 
-    def embed(self, state: State, features: Tensor | None, scale: Scale) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map."""
+    def embed(
+        self, state: State, features: Tensor | None, scale: Scale, changes: Sequence[Change] = ()
+    ) -> Tensor:
+        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map.
+
+        changes: made before the embeddings of the scale and its places are added.
+        """
 
     def block(self, state: State, i: int, scale: Scale, x: Tensor) -> Tensor:
         """Block i on one map, (rows, n, C)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import NamedTuple
@@ -48,7 +48,7 @@ from .blocks import (
     modulate,
     terms_of,
 )
-from .family import Family, TokenKind
+from .family import Change, Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
@@ -453,7 +453,13 @@ class Infinity(Family):
         text = text.float()
         return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
-    def embed(self, state: InfinityState, features: Tensor | None, scale: Scale) -> Tensor:
+    def embed(
+        self,
+        state: InfinityState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
         positions = self.positions(scale)
         if state.positions is not None:
             begin = state.last.tokens + scale.begin
@@ -464,6 +470,8 @@ class Infinity(Family):
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
         return x + self.level(scale, x.device)
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:

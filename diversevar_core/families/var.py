@@ -5,7 +5,7 @@ Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of Foundatio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ..conditions import Labels
 from ..schedule import Scale, Schedule, fixed, square
 from ..settings import Settings
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, modulate, terms_of
-from .family import Family, TokenKind
+from .family import Change, Family, TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -191,12 +191,20 @@ class VAR(Family):
             state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
 
-    def embed(self, state: VARState, features: Tensor | None, scale: Scale) -> Tensor:
+    def embed(
+        self,
+        state: VARState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
             x = self.word_embed(features.to(self.dtype)).float()
             x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
         position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
         level = self.lvl_embed(torch.full((1,), scale.k, device=x.device)).to(x)
         return x + (level + position)

@@ -1,8 +1,12 @@
 """Diversity methods: what may be changed while a picture is sampled.
 
 ``begin`` is told what is about to be sampled and returns the method that acts on it, which sees
-the text, each map's input, each block, the output, the logits and the drawn tokens, may run whole
-maps from a saved state, and overrides what it needs. It keeps no state that outlives a picture.
+the text, each map's input, each block, the output, the logits, the draw and the drawn tokens, may
+run whole maps from a saved state, and overrides what it needs. It keeps no state that outlives a
+picture.
+
+Methods compose in the order of their ``order``, however they are given: text noise (1), SSR and
+SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search (6).
 """
 
 from __future__ import annotations
@@ -29,12 +33,15 @@ class Context:
     places: Sequence[int]  # of these pictures in the whole batch
     seeds: Sequence[int]  # of these pictures
     condition: Condition
+    plan: Sequence[Guidance]  # of every map that is drawn: the schedule's first ones, mostly all
+    choices: int  # a token, or a bit: 2
 
 
 class Method:
     """Changes nothing; every hook returns what it was given."""
 
     together = False  # whether the pictures of a batch must be computed together
+    order = 0  # of several methods, lower ones act first
 
     def begin(self, context: Context) -> Method:
         """What acts on these pictures. Raises ValueError where the method does not fit them."""
@@ -43,6 +50,10 @@ class Method:
     def text(self, condition: Condition, scale: Scale) -> Condition:
         """The condition of one map; the same object keeps what was computed from it."""
         return condition
+
+    def features(self, x: Tensor, scale: Scale) -> Tensor:
+        """What the map is about (rows, n, C), float32, before it is told its scale and places."""
+        return x
 
     def input(self, x: Tensor, scale: Scale) -> Tensor:
         """The transformer's input feature map (rows, n, C), float32."""
@@ -59,6 +70,13 @@ class Method:
     def logits(self, logits: Tensor, scale: Scale) -> Tensor:
         """Guided, tempered logits (B, n, channels)."""
         return logits
+
+    def draw(self, choose: Callable[[Tensor], Tensor], scale: Scale, logits: Tensor) -> Tensor:
+        """Tokens (B, n, m) of logits (B, n, m, choices): m bits, or one row of the codebook.
+
+        ``choose`` draws them with the same random numbers whenever it is called.
+        """
+        return choose(logits)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
         """The drawn tokens (B, n) or bits (B, n, bits)."""

@@ -25,6 +25,7 @@ class Keep(Method):
     maps: Sequence[Tensor]  # tokens (1 or B, n) or bits (1 or B, n, bits) of every map
     side: int = 0  # maps of at most this side are kept whole; 0 keeps none
     mask: Tensor | None = None  # (1 or B, H, W), above 0 where the picture is drawn; None is all
+    order = 3
 
     def begin(self, context: Context) -> Keep:
         """Raises ValueError where the picture's maps are not the schedule's."""

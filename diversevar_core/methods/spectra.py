@@ -42,6 +42,9 @@ class Spectra(Method):
             values = (torch.linalg.svdvals(x[0].cpu().double()) for x in (before, after))
             self.found[place] = tuple(values)
 
+    def features(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.method.features(x, scale)
+
     def input(self, x: Tensor, scale: Scale) -> Tensor:
         changed = self.method.input(x, scale)
         self.note(Place(scale.side, MODEL, True), x, changed)

@@ -1,10 +1,16 @@
 """What a person at a terminal sees when something is wrong."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from diversevar_core import included
+from diversevar_core.presets import Preset
 
 
 @pytest.fixture
@@ -42,6 +48,8 @@ def test_prompt_and_negative_make_a_picture(command_line, common):
         ({"ssr": "nan"}, "ssr must be a finite number"),
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
         ({"aspect": "-1"}, "aspect ratio"),
+        ({"adaptive": 3}, "adaptive scaling is 0 to 1"),
+        ({"starts": 0}, "need 1 candidate or more"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(command_line, common, changes, words):
@@ -83,11 +91,52 @@ def test_encode_takes_a_picture_through_the_tokenizer(command_line, common, tmp_
     assert out.exists()
 
 
-def test_compare_shows_the_included_model_in_three_rows(command_line, tmp_path):
+def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     out = tmp_path / "rows.png"
-    done = command_line("compare", "--batch", "3", "--out", out)
+    presets = ["SSR + SAR as in the paper", "most different"]
+    done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
     picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
-    vanilla, diverse, late = picture.reshape(3, 20 + 64, 3, 64, 3)[:, 20:]  # below the captions
-    assert (vanilla != diverse).any()
-    assert late.std(axis=1).mean() > 1.5 * vanilla.std(axis=1).mean()  # three seeds, three cats
+    published, paper, different = picture.reshape(3, 20 + 64, 3, 64, 3)[:, 20:]  # no captions
+    assert (published != paper).any()
+    assert different.std(axis=1).mean() > 1.5 * published.std(axis=1).mean()
+
+
+def test_chosen_seeds_are_in_the_picture_and_each_makes_its_own(command_line, tmp_path):
+    out, files = tmp_path / "starts.png", ["--prompt", "octopus", "--exact-batch", "--out"]
+    options = ["--batch", "2", "--starts", "12", "--starts-side", "4", "--guide-from", "4"]
+    done = command_line("sample", *files, out, *options)
+    assert done.returncode == 0, done.stderr
+    sheet = Image.open(out)
+    seeds = sheet.text["seeds"].split(", ")
+    assert seeds != ["0", "1"]
+    for i, seed in enumerate(seeds):
+        command_line("sample", *files, tmp_path / "one.png", "--seed", seed, "--guide-from", "4")
+        one = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
+        own = np.asarray(sheet)[:, 64 * i : 64 * (i + 1)]
+        np.testing.assert_allclose(one, own, atol=1)  # the same f_hat; the decoder rounds
+
+
+def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_path):
+    for file in (included.MODEL, included.TOKENIZER, included.TEXT_ENCODER):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    prompts, plot, model = tmp_path / "p.txt", tmp_path / "plot.png", tmp_path / included.MODEL.name
+    files = ["--model", model, "--out", plot]
+    one = ["--prompt", "octopus", "--preset", "my calibration"]
+    assert "no finished calibration" in command_line("sample", *files, *one).stderr
+    assert "cannot be read" in command_line("calibrate", *files, "--prompts", prompts).stderr
+    prompts.write_text("octopus\n\n")
+    done = command_line("calibrate", *files, "--prompts", prompts, "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "s left" in done.stderr
+    assert Image.open(plot).width > 600
+    chosen = json.loads((tmp_path / "transformer.diversity.json").read_text())["chosen"]
+    assert chosen != asdict(Preset())
+    assert command_line("sample", *files, *one).returncode == 0
+
+
+@pytest.mark.parametrize("options", [["--labels", "1,2"], ["--labels", "1", "--rng", "shared"]])
+def test_starts_compare_pictures_of_one_class(command_line, var_case, tmp_path, options):
+    files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
+    done = command_line("sample", *files, *options, "--batch", "2", "--starts", "8")
+    assert "Diverse starts compare pictures of one prompt or class" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import REFERENCE, state_dict, write_case, write_text_encoder
-from comfy_host import HOW_TO, Host, chromium, find
+from comfy_host import HOW_TO, ROOT, Host, chromium, find
 
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
@@ -25,6 +25,8 @@ def host(tmp_path_factory):
     write_infinity(models)
     write_var(models)
     write_edit(models)
+    emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
+    shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
     host = Host(*found, base)
     yield host
     host.stop()

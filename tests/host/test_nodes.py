@@ -1,6 +1,7 @@
 """The nodes through the HTTP API: pictures, progress, cancel, and clear words for bad input."""
 
 import copy
+import json
 import time
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from comfy_host import Refused
 from safetensors.torch import load_file
 
-from diversevar_core import included
 from diversevar_core.checkpoints import load_tokenizer
+from diversevar_core.included import TOKENIZER
 from diversevar_core.schedule import square
 from diversevar_core.tokenizers.autoencoder import to_image
 
@@ -60,8 +61,8 @@ def test_every_node_explains_itself(host):
     assert len(nodes) >= 8
     for name, node in nodes.items():
         assert node["description"], name
-        for inputs in node["input"].values():
-            for key, (_, options) in inputs.items():
+        for kind in ("required", "optional"):
+            for key, (_, options) in node["input"].get(kind, {}).items():
                 assert options.get("tooltip"), f"{name}.{key}"
         assert all(node["output_tooltips"]), name
 
@@ -74,12 +75,106 @@ def test_picture_i_of_a_batch_is_seed_plus_i(host, family):
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)  # same tokens; a rounding
 
 
-def test_diversity_changes_the_picture(host):
-    (vanilla,) = pixels(host.run(graph("infinity", diversity=0.0)))
-    (diverse,) = pixels(host.run(graph("infinity", diversity=1.0)))
+def test_ssr_and_sar_change_the_picture(host):
+    (vanilla,) = pixels(host.run(graph("infinity")))
+    (diverse,) = pixels(host.run(graph("infinity", ssr=0.5, sar=0.25)))
+    (chained,) = pixels(host.run(advanced("infinity", ssr=0.5, sar=0.25)))
     (off,) = pixels(host.run(advanced("infinity", ssr=0.0, sar=0.0)))
     assert not np.array_equal(vanilla, diverse)
+    np.testing.assert_array_equal(diverse, chained)
     np.testing.assert_array_equal(vanilla, off)
+
+
+def test_a_workflow_from_before_presets_makes_its_picture(host):
+    """Its diversity 1 is SSR 0.5 and SAR 0.25, and it knows neither presets nor starts."""
+    (new,) = pixels(host.run(graph("infinity", ssr=0.5, sar=0.25, guide_from=0)))
+    (old,) = pixels(host.run(graph("infinity", diversity=1.0, guide_from=0)))
+    np.testing.assert_array_equal(old, new)
+
+
+def test_a_preset_sets_the_numbers(host):
+    (published,) = pixels(host.run(graph("infinity", preset="as published", ssr=2.0)))
+    (off,) = pixels(host.run(graph("infinity", guide_from=0, starts=1)))
+    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR as in the paper")))
+    np.testing.assert_array_equal(published, off)
+    assert not np.array_equal(published, paper)
+
+
+def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
+    prompt = graph("infinity", starts=12, batch_size=2, seed=100)
+    prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}}
+    prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0]}}
+    prompt["save"]["inputs"]["filename_prefix"] = "starts"
+    outcome = host.run(prompt, extra_pnginfo={})
+    both = pixels(outcome)
+    (shown,) = [data for data in outcome.of("executed") if data["node"] == "show"]
+    seeds = [int(seed) for seed in shown["output"]["text"][0].split(", ")]
+    assert json.loads(outcome.pictures[0].text["diversevar_seeds"]) == {"sampler": seeds}
+    assert seeds != [100, 101] and all(100 <= seed < 112 for seed in seeds)
+    (second,) = pixels(host.run(graph("infinity", seed=seeds[1])))
+    np.testing.assert_allclose(both[1], second.astype(int), atol=1)
+
+
+METHODS = {
+    "DiverseVARStarts": {"candidates": 8, "side": 4, "compare": "small pictures"},
+    "DiverseVARRepulsion": {"strength": 8.0},
+    "DiverseVARAdaptiveScaling": {},
+    "DiverseVARPathSearch": {"candidates": 2},
+    "DiverseVARTextNoise": {"strength": 1.0},
+    "DiverseVARTravel": {"side": 4},
+}
+
+
+def chain(names, **sampler) -> dict:
+    """``graph`` with these methods, one after the other."""
+    prompt, before = graph("infinity", batch_size=2, starts=1, **sampler), None
+    for name in names:
+        inputs = dict(METHODS[name])
+        if before:
+            inputs["method"] = [before, 0]
+        if name == "DiverseVARStarts":
+            inputs["vae"] = ["vae", 0]
+        prompt[name], before = {"class_type": name, "inputs": inputs}, name
+    if before:
+        prompt["sampler"]["inputs"]["method"] = [before, 0]
+    return prompt
+
+
+def test_methods_act_and_chain_in_any_order(host):
+    (_, plain) = pixels(host.run(chain([])))
+    for name in METHODS:
+        (_, changed) = pixels(host.run(chain([name])))
+        assert not np.array_equal(plain, changed), name
+    there, back = (pixels(host.run(chain(names))) for names in (METHODS, list(METHODS)[::-1]))
+    np.testing.assert_array_equal(there, back)
+
+
+def test_calibrate_finds_what_the_preset_then_uses(host):
+    """On the included model, from a folder of its own; the plot shows on the node."""
+    with_preset = included(preset="my calibration", batch_size=2)
+    assert "no finished calibration" in host.run(with_preset).error
+    prompt = included()
+    inputs = {name: [name, 0] for name in ("model", "vae", "clip")}
+    inputs |= {"prompts": "octopus\ncat face", "seeds": 3}
+    prompt["calibrate"] = {"class_type": "DiverseVARCalibrate", "inputs": inputs}
+    prompt = {name: prompt[name] for name in ("model", "vae", "clip", "calibrate")}
+    began = time.monotonic()
+    outcome = host.run(prompt)
+    assert outcome.error is None and time.monotonic() - began < 120
+    (plot,) = outcome.pictures
+    assert plot.width > plot.height
+    steps = [data["value"] for data in outcome.of("progress") if data["node"] == "calibrate"]
+    assert len(steps) > 10 and steps == sorted(steps) and steps[-1] == 1000
+    assert len(pixels(host.run(with_preset))) == 2
+
+
+def included(**sampler) -> dict:
+    """``graph`` with a copy of the model that comes with the pack."""
+    prompt = graph("infinity", prompt="octopus", **sampler)
+    prompt["model"]["inputs"]["model_name"] = "emoji_copy.safetensors"
+    prompt["vae"]["inputs"]["vae_name"] = "emoji"
+    prompt["clip"]["inputs"]["text_encoder_name"] = "emoji"
+    return prompt
 
 
 def test_the_spectrum_is_plotted_for_every_map_and_block(host):
@@ -136,7 +231,7 @@ def encoded(family: str, **sampler) -> dict:
 def through_tokens(host, family: str) -> np.ndarray:
     """That picture, taken through the tokenizer without the host: (H, W, 3)."""
     file = host.base / "models" / "vae" / TOKENIZERS[family]
-    tokenizer = load_tokenizer(included.TOKENIZER if family == "emoji" else file)
+    tokenizer = load_tokenizer(TOKENIZER if family == "emoji" else file)
     schedule, side = square(MAPS[family]), PIXELS[family]
     red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
     picture = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
@@ -361,7 +456,7 @@ def two_encoded_pictures() -> dict:
         (advanced("infinity", sides="4,7"), "7"),
         (advanced("infinity", sides="four"), "four"),
         (advanced("infinity", ssr=float("nan")), "nan"),
-        (graph("infinity", diversity=float("nan")), "diversity"),
+        (graph("infinity", diversity=float("nan")), "ssr must be a finite"),
         (graph("var", top_p=float("nan")), "nan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,0 +1,162 @@
+"""Find the strengths that suit a model: diversity against what the model says of itself.
+
+A few prompts and seeds on a ladder of strengths. No other model is needed: how different pictures
+are is seen in their pixels (or in features that are given), and how well they follow their prompts
+is the model's own judgement (``judge.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .conditions import Condition
+from .diversity import mean_distance, pixel_features
+from .families.family import Family
+from .judge import self_alignment
+from .methods import Method
+from .presets import Preset
+from .sampler import sample
+from .schedule import Schedule
+from .settings import Settings
+from .starts import Starts, choose_starts
+from .tokenizers.autoencoder import to_image
+from .tokenizers.tokenizer import Tokenizer
+
+LADDER = (
+    Preset(),
+    Preset(ssr=0.5, sar=0.25),
+    Preset(guide_from=2),
+    Preset(guide_from=4),
+    Preset(guide_from=6),
+    Preset(starts=32),
+    Preset(guide_from=4, starts=32),
+    Preset(guide_from=4, starts=32, repulsion=2.0),
+)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One preset as measured, a number a prompt: distance of pictures, nats a picture."""
+
+    preset: Preset
+    diversity: list[float]
+    alignment: list[float]
+    likelihood: list[float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured: the models, a condition for every prompt, the seeds of each.
+
+    features: pictures (B, 3, H, W) in 0..1 -> (B, C). methods: besides the presets'.
+    """
+
+    model: Family
+    tokenizer: Tokenizer
+    conditions: Sequence[Condition]
+    schedule: Schedule
+    settings: Settings
+    seeds: int = 6
+    features: Callable[[Tensor], Tensor] = pixel_features
+    methods: tuple[Method, ...] = ()
+
+
+def measure(task: Task, preset: Preset) -> Iterator[tuple[float, float, float]]:
+    """Diversity, alignment and likelihood of every prompt under a preset."""
+    settings, chain = preset.settings(task.settings), preset.methods(task.methods)
+    starts = next((method for method in chain if isinstance(method, Starts)), Starts(1))
+    for i, condition in enumerate(task.conditions):
+        models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)
+        seeds = choose_starts(starts, task.seeds, *models, settings, 1000 * i, chain)
+        steps = list(sample(*models, settings, seeds, methods=chain))
+        with torch.no_grad():
+            pictures = to_image(task.tokenizer.decode(steps[-1].f_hat))
+        judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
+        distance = mean_distance(task.features(pictures))
+        yield distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
+
+
+def calibrate(
+    task: Task, path: Path, about: dict[str, object], ladder: Sequence[Preset] = LADDER
+) -> Iterator[tuple[list[Rung], float]]:
+    """Measure every rung that ``path`` does not hold yet, save it there, and at last the choice.
+
+    about: what the figures depend on, saved with them; where the file's differs, it starts over.
+    Yields the rungs so far and the share of the work that is done, after every prompt.
+    """
+    rungs = [rung for rung in read(path, about) if rung.preset in ladder]
+    measured = {rung.preset for rung in rungs}
+    done, total = len(rungs) * len(task.conditions), len(ladder) * len(task.conditions)
+    for preset in ladder:
+        if preset in measured:
+            continue
+        found = []
+        for numbers in measure(task, preset):
+            found.append(numbers)
+            done += 1
+            yield rungs, done / total
+        rungs.append(Rung(preset, *map(list, zip(*found, strict=True))))
+        write(path, about, rungs, None)
+    write(path, about, rungs, choose(rungs))
+    yield rungs, 1.0
+
+
+def read(path: Path, about: dict[str, object]) -> list[Rung]:
+    """The rungs of a file that was written for the same ``about``; none where there is none."""
+    try:
+        saved = json.loads(path.read_text())
+        if saved["about"] != about:
+            return []
+        return [Rung(**rung | {"preset": Preset(**rung["preset"])}) for rung in saved["rungs"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write(path: Path, about: dict[str, object], rungs: Sequence[Rung], chosen: Rung | None) -> None:
+    """Save what is measured; ValueError where the folder cannot be written to."""
+    saved = {"chosen": chosen and asdict(chosen.preset), "about": about}
+    saved["rungs"] = [asdict(rung) for rung in rungs]
+    draft = path.with_suffix(".part")
+    try:
+        draft.write_text(json.dumps(saved, indent=1) + "\n")
+        os.replace(draft, path)
+    except OSError as error:
+        raise ValueError(f"The calibration cannot be saved to {path} ({error}).") from error
+
+
+def choose(rungs: Sequence[Rung], tolerance: float = 0.25) -> Rung:
+    """The most different rung that follows the prompts nearly as well as the published settings.
+
+    The first rung is the published one. A rung may lose ``tolerance`` of its alignment, and of its
+    likelihood as much again in nats.
+    """
+    alignment, likelihood = mean(rungs[0].alignment), mean(rungs[0].likelihood)
+    loss = tolerance * abs(alignment)
+    good = [
+        rung
+        for rung in rungs
+        if mean(rung.alignment) >= alignment - loss and mean(rung.likelihood) >= likelihood - loss
+    ]
+    return max(good, key=lambda rung: mean(rung.diversity))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of a number a prompt."""
+    return sum(values) / len(values)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over prompts."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    low, high = numbers[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975]).double())
+    return low.item(), high.item()

@@ -1,0 +1,82 @@
+"""Diverse starts: the seeds whose first maps differ most.
+
+The first, small maps decide the idea and cost next to nothing, so many seeds are drawn through
+them only, and those that lie farthest apart are finished, each as it would be alone. Ours; the
+choice is the greedy k-center of Gonzalez, 1985.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .conditions import Condition
+from .diversity import most_different
+from .families.family import Family
+from .methods import Method
+from .resize import area
+from .sampler import Step, sample
+from .schedule import Schedule
+from .settings import Settings
+from .tokenizers.tokenizer import Tokenizer
+
+TOGETHER = 16  # candidates drawn at once; they need room for the first maps only
+
+
+def small_map(step: Step) -> Tensor:
+    """What a start is compared by: f_hat at the size of its last map, (B, D * h * w)."""
+    return area(step.f_hat, step.scale.h, step.scale.w).flatten(1)
+
+
+@dataclass(frozen=True)
+class Starts(Method):
+    """How starts are chosen; it acts on no map itself.
+
+    candidates: seeds that are drawn, 1 is off. side: up to which map. compare: features (B, C) of
+    the last step of a group of candidates, whose cosines say how near they lie.
+    """
+
+    candidates: int = 64
+    side: int = 6
+    compare: Callable[[Step], Tensor] = small_map
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.side < 1:
+            raise ValueError(
+                "Diverse starts need 1 candidate or more and a side of 1 or more; "
+                f"not {self.candidates} and {self.side}."
+            )
+
+
+def choose_starts(
+    starts: Starts,
+    count: int,
+    model: Family,
+    tokenizer: Tokenizer,
+    condition: Condition,
+    schedule: Schedule,
+    settings: Settings,
+    seed: int,
+    methods: Sequence[Method] = (),
+) -> list[int]:
+    """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
+
+    condition: of all pictures, which show the same; its first is taken. Methods that act on a batch
+    together are left out, as the company is not known yet. With ``count`` candidates or fewer, or
+    for one picture, there is nothing to choose: the first seeds.
+    """
+    candidates = range(seed, seed + starts.candidates)
+    if count == 1 or len(candidates) <= count:
+        return list(range(seed, seed + count))
+    alone = [method for method in methods if not method.together]
+    maps = max(1, sum(scale.side <= starts.side for scale in schedule))
+    found = []
+    for first in range(0, len(candidates), TOGETHER):
+        seeds = candidates[first : first + TOGETHER]
+        models = (model, tokenizer, condition.repeat(len(seeds)))
+        *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
+        found.append(starts.compare(last))
+    return [candidates[i] for i in most_different(torch.cat(found), count)]

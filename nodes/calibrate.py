@@ -1,0 +1,120 @@
+"""Find the strengths that suit a model."""
+
+import comfy.utils
+from comfy_api.latest import io, ui
+
+from ..diversevar_core.calibrate import Task, calibrate, choose
+from ..diversevar_core.conditions import Text
+from ..diversevar_core.families.family import Family
+from ..diversevar_core.front import front_plot
+from ..diversevar_core.presets import beside
+from ..diversevar_core.starts import TOGETHER
+from . import host
+from .class_label import LABEL
+from .load import FILE, VARModel
+from .measure import features_of
+from .sample import condition_of, settings_of
+
+
+class Calibrate(io.ComfyNode):
+    """Diversity against the model's own judgement of its pictures."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARCalibrate",
+            display_name="Calibrate Diversity",
+            category="DiverseVAR",
+            description="Tries several strengths on a few prompts and keeps the one that makes "
+            "seeds differ most while the model still finds that its pictures follow the prompts. "
+            "The sampler's preset my calibration then uses it. What is measured stays when you "
+            "cancel; run it again to go on.",
+            search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
+            is_output_node=True,
+            inputs=[
+                VARModel.Input("model", tooltip="From Load VAR Model."),
+                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer: the one of this model."),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="cat face\nred apple\nsunflower\noctopus",
+                    tooltip="A few prompts that are typical for you, one a line; for a VAR model "
+                    "the numbers of classes.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=6,
+                    min=2,
+                    max=64,
+                    tooltip="Pictures of every prompt at every strength; more is surer and slower.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="From Load VAR Text Encoder, to read the prompts; VAR has none.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Compares what pictures show; without it, their pixels.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    tooltip="The strengths as points: right follows the prompts better, up differs "
+                    "more; the chosen one is orange."
+                ),
+                io.String.Output(display_name="report", tooltip="What was chosen, in a sentence."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
+        network, tokenizer = model.model, host.tokenizer_of(vae)
+        schedule, path = network.schedule(), beside(model.get_attachment(FILE))
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("There are no prompts; write a few, one a line.")
+        encoded = None if clip is None else [encode(clip, line) for line in lines]
+        device = host.to_device(model, vae, schedule, max(seeds, TOGETHER))
+        conditions = [
+            condition_of(network, positive, None, 1, device)
+            for positive in encoded or classes(network, lines)
+        ]
+        task = Task(
+            network,
+            tokenizer,
+            conditions,
+            schedule,
+            settings_of(network, 0, 0, 0, 0, 0),
+            seeds,
+            lambda images: features_of(images.movedim(1, -1), clip_vision),
+        )
+        about = {"prompts": lines, "seeds": seeds, "features": "pixels"}
+        if clip_vision is not None:
+            about["features"] = "CLIP vision"
+        bar = comfy.utils.ProgressBar(1000)
+        for measured, done in calibrate(task, path, about):
+            rungs = measured
+            bar.update_absolute(round(1000 * done))
+        chosen = choose(rungs)
+        plot = front_plot(rungs, chosen).movedim(0, -1)[None]
+        report = f"Of {len(rungs)} strengths, {chosen.preset} suits this model; saved to {path}."
+        return io.NodeOutput(plot, report, ui=ui.PreviewImage(plot, cls=cls))
+
+
+def encode(clip, prompt: str) -> list:
+    """A prompt's conditioning."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def classes(network: Family, lines: list[str]) -> list[list]:
+    """A conditioning for every class number; ValueError where they are not numbers, or needed."""
+    if network.reads is Text:
+        raise ValueError(f"{network.name} paints from text; connect Load VAR Text Encoder to clip.")
+    if not all(line.isdecimal() for line in lines):
+        raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
+    return [[[None, {LABEL: int(line)}]] for line in lines]
+
+
+NODES = [Calibrate]

@@ -1,0 +1,49 @@
+"""Pictures of a batch push each other away."""
+
+from comfy_api.latest import io
+
+from ..diversevar_core.methods.repulsion import Repulsion
+from .spectral import Method, chained
+
+
+class RepulsionNode(io.ComfyNode):
+    """After particle guidance, arXiv 2310.13102."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARRepulsion",
+            display_name="Batch Repulsion",
+            category="DiverseVAR",
+            description="At the first token maps, makes what earlier pictures of a batch drew "
+            "less likely for the later ones. A picture then depends on those before it in the "
+            "batch.",
+            search_aliases=["var", "diverse", "particle guidance", "batch", "same face"],
+            inputs=[
+                chained(),
+                io.Float.Input(
+                    "strength",
+                    default=2.0,
+                    min=0.0,
+                    max=16.0,
+                    step=0.1,
+                    tooltip="How strongly to push; the logit of what all earlier pictures drew "
+                    "falls by so much. 0 is off.",
+                ),
+                io.Int.Input(
+                    "side",
+                    default=2,
+                    min=1,
+                    max=128,
+                    tooltip="Push at the token maps up to this side: 1 and 2 decide the idea.",
+                ),
+            ],
+            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+        )
+
+    @classmethod
+    def execute(cls, strength, side, method=()) -> io.NodeOutput:
+        return io.NodeOutput((*method, Repulsion(strength, side)))
+
+
+NODES = [RepulsionNode]

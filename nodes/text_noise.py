@@ -1,0 +1,66 @@
+"""Noise on the prompt while the first maps are drawn."""
+
+from comfy_api.latest import io
+
+from ..diversevar_core.methods.text_noise import TextNoise
+from .spectral import Method, chained
+
+
+class TextNoiseNode(io.ComfyNode):
+    """After CADS, arXiv 2310.17347, and arXiv 2511.21415."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARTextNoise",
+            display_name="Text Noise",
+            category="DiverseVAR",
+            description="Adds noise to what the model reads of the prompt while it draws the "
+            "first token maps, less from map to map (CADS). Infinity only.",
+            search_aliases=["var", "diverse", "cads", "condition noise", "same face"],
+            inputs=[
+                chained(),
+                io.Float.Input(
+                    "strength",
+                    default=0.1,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How much noise, beside the prompt at 1. 0 is off.",
+                ),
+                io.Float.Input(
+                    "begin",
+                    default=0.6,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Time below which the prompt is clean; time runs from 1 at the first "
+                    "map to 0 at the last.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.25,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Time above which there is only noise; more than 1 leaves some of "
+                    "the prompt to the first map.",
+                ),
+                io.Float.Input(
+                    "rescale",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far the noisy prompt takes back the clean one's mean and spread.",
+                ),
+            ],
+            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+        )
+
+    @classmethod
+    def execute(cls, strength, begin, end, rescale, method=()) -> io.NodeOutput:
+        return io.NodeOutput((*method, TextNoise(strength, begin, end, rescale)))
+
+
+NODES = [TextNoiseNode]

@@ -1,0 +1,170 @@
+"""The model's own judgement, what calibration makes of it, and what a preset stands for."""
+
+import json
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+from diversevar_core import included
+from diversevar_core.calibrate import Rung, Task, calibrate, choose
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.front import front_plot
+from diversevar_core.judge import self_alignment
+from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.presets import PRESETS, Preset, beside, calibrated_preset
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
+from diversevar_core.spectral import DiverseVAR
+from diversevar_core.starts import Starts
+from diversevar_core.text import load_text_encoder
+
+FREE = Settings(cfg=(1.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
+ABOUT = {"prompts": ["cat face"], "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def read():
+    return load_text_encoder(included.TEXT_ENCODER)
+
+
+def free_likelihood(pair, condition):
+    """Tokens drawn as the model learned them, and their log-likelihood as they are drawn."""
+    model, tokenizer = pair
+    steps = list(sample(*pair, condition, model.schedule(), FREE, range(len(condition))))
+    total = torch.zeros(len(condition), dtype=torch.float64)
+    for step in steps:
+        choices = step.logits.double().unflatten(-1, (-1, model.token_kind.choices))
+        drawn = step.tokens.view(choices.shape[:-1])
+        total += Categorical(logits=choices).log_prob(drawn).sum((1, 2))
+    return [step.tokens for step in steps], total
+
+
+def test_the_likelihood_is_that_of_drawing_the_picture(emoji, read):
+    condition = Text(read(["cat face", "red apple"]))
+    maps, total = free_likelihood(emoji, condition)
+    judged = self_alignment(*emoji, maps, condition, emoji[0].schedule())
+    torch.testing.assert_close(judged.likelihood, total, rtol=1e-5, atol=0)
+
+
+def test_alignment_is_against_the_models_own_unconditional_rows(emoji, read):
+    condition = Text(read(["cat face"]))
+    own = Text([emoji[0].cfg_uncond[: len(condition.positive[0])].float()])
+    maps, total = free_likelihood(emoji, own)
+    judged = self_alignment(*emoji, maps, condition, emoji[0].schedule())
+    unconditional = judged.likelihood - judged.alignment
+    torch.testing.assert_close(unconditional, total, rtol=1e-5, atol=0)
+
+
+def test_a_class_model_judges_itself_too(var_case):
+    pair = load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+    condition = Labels(torch.tensor([1, 2]))
+    maps, total = free_likelihood(pair, condition)
+    judged = self_alignment(*pair, maps, condition, pair[0].schedule())
+    torch.testing.assert_close(judged.likelihood, total, rtol=1e-5, atol=0)
+
+
+def test_a_picture_follows_its_own_prompt_and_not_another(emoji, read):
+    model, schedule = emoji[0], emoji[0].schedule()
+    texts = read(["cat face", "red apple", "sunflower"])
+    settings = model.defaults()
+    maps = [s.tokens for s in sample(*emoji, Text(texts), schedule, settings, [1, 2, 3])]
+    own, other = (
+        self_alignment(*emoji, maps, Text(given), schedule).alignment
+        for given in (texts, texts[1:] + texts[:1])
+    )
+    assert (own > 100).all() and (other < 0).all()
+
+
+@pytest.fixture
+def task(emoji, read):
+    model, tokenizer = emoji
+    prompts = [Text([text]) for text in read(["cat face", "red apple"])]
+    return Task(model, tokenizer, prompts, model.schedule(), model.defaults(), seeds=3)
+
+
+LADDER = (Preset(), Preset(guide_from=4), Preset(ssr=8.0, sar=4.0))
+
+
+def test_calibration_takes_what_differs_and_still_follows(task, tmp_path):
+    path = tmp_path / "emoji.diversity.json"
+    *_, (rungs, done) = calibrate(task, path, ABOUT, LADDER)
+    assert done == 1.0
+    assert [rung.preset for rung in rungs] == list(LADDER)
+    assert sum(rungs[2].alignment) < sum(rungs[0].alignment) - 200  # it breaks pictures
+    assert calibrated_preset(tmp_path / "emoji.safetensors") == LADDER[1]
+
+
+def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
+    path = tmp_path / "emoji.diversity.json"
+    shares = []
+    for rungs, share in calibrate(task, path, ABOUT, LADDER[:2]):
+        shares.append(share)
+        if rungs and len(shares) > 2:
+            break  # in the middle of the second rung
+    with pytest.raises(ValueError, match="no finished calibration"):
+        calibrated_preset(tmp_path / "emoji.safetensors")
+    first = json.loads(path.read_text())["rungs"]
+    again = list(calibrate(task, path, ABOUT, LADDER[:2]))
+    assert len(again) == 3  # two prompts of the second rung, and the end
+    assert json.loads(path.read_text())["rungs"][:1] == first
+    assert len(list(calibrate(task, path, ABOUT | {"seeds": 3}, LADDER[:1]))) == 3
+
+
+def rung(diversity, alignment, likelihood):
+    return Rung(Preset(), [diversity], [alignment], [likelihood])
+
+
+def test_the_choice_is_the_most_different_that_loses_little():
+    published = rung(0.1, 600, -400)
+    good, likelier = rung(0.3, 500, -500), rung(0.2, 600, -300)
+    broken, elsewhere = rung(0.5, 100, -900), rung(0.6, 590, -900)
+    assert choose([published, good, likelier, broken, elsewhere]) == good
+    assert choose([published, broken]) == published
+
+
+def test_the_plot_shows_every_rung_and_the_choice():
+    rungs = [
+        Rung(Preset(), [0.1, 0.2], [600.0, 640.0], [-400.0, -410.0]),
+        Rung(Preset(guide_from=4), [0.3, 0.4], [500.0, 520.0], [-500.0, -490.0]),
+    ]
+    plot = front_plot(rungs, rungs[1])
+    orange, blue = torch.tensor([0xD9, 0x54, 0x1E]) / 255, torch.tensor([0x3B, 0x6E, 0xA5]) / 255
+    places = {}
+    for name, colour in (("orange", orange), ("blue", blue)):
+        found = (plot[:, :, :600] - colour[:, None, None]).abs().amax(0) < 0.02
+        assert found.sum() > 50
+        places[name] = found.nonzero().double().mean(0)
+    assert places["orange"][0] < places["blue"][0]  # differs more: above
+    assert places["orange"][1] < places["blue"][1]  # follows less: left
+
+
+def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
+    assert PRESETS["as published"].methods() == ()
+    preset = Preset(4, 64, 0.5, 0.25, 2.0)
+    assert preset.methods() == (Starts(64), DiverseVAR(0.5, 0.25), Repulsion(2.0, 2))
+    assert preset.methods((DiverseVAR(1.0),)) == (Starts(64), Repulsion(2.0, 2), DiverseVAR(1.0))
+    assert str(preset) == "guide_from 4, starts 64, ssr 0.5, sar 0.25, repulsion 2"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no finished calibration"),
+        ("{", "is not a calibration"),
+        ("[]", "is not a calibration"),
+        ('{"chosen": {"magic": 1}}', "of another version"),
+    ],
+)
+def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
+    model = tmp_path / "model.safetensors"
+    if content is not None:
+        beside(model).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        calibrated_preset(model)

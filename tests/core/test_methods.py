@@ -1,0 +1,287 @@
+"""What each diversity method promises: exact at strength 0, reproducible, on target."""
+
+import pytest
+import torch
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import mean_distance, similarity
+from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
+from diversevar_core.methods.keep import Keep
+from diversevar_core.methods.path_search import PathSearch, log_likelihood
+from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.methods.text_noise import TextNoise, annealed
+from diversevar_core.sampler import sample
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
+from diversevar_core.spectral import DiverseVAR
+from diversevar_core.starts import Starts, choose_starts, small_map
+from diversevar_core.travel import Travel, sample_and_travel
+
+SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
+EACH = {
+    "SSR and SAR": DiverseVAR(ssr=1.0, sar=0.5),
+    "SSR before the level": DiverseVAR(ssr=1.0, site="features"),
+    "adaptive scaling": AdaptiveScaling(1.0),
+    "text noise": TextNoise(0.5),
+    "repulsion": Repulsion(2.0),
+    "path search": PathSearch(3, ahead=1),
+}
+OFF = {
+    "SSR and SAR": DiverseVAR(site="features"),
+    "adaptive scaling": AdaptiveScaling(0.0),
+    "text noise": TextNoise(0.0),
+    "repulsion": Repulsion(0.0),
+    "path search": PathSearch(1),
+    "starts": Starts(64),
+    "travel": Travel(0),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(infinity_case):
+    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def var_pair(var_case):
+    return load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+
+
+def text(pictures):
+    features = 0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    return Text([features] * pictures)
+
+
+def run(pair, seeds, methods=(), exact=True, condition=None, maps=5, **settings):
+    """Sides 1, 2, 4, 6 and 8 only, unless more are asked for."""
+    model, tokenizer = pair
+    condition = condition or text(len(seeds))
+    how = Settings(**{**SETTINGS.__dict__, **settings})
+    models = (model, tokenizer, condition, model.schedule())
+    return list(sample(*models, how, seeds, methods=methods, exact_batch=exact, maps=maps))
+
+
+def tokens(*args, **options):
+    return [step.tokens for step in run(*args, **options)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_strength_zero_is_the_identity(pair, name):
+    exact = not OFF[name].together
+    plain, off = (run(pair, [7, 9], methods, exact) for methods in ([], [OFF[name]]))
+    assert same([s.tokens for s in plain], [s.tokens for s in off])
+    assert same([s.f_hat for s in plain], [s.f_hat for s in off])
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_each_method_changes_pictures(pair, name):
+    exact = not EACH[name].together
+    assert not same(tokens(pair, [7, 9], (), exact), tokens(pair, [7, 9], [EACH[name]], exact))
+
+
+@pytest.mark.parametrize("name", [name for name in EACH if name != "repulsion"])
+def test_a_picture_of_a_batch_is_the_picture_alone(pair, name):
+    both = tokens(pair, [3, 8], [EACH[name]])
+    alone = tokens(pair, [8], [EACH[name]])
+    assert same([t[1:] for t in both], alone)
+
+
+def test_the_whole_chain_is_the_same_again_in_any_order(pair):
+    plain = tokens(pair, [5], maps=None)
+    chain = [*EACH.values(), Keep(plain, side=1)]
+    first, again, turned = (
+        tokens(pair, [3, 4, 5], methods) for methods in (chain, chain, chain[::-1])
+    )
+    assert same(first, again)
+    assert same(first, turned)
+    assert torch.equal(first[0], plain[0].expand_as(first[0]))  # kept, whatever the others do
+    assert not same(first, tokens(pair, [13, 14, 15], chain))
+
+
+def test_codebooks_take_every_method_but_text_noise(var_pair):
+    labels, chain = Labels(torch.tensor([2, 2])), [EACH["adaptive scaling"], EACH["repulsion"]]
+    plain, changed = (
+        tokens(var_pair, [0, 1], methods, False, labels, tau=(0.2,))
+        for methods in ([], [*chain, EACH["path search"]])
+    )
+    assert not same(plain, changed)
+    with pytest.raises(ValueError, match="this one reads classes"):
+        tokens(var_pair, [0, 1], [TextNoise()], condition=labels)
+
+
+def test_only_the_first_maps_can_be_drawn(pair):
+    whole, first = tokens(pair, [1, 2], exact=False), []
+    model, tokenizer = pair
+    for step in sample(model, tokenizer, text(2), model.schedule(), SETTINGS, [1, 2], maps=3):
+        first.append(step.tokens)
+    assert len(first) == 3
+    assert same(whole[:3], first)
+
+
+def certainty(logits):
+    """The largest probability of two is the sigmoid of the distance of their logits."""
+    return logits.double().unflatten(-1, (16, 2)).diff(dim=-1).abs().sigmoid().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_adaptive_scaling_meets_its_targets(strength):
+    """20 halvings of 1 to 8 leave 7e-6, times a slope of less than 1."""
+    spread = torch.tensor([1.5, 2.0, 2.5]).view(3, 1, 1)
+    for k, target in enumerate(TARGETS):
+        generator = torch.Generator().manual_seed(k)
+        logits = spread * torch.randn(3, scale(k).tokens, 32, generator=generator)
+        got = AdaptiveScaling(strength).logits(logits, scale(k))
+        target = torch.tensor(1 - strength * (1 - target), dtype=torch.float64)
+        want = certainty(logits).minimum(target)
+        torch.testing.assert_close(certainty(got), want, atol=1e-5, rtol=0)
+        ratio = logits / got  # one temperature a picture
+        torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
+    late = torch.randn(1, scale(6).tokens, 32)
+    assert torch.equal(AdaptiveScaling(strength).logits(late, scale(6)), late)
+
+
+def test_adaptive_scaling_goes_no_further_than_its_largest_temperature():
+    logits = 1000 * torch.ones(1, 1, 4).cumsum(-1)
+    torch.testing.assert_close(AdaptiveScaling(1.0).logits(logits, scale(0)), logits / 8)
+
+
+def test_adaptive_scaling_leaves_uncertain_maps_alone():
+    logits = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert torch.equal(AdaptiveScaling(1.0).logits(logits, scale(0)), logits)
+
+
+def scale(k):
+    return square((1, 2, 4, 6, 8, 12, 16))[k]
+
+
+def test_text_noise_is_annealed_from_noise_to_text():
+    assert [annealed(t, 0.6, 0.9) for t in (1.0, 0.9, 0.6, 0.0)] == [0, 0, 1, 1]
+    assert annealed(0.75, 0.6, 0.9) == pytest.approx(0.5)
+    y = 3 + 2 * torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    n = torch.randn(9, 64, generator=torch.Generator().manual_seed(1))
+    noise = TextNoise(0.25, rescale=1.0)
+    only = noise.blend(y, n, 0.0)  # nothing of the text but its mean and deviation
+    torch.testing.assert_close(only, (n - n.mean()) / n.std() * y.std() + y.mean())
+    torch.testing.assert_close(noise.blend(y, n, 1.0), y)
+    torch.testing.assert_close(TextNoise(0.25, rescale=0.0).blend(y, n, 0.0), 0.25 * n)
+
+
+def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
+    """The maps after the noise answer to the clean text: kept coarse tokens give the old rest."""
+    plain = tokens(pair, [4], maps=None)
+    noisy = tokens(pair, [4], [TextNoise(0.5), Keep(plain, side=4)])  # sides 6 and on are clean
+    first_clean = next(k for k in range(7) if 1 - k / 6 <= 0.6)
+    assert first_clean == 3
+    assert same(plain[:3], noisy[:3])
+    assert not same(tokens(pair, [4], [TextNoise(0.5)])[:3], plain[:3])
+
+
+def test_repulsion_lowers_what_earlier_pictures_drew():
+    """With two equally likely choices and a strong push, pictures alternate."""
+    logits = torch.zeros(4, 1, 8, 2)
+
+    def choose(choices):
+        return (choices + torch.tensor([0.1, 0.0])).argmax(dim=-1)
+
+    drawn = Repulsion(5.0).draw(choose, scale(0), logits)[:, 0, 0].tolist()
+    assert drawn == [0, 1, 0, 1]
+
+
+def test_repulsion_spreads_a_batch_and_leaves_its_first_picture(pair):
+    seeds = range(6)
+    plain, apart = (
+        run(pair, seeds, methods, False)[2] for methods in ([], [Repulsion(8.0, side=4)])
+    )
+    assert torch.equal(plain.tokens[0], apart.tokens[0])
+    assert mean_distance(apart.f_hat.flatten(1)) > 1.1 * mean_distance(plain.f_hat.flatten(1))
+
+
+def test_path_search_finds_likelier_maps(pair):
+    def likelihood(methods):
+        step = run(pair, [0, 1, 2, 3], methods, tau=(1.0,), cfg=(1.0,), top_p=0.0)[0]
+        return log_likelihood(step.logits, step.tokens, 2).sum()
+
+    assert likelihood([PathSearch(8, ahead=0, side=1)]) > likelihood([]) + 2
+
+
+def test_travel_keeps_the_finished_pictures_coarse_maps_and_draws_the_rest(pair):
+    model, tokenizer = pair
+    how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
+    steps = list(sample_and_travel(*how, [TextNoise(1.0), Travel(4)]))
+    once, again = steps[:7], steps[7:]
+    with torch.no_grad():
+        features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
+        maps = tokenizer.quantize_maps(features, model.schedule())
+    assert same(maps[:3], [step.tokens for step in again[:3]])
+    clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
+    assert same([step.tokens for step in clean], [step.tokens for step in again])
+    whole = list(sample_and_travel(*how, [Travel(16)]))
+    with torch.no_grad():
+        features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
+        maps = tokenizer.quantize_maps(features, model.schedule())
+    assert same(maps, [step.tokens for step in whole[7:]])  # unchanged: its own tokens
+
+
+def starts(pair, candidates, count, methods=(), **options):
+    model, tokenizer = pair
+    how = (model, tokenizer, text(count), model.schedule(), SETTINGS)
+    return choose_starts(Starts(candidates, **options), count, *how, 100, methods)
+
+
+def test_chosen_starts_lie_farther_apart_than_the_first_seeds(pair):
+    seeds = starts(pair, 40, 6, side=4)
+    assert seeds == sorted(set(seeds)) and set(seeds) <= set(range(100, 140))
+
+    def nearest(seeds):
+        near = similarity(small_map(run(pair, seeds)[2]))
+        return (near - 2 * torch.eye(len(near))).max()
+
+    assert nearest(seeds) < nearest(range(100, 106)) - 0.01
+
+
+def test_a_chosen_start_is_the_picture_of_its_seed_alone(pair):
+    methods = [DiverseVAR(ssr=1.0), PathSearch(2)]
+    seeds = starts(pair, 12, 2, methods, side=2)
+    assert seeds != [100, 101]
+    together = run(pair, seeds, methods, maps=None)[-1].f_hat
+    for picture, seed in zip(together, seeds, strict=True):
+        assert torch.equal(picture, run(pair, [seed], methods, maps=None)[-1].f_hat[0])
+
+
+def test_there_is_nothing_to_choose_for_one_picture_or_among_too_few(pair):
+    assert starts(pair, 40, 1) == [100]
+    assert starts(pair, 3, 3) == [100, 101, 102]
+    assert starts(pair, 1, 2) == [100, 101]
+
+
+def test_starts_can_be_compared_by_anything(pair):
+    """Only the first bit of the first token counts: both of its values are chosen."""
+
+    def bit(step):
+        return 2.0 * (step.f_hat[:, :1, 0, 0] > 0) - 1
+
+    seeds = starts(pair, 24, 2, compare=bit, side=1)
+    values = bit(run(pair, seeds)[0]).flatten().tolist()
+    assert sorted(values) == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: AdaptiveScaling(2.0), "0 to 1, not 2.0"),
+        (lambda: TextNoise(float("nan")), "text noise is a number of 0 or more, not nan"),
+        (lambda: TextNoise(begin_time=0.9, end_time=0.6), "begins before it is full"),
+        (lambda: TextNoise(rescale=3.0), "rescale is 0 to 1"),
+        (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
+        (lambda: PathSearch(0), "takes 1 candidate or more"),
+        (lambda: Starts(0), "need 1 candidate or more"),
+    ],
+)
+def test_impossible_numbers_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
