@@ -30,6 +30,7 @@ from .methods.adaptive import AdaptiveScaling
 from .methods.path_search import PathSearch
 from .methods.repulsion import Repulsion
 from .methods.text_noise import TextNoise
+from .packed import fastest_dtype, pack
 from .pairing import check_pair, picture_size
 from .pictures import (
     captioned_rows,
@@ -147,6 +148,12 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--task", choices=TASKS, help="of an Infinity (default: as the file says)")
     files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    files.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "fastest"),
+        help="type of the transformer's products (default: float32 on a CPU, else as stored); "
+        "fastest measures a CPU's. A seed's picture depends on it",
+    )
 
 
 def add_sampling_options(command: argparse.ArgumentParser) -> None:
@@ -229,6 +236,13 @@ def fastest_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(name: str | None, device: str) -> torch.dtype | None:
+    """The type that --dtype names; None leaves it to ``load_model``."""
+    if name == "fastest":
+        return fastest_dtype() if device == "cpu" else None
+    return name and getattr(torch, name)
 
 
 def read_text_features(path: str) -> Text:
@@ -423,9 +437,11 @@ class Job:
 def prepare(args: argparse.Namespace) -> Job:
     """Load what the options name."""
     device = args.device or fastest_device()
-    model = load_model(args.model, device, task=args.task)
+    model = load_model(args.model, device, dtype_of(args.dtype, device), task=args.task)
     tokenizer = load_tokenizer(args.vq, device)
     check_pair(model, tokenizer)
+    if device == "cpu":
+        pack(model)
     schedule = model.schedule(args.aspect, args.pixels)
     source = source_of(args, model, tokenizer, schedule, device)
     condition = condition_of(args, model, source, device)

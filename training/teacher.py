@@ -52,9 +52,8 @@ def self_correcting(
 
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
-    """Rotary angles of all maps in a row, each (L, head_dim / 2)."""
-    maps = [model.rotary(scale, device) for scale in schedule]
-    return tuple(torch.cat(parts) for parts in zip(*maps, strict=True))
+    """Rotary angles of all maps in a row, (L, head_dim / 2)."""
+    return torch.cat([model.rotary(scale, device) for scale in schedule])
 
 
 def levels(schedule: Schedule) -> Tensor:
@@ -94,8 +93,7 @@ def forward(
     start = state.condition.unsqueeze(1) + model.pos_start
     x = torch.cat((start, model.word_embed(inputs).float()), dim=1) + model.lvl_embed(teacher.level)
     for block in model.blocks:
-        memory = block.ca.memory(text)
-        x = block(x, state.terms, memory, mask, None, teacher.rotary, teacher.mask)
+        x = block(x, block.prepare(state.terms, text), mask, None, teacher.rotary, teacher.mask)
     return model.logits(state, x).float().unflatten(-1, (-1, 2))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,9 +20,13 @@ from ..attention import Attention
 
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
+MIN_LENGTH = 1e-12  # of a query or key, before it is divided by its length
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines (tokens, head_dim / 2) of one map's rotary angles."""
+Rotary = Tensor
+"""One map's rotary angles as complex numbers cos + i sin, (tokens, head_dim / 2)."""
+
+Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, each (rows, 1, C) float32."""
 
 
 class KVCache:
@@ -35,12 +40,13 @@ class KVCache:
         self.k = self.v = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, n, c) keys and values; return all there are so far."""
+        """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype."""
         if self.filled == self.room:
+            k = k.to(v.dtype)
             return (k, v) if self.k is None else (cat(self.k, k), cat(self.v, v))
         if self.k is None:
             rows, heads, _, c = k.shape
-            self.k, self.v = k.new_empty(2, rows, heads, self.room, c)
+            self.k, self.v = v.new_empty(2, rows, heads, self.room, c)
         start, self.filled = self.filled, self.filled + k.shape[2]
         self.k[:, :, start : self.filled] = k
         self.v[:, :, start : self.filled] = v
@@ -81,16 +87,28 @@ def cat(before: Tensor, new: Tensor) -> Tensor:
     return torch.cat((before, new), dim=2)
 
 
+def terms_of(flat: Tensor) -> Terms:
+    """The terms of (rows, 1, 6, C), as checkpoints have them: scales without their one."""
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = flat.unbind(2)
+    return gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2
+
+
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Layer norm without affine terms, then the condition's: (rows, n, C), terms (rows, 1, C)."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+    """Layer norm, times scale (its one included), plus shift, each (rows, 1, C): (rows, n, C)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn adjacent pairs of (rows, heads, n, c) by the angles of their token."""
-    cos, sin = rotary
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+def rotate(x: Tensor, rotary: Rotary) -> None:
+    """Turn, in place, adjacent pairs of (rows, n, ..., heads, c) by the angles of their token."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs *= rotary.view(len(rotary), *(1 for _ in x.shape[3:]), -1)
+
+
+class Fixed(NamedTuple):
+    """What self-attention adds and multiplies, the same for every map."""
+
+    bias: Tensor  # (3C,), none for the keys
+    temperature: Tensor  # (2, heads, 1) float32: of queries, of keys (1)
 
 
 class SelfAttention(nn.Module):
@@ -107,9 +125,17 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1, **where))
         self.proj = operations.Linear(width, width, **where)
 
+    def fixed(self, device: torch.device) -> Fixed:
+        """What does not depend on the map."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(device)
+        learned = self.scale_mul_1H11.to(device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
+        temperature = learned.view(-1, 1)
+        return Fixed(bias, torch.stack((temperature, torch.ones_like(temperature))))
+
     def forward(
         self,
         x: Tensor,
+        fixed: Fixed,
         cache: KVCache | Behind | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
@@ -118,20 +144,17 @@ class SelfAttention(nn.Module):
 
         mask: (1, 1, n, m), True where seen; None sees all, which is right for one map at a time.
         """
-        q, k, v = self.mat_qkv(x).chunk(3, dim=-1)
-        q, k, v = (
-            rearrange(t, "r n (h c) -> r h n c", h=self.heads)
-            for t in (q + self.q_bias.to(q), k, v + self.v_bias.to(v))
-        )
-        temperature = self.scale_mul_1H11.to(q.device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
-        q = F.normalize(q.float(), dim=-1) * temperature
-        k = F.normalize(k.float(), dim=-1)
+        qkv = self.mat_qkv(x)
+        qkv += fixed.bias
+        qkv = rearrange(qkv, "r n (three h c) -> r n three h c", three=3, h=self.heads)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+        qk = qk * (fixed.temperature / lengths.clamp(min=MIN_LENGTH))  # float32
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        mixed = self.attention(q, k, v, mask, 1.0)
+            rotate(qk, rotary)
+        q, k, v = (rearrange(t, "r n h c -> r h n c") for t in (*qk.unbind(2), v))
+        k, v = (k.to(v.dtype), v) if cache is None else cache.extend(k, v)
+        mixed = self.attention(q.to(v.dtype), k, v, mask, 1.0)
         return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
 
 
@@ -141,10 +164,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, operations: ModuleType, **where):
         super().__init__()
         self.fc1 = operations.Linear(width, hidden, **where)
+        self.act = nn.GELU(approximate="tanh")
         self.fc2 = operations.Linear(hidden, width, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class HeadNorm(nn.Module):
@@ -157,4 +181,4 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
-        return modulate(x, scale, shift)
+        return modulate(x, 1 + scale, shift)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -34,7 +35,19 @@ from ..schedule import (
     square,
 )
 from ..settings import Settings
-from .blocks import EPS, Behind, FeedForward, HeadNorm, KVCache, Rotary, SelfAttention, modulate
+from .blocks import (
+    EPS,
+    Behind,
+    FeedForward,
+    Fixed,
+    HeadNorm,
+    KVCache,
+    Rotary,
+    SelfAttention,
+    Terms,
+    modulate,
+    terms_of,
+)
 from .family import Change, Family, TokenKind
 
 LEVELS = 15  # rows of lvl_embed
@@ -81,19 +94,27 @@ class InfinityState:
     terms: Tensor | None = None  # (rows, 1, 6, C) float32
     text: Tensor | None = None  # (rows, m, C)
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
-    memories: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # text keys, values
+    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values, by block
     positions: Tensor | None = None  # (n, 2) of the source's tokens, then of all maps'
 
     def fork(self) -> InfinityState:
         caches = [cache.fork() for cache in self.caches]
-        return replace(self, caches=caches, memories=dict(self.memories))
+        return replace(self, caches=caches, prepared=dict(self.prepared))
 
 
 def chunk_place(key: str) -> tuple[int, int] | None:
     """(i, j) of a key block_chunks.i.module.j.*, None for another."""
     match = re.match(r"block_chunks\.(\d+)\.module\.(\d+)\.", key)
     return match and (int(match[1]), int(match[2]))
+
+
+class Prepared(NamedTuple):
+    """What a block computes once, from the condition."""
+
+    terms: Terms
+    fixed: Fixed
+    memory: tuple[Tensor, Tensor]  # the text's keys and values (rows, heads, m, c)
 
 
 def resized(x: Tensor, scale: Scale) -> Tensor:
@@ -175,24 +196,27 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, config.heads, attention, operations, **where)
         self.ffn = FeedForward(width, config.hidden, operations, **where)
 
+    def prepare(self, terms: Tensor, text: Tensor) -> Prepared:
+        """What every map needs of the condition's terms (rows, 1, 6, C) and the text's features."""
+        own = terms_of(self.ada_gss.to(terms) + terms)
+        return Prepared(own, self.sa.fixed(terms.device), self.ca.memory(text))
+
     def forward(
         self,
         x: Tensor,
-        terms: Tensor,
-        memory: tuple[Tensor, Tensor],
+        prepared: Prepared,
         text_mask: Tensor | None = None,
         cache: KVCache | Behind | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """(rows, n, C) -> (rows, n, C), float32; ``terms`` (rows, 1, 6, C) from the condition."""
-        terms = self.ada_gss.to(terms) + terms
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = terms.unbind(2)
-        h = self.sa(modulate(x, scale1, shift1).to(self.dtype), cache, rotary, mask)
-        x = x + gamma1 * h
-        x = x + self.ca(self.ca_norm(x).to(self.dtype), memory, text_mask)
-        h = self.ffn(modulate(x, scale2, shift2).to(self.dtype))
-        return x + gamma2 * h
+        """(rows, n, C) -> (rows, n, C), float32."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
+        h = modulate(x, scale1, shift1).to(self.dtype)
+        x = torch.addcmul(x, self.sa(h, prepared.fixed, cache, rotary, mask), gamma1)
+        x = x + self.ca(self.ca_norm(x).to(self.dtype), prepared.memory, text_mask)
+        h = modulate(x, scale2, shift2).to(self.dtype)
+        return torch.addcmul(x, self.ffn(h), gamma2)
 
 
 class Infinity(Family):
@@ -333,18 +357,18 @@ class Infinity(Family):
         return torch.cat((source, *(self.positions(scale) for scale in maps)))
 
     def rotary(self, scale: Scale, device: torch.device) -> Rotary:
-        """Cosines and sines (h * w, head_dim / 2) for one map."""
+        """The angles (h * w, head_dim / 2) of one map."""
         return self.turns(self.positions(scale), device)
 
     def turns(self, positions: Tensor, device: torch.device) -> Rotary:
-        """Cosines and sines (n, head_dim / 2) for positions (n, 2).
+        """The angles (n, head_dim / 2) of positions (n, 2).
 
         Half of the angles turn with the row, half with the column.
         """
         half = self.config.width // self.config.heads // 2
         frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
         angles = (positions[:, :, None] * frequencies).flatten(1).to(device)
-        return angles.cos(), angles.sin()
+        return torch.polar(torch.ones_like(angles), angles)
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
         caches = [KVCache(schedule[-1].begin) for _ in self.blocks]
@@ -373,7 +397,7 @@ class Infinity(Family):
         state.text = self.text_proj_for_ca(normed)
         flat = self.shared_ada_lin(state.condition)
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
-        state.memories.clear()
+        state.prepared.clear()
         if text.source is not None and not state.source:
             self.read_source(state, text)
 
@@ -452,8 +476,8 @@ class Infinity(Family):
 
     def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
         block = self.blocks[i]
-        if i not in state.memories:
-            state.memories[i] = block.ca.memory(state.text)
+        if i not in state.prepared:
+            state.prepared[i] = block.prepare(state.terms, state.text)
         if i > 0 and i % self.config.level_every == 0:
             x = x + self.level(scale, x.device)
         cache = state.caches[i]
@@ -462,7 +486,7 @@ class Infinity(Family):
             if i == 0:
                 k, v = resized(k, scale), resized(v, scale)
             cache = Behind(k, v, cache)
-        return block(x, state.terms, state.memories[i], state.text_mask, cache, state.rotary)
+        return block(x, state.prepared[i], state.text_mask, cache, state.rotary)
 
     def level(self, scale: Scale, device: torch.device) -> Tensor:
         """The level embedding of one map, (1, C) float32."""

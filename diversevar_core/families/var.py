@@ -6,8 +6,9 @@ Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of Foundatio
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,7 +18,7 @@ from ..attention import Attention, sdpa
 from ..conditions import Labels
 from ..schedule import Scale, Schedule, fixed, square
 from ..settings import Settings
-from .blocks import FeedForward, HeadNorm, KVCache, SelfAttention, modulate
+from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, modulate, terms_of
 from .family import Change, Family, TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
@@ -45,6 +46,13 @@ class VARConfig:
     shared_ada: bool
 
 
+class Prepared(NamedTuple):
+    """What a block computes once, from the condition."""
+
+    terms: Terms
+    fixed: Fixed
+
+
 @dataclass
 class VARState:
     """One batch of pictures in flight: what the blocks remember from scale to scale."""
@@ -53,9 +61,11 @@ class VARState:
     caches: list[KVCache]
     condition: Tensor | None = None  # (rows, C) float32
     shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
+    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
 
     def fork(self) -> VARState:
-        return replace(self, caches=[cache.fork() for cache in self.caches])
+        caches = [cache.fork() for cache in self.caches]
+        return replace(self, caches=caches, prepared=dict(self.prepared))
 
 
 class Block(nn.Module):
@@ -73,21 +83,22 @@ class Block(nn.Module):
             linear = operations.Linear(width, 6 * width, **where)
             self.ada_lin = nn.Sequential(nn.SiLU(), linear)
 
-    def terms(self, state: VARState) -> tuple[Tensor, ...]:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2, each (rows, 1, C) float32."""
+    def prepare(self, state: VARState) -> Prepared:
+        """What every map needs of the condition."""
         if state.shared_terms is not None:
             terms = self.ada_gss.to(state.shared_terms) + state.shared_terms
         else:
             flat = self.ada_lin(state.condition.to(self.dtype)).float()
             terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
-        return terms.unbind(2)
+        return Prepared(terms_of(terms), self.attn.fixed(state.condition.device))
 
-    def forward(self, x: Tensor, state: VARState, cache: KVCache) -> Tensor:
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = self.terms(state)
-        h = self.attn(modulate(x, scale1, shift1).to(self.dtype), cache)
-        x = x + gamma1 * h
-        h = self.ffn(modulate(x, scale2, shift2).to(self.dtype))
-        return x + gamma2 * h
+    def forward(self, x: Tensor, prepared: Prepared, cache: KVCache) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), float32."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
+        h = modulate(x, scale1, shift1).to(self.dtype)
+        x = torch.addcmul(x, self.attn(h, prepared.fixed, cache), gamma1)
+        h = modulate(x, scale2, shift2).to(self.dtype)
+        return torch.addcmul(x, self.ffn(h), gamma2)
 
 
 class VAR(Family):
@@ -178,6 +189,7 @@ class VAR(Family):
         if self.config.shared_ada:
             flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
             state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        state.prepared.clear()
 
     def embed(
         self,
@@ -198,7 +210,9 @@ class VAR(Family):
         return x + (level + position)
 
     def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        return self.blocks[i](x, state, state.caches[i])
+        if i not in state.prepared:
+            state.prepared[i] = self.blocks[i].prepare(state)
+        return self.blocks[i](x, state.prepared[i], state.caches[i])
 
     def logits(self, state: VARState, x: Tensor) -> Tensor:
         return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

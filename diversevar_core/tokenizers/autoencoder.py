@@ -7,10 +7,11 @@ checkpoints; ``tokenizers/bsq.py`` renames Infinity's to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,9 +76,13 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        h = F.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h)  # one name for all, so that each is freed as the next is made
+        h = self.norm2(h)
+        h = F.silu(h, inplace=True)
+        h = self.conv2(h)
+        h += self.nin_shortcut(x)
+        return h
 
 
 class AttnBlock(nn.Module):
@@ -114,7 +119,38 @@ class Upsample(nn.Module):
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return doubled_conv(x, self.conv.weight.to(x), self.conv.bias.to(x))
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``Upsample`` with 4/9 of its products: (B, in, h, w) -> (B, out, 2 h, 2 w).
+
+    Of the doubled map's 3 x 3 pixels under a kernel (out, in, 3, 3) only 2 x 2 are different, and
+    which, alternates along both axes: so it is four convolutions of the map as it was, with the
+    weights of equal pixels added.
+    """
+    h, w = x.shape[-2:]
+    out = arranged(x.new_empty(len(x), len(weight), 2 * h, 2 * w))
+    padded = F.pad(x, (1, 1, 1, 1))
+    for i, rows in enumerate(merged(weight, 2)):
+        for j, kernel in enumerate(merged(rows, 3)):
+            seen = padded[:, :, i : i + h + 1, j : j + w + 1]
+            out[:, :, i::2, j::2] = F.conv2d(seen, kernel, bias)
+    return out
+
+
+def merged(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Three weights along an axis -> two, for even and for odd places of a doubled map."""
+    before, at, after = weight.unbind(dim)
+    even, odd = (before, at + after), (before + at, after)
+    return torch.stack(even, dim), torch.stack(odd, dim)
+
+
+def arranged(x: Tensor) -> Tensor:
+    """(B, C, h, w) with the channels last in memory on a CPU, whose convolutions gain by it."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Level(nn.Module):
@@ -139,12 +175,14 @@ class Level(nn.Module):
         )
         self.downsample = self.upsample = nn.Identity()  # a resolution change, where there is one
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order in which they are run; run one by one, none keeps another's input alive."""
         for i, block in enumerate(self.block):
-            x = block(x)
+            yield block
             if self.attn:
-                x = self.attn[i](x)
-        return self.upsample(self.downsample(x))
+                yield self.attn[i]
+        yield self.downsample
+        yield self.upsample
 
 
 class Middle(nn.Module):
@@ -182,10 +220,11 @@ class Encoder(nn.Module):
         self.conv_out = operations.Conv2d(widths[-1], config.latent, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(arranged(x))
         for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+            for layer in level.layers():
+                x = layer(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -215,10 +254,12 @@ class Decoder(nn.Module):
         self.conv_out = operations.Conv2d(widths[0], 3, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+        x = self.mid(self.conv_in(arranged(x)))
         for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            for layer in level.layers():
+                x = layer(x)
+        x = self.norm_out(x)
+        return self.conv_out(F.silu(x, inplace=True))
 
 
 def to_image(pixels: Tensor) -> Tensor:
