@@ -1,8 +1,8 @@
-"""Memory that Infinity takes: a scaled model's measured peak beside the arithmetic, then releases.
+"""Memory that Infinity and VAREdit take: scaled models' measured peaks, then the releases.
 
 ``python benchmarks/memory.py`` samples one guided 1M-pixel picture with small random models on a
 CPU, takes the peak of the process's memory above the weights, and divides it by what ``needs``
-reckons. The same arithmetic then gives the table for the released sizes, on a GPU in bfloat16.
+computes. The same arithmetic then gives the table for the released sizes, on a GPU in bfloat16.
 """
 
 import multiprocessing
@@ -29,22 +29,31 @@ PROMPT = 32  # tokens
 ROWS = 2  # of one guided picture
 STREAMS = 8  # float32 tensors (rows, tokens, width) alive at once in the last map's largest step
 GB = 1e9
+SCALED = [(width, depth, "generate") for width, depth in ((128, 4), (256, 4), (256, 8), (256, 16))]
+SCALED += [(256, 4, "edit")]
+RELEASED = {
+    "Infinity-2B": (2048, 32, 16, 32),
+    "Infinity-8B": (3584, 40, 28, 56),
+    "VAREdit-8B": (3584, 40, 28, 56, True),
+}
 
 
-def config(width: int, depth: int, heads: int, bits: int) -> InfinityConfig:
+def config(width: int, depth: int, heads: int, bits: int, edits: bool = False) -> InfinityConfig:
     """An Infinity of this size that reads flan-t5-xl."""
-    return InfinityConfig(
-        width, depth, heads, bits, 2048, 4 * width, 512, depth, True, sides=None, pixels="1M"
-    )
+    sizes = width, depth, heads, bits, 2048, 4 * width, 512, depth, True
+    return InfinityConfig(*sizes, sides=None, pixels="1M", edits=edits)
 
 
 def needs(sizes: InfinityConfig, itemsize: int) -> dict[str, float]:
     """Bytes of one guided picture: what is kept from map to map, and the last map's own."""
-    token = ROWS * sizes.width
+    token, source = ROWS * sizes.width, LAST * sizes.edits
+    # keys and values of one block, last map included; in front of them a source's, values last
+    block = 2 * (TOKENS + source) + TOKENS * sizes.edits
     return {
+        "source": 2 * token * source * sizes.depth * itemsize,
         "cache": 2 * token * (TOKENS - LAST) * sizes.depth * itemsize,
         "text": 2 * token * PROMPT * sizes.depth * itemsize,
-        "block": 2 * token * TOKENS * itemsize,  # keys and values of one block, last map included
+        "block": block * token * itemsize,
         "streams": STREAMS * token * LAST * 4,
     }
 
@@ -72,7 +81,8 @@ def measured(sizes: InfinityConfig) -> int:
             parameter.normal_(std=0.02)
     tokenizer = BSQ(AutoencoderConfig((32, 32), 1, sizes.bits, attention=False))
     settings = Settings((4.0,), "flat", (1.0,), top_k=0, top_p=1.0)
-    text = Text([torch.randn(PROMPT, sizes.text)])
+    source = torch.randn(1, sizes.bits, *SCHEDULE[-1].full) if sizes.edits else None
+    text = Text([torch.randn(PROMPT, sizes.text)], source=source)
     small = infinity_schedule(1.0, "0.06M")
     for schedule in (small, SCHEDULE):  # the first has torch allocate what it keeps for itself
         before = peak(reset=True)
@@ -83,26 +93,29 @@ def measured(sizes: InfinityConfig) -> int:
 
 def scaled() -> Iterator[str]:
     """Lines of the measurement."""
-    yield "| width, depth | measured GB | reckoned GB | ratio |"
+    yield "| width, depth | measured GB | computed GB | ratio |"
     yield "| --- | --- | --- | --- |"
-    for width, depth in ((128, 4), (256, 4), (256, 8), (256, 16)):
-        sizes = config(width, depth, width // 64, 32)
+    for width, depth, task in SCALED:
+        sizes = config(width, depth, width // 64, 32, task == "edit")
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             found = fresh.apply(measured, (sizes,)) / GB
-        reckoned = sum(needs(sizes, 4).values()) / GB
-        yield f"| {width}, {depth} | {found:.2f} | {reckoned:.2f} | {found / reckoned:.2f} |"
+        computed = sum(needs(sizes, 4).values()) / GB
+        ratio = found / computed
+        yield f"| {width}, {depth}, {task} | {found:.2f} | {computed:.2f} | {ratio:.2f} |"
 
 
 def released() -> Iterator[str]:
     """Lines of the table of releases."""
     yield "| model | weights | largest layer | cache | last map | everything loaded | streamed |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for name, sizes in (("2B", config(2048, 32, 16, 32)), ("8B", config(3584, 40, 28, 56))):
+    for name, numbers in RELEASED.items():
+        sizes = config(*numbers)
         whole, layer = weights(sizes)
         part = needs(sizes, 2)
-        kept, work = part["cache"] + part["text"], part["block"] + part["streams"]
+        kept = part["source"] + part["cache"] + part["text"]
+        work = part["block"] + part["streams"]
         numbers = (whole, layer, kept, work, whole + kept + work, 2 * layer + kept + work)
-        yield f"| Infinity-{name} | " + " | ".join(f"{n / GB:.2f}" for n in numbers) + " |"
+        yield f"| {name} | " + " | ".join(f"{n / GB:.2f}" for n in numbers) + " |"
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class Behind:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``KVCache.extend``, the source's (rows or one picture's rows, heads, m, c) in front."""
         k, v = self.cache.extend(k, v)
-        return in_front(self.k, k), in_front(self.v, v)
+        k = in_front(self.k, k)  # frees the keys alone before the values are joined
+        return k, in_front(self.v, v)
 
 
 def in_front(source: Tensor, x: Tensor) -> Tensor:

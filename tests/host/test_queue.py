@@ -12,14 +12,15 @@ def load(name: str, seed: int) -> dict:
     """A workflow in API format, with a seed of its own (else the host answers from its cache)."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     for node in prompt.values():
-        if node["class_type"] == "DiverseVARSampler":
+        if node["class_type"] in ("DiverseVARSampler", "DiverseVAREdit"):
             node["inputs"]["seed"] = seed
     return prompt
 
 
 def queue_five(host, first: int) -> list[dict]:
     """Queue five workflows at once and cancel the third once it runs; their history."""
-    names = ["text_to_image", "variations", "vanilla_and_diverse", "inpainting", "text_to_image"]
+    names = ["text_to_image", "edit_by_instruction", "vanilla_and_diverse", "inpainting"]
+    names += ["edit_by_instruction"]
     numbers = [
         json.loads(host.fetch("/prompt", {"prompt": load(name, first + i)}))["prompt_id"]
         for i, name in enumerate(names)
