@@ -1,26 +1,24 @@
 """Memory that Infinity and VAREdit take: scaled models' measured peaks, then the releases.
 
-``python benchmarks/memory.py`` samples one guided 1M-pixel picture with small random models on a
+``python -m benchmarks memory`` samples one guided 1M-pixel picture with small random models on a
 CPU, takes the peak of the process's memory above the weights, and divides it by what ``needs``
 computes. The same arithmetic then gives the table for the released sizes, on a GPU in bfloat16.
 """
 
 import multiprocessing
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from diversevar_core.conditions import Text  # noqa: E402
-from diversevar_core.families.infinity import Infinity, InfinityConfig  # noqa: E402
-from diversevar_core.sampler import sample  # noqa: E402
-from diversevar_core.schedule import infinity_schedule  # noqa: E402
-from diversevar_core.settings import Settings  # noqa: E402
-from diversevar_core.tokenizers.autoencoder import AutoencoderConfig  # noqa: E402
-from diversevar_core.tokenizers.bsq import BSQ  # noqa: E402
+from diversevar_core.conditions import Text
+from diversevar_core.families.infinity import Infinity, InfinityConfig
+from diversevar_core.sampler import sample
+from diversevar_core.schedule import infinity_schedule
+from diversevar_core.settings import Settings
+from diversevar_core.tokenizers.autoencoder import AutoencoderConfig
+from diversevar_core.tokenizers.bsq import BSQ
+
+from .meter import peak, return_freed_memory
 
 SCHEDULE = infinity_schedule(1.0, "1M")
 LAST = SCHEDULE[-1].tokens
@@ -65,14 +63,6 @@ def weights(sizes: InfinityConfig) -> tuple[int, int]:
     return sum(layers), max(layers)
 
 
-def peak(reset: bool = False) -> int:
-    """Highest resident memory of this process, in bytes, since it was last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def measured(sizes: InfinityConfig) -> int:
     """Bytes above the weights at the peak of one guided picture in float32."""
     model = Infinity(sizes).eval()
@@ -85,10 +75,10 @@ def measured(sizes: InfinityConfig) -> int:
     text = Text([torch.randn(PROMPT, sizes.text)], source=source)
     small = infinity_schedule(1.0, "0.06M")
     for schedule in (small, SCHEDULE):  # the first has torch allocate what it keeps for itself
-        before = peak(reset=True)
+        before = peak("cpu", reset=True)
         for _ in sample(model, tokenizer, text, schedule, settings, seeds=[0]):
             pass
-    return peak() - before
+    return peak("cpu") - before
 
 
 def scaled() -> Iterator[str]:
@@ -118,8 +108,9 @@ def released() -> Iterator[str]:
         yield f"| {name} | " + " | ".join(f"{n / GB:.2f}" for n in numbers) + " |"
 
 
-if __name__ == "__main__":
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed leaves the process at once
+def main() -> None:
+    """Print both tables."""
+    return_freed_memory()
     for part in (scaled, released):
         for row in part():
             print(row, flush=True)

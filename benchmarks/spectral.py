@@ -1,18 +1,15 @@
 """SSR by a small eigendecomposition beside SSR by a singular value decomposition.
 
-``python benchmarks/spectral.py [device]`` prints milliseconds (median of 20) and their ratio, for
+``python -m benchmarks spectral`` prints milliseconds (median of 20) and their ratio, for
 the default maps at the widths of released models, two guidance rows each.
 """
 
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from diversevar_core.spectral import reweight  # noqa: E402
+from diversevar_core.spectral import reweight
 
 RATE = -1.0
 
@@ -33,15 +30,11 @@ def milliseconds(call, x: torch.Tensor) -> float:
     return statistics.median(times[2:])
 
 
-def main() -> None:
-    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+def main(device: str) -> None:
+    """Print the table."""
     print("tokens x width      svd      eigh    svd / eigh")
     for side in (4, 6, 8):
         for width in (1024, 2048, 3584):
             x = torch.randn(2, side * side, width, device=device)
             svd, eigh = milliseconds(by_svd, x), milliseconds(lambda x: reweight(x, RATE), x)
             print(f"{side**2:6} x {width:5} {svd:8.2f} {eigh:9.2f} {svd / eigh:11.1f}")
-
-
-if __name__ == "__main__":
-    main()

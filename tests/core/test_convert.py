@@ -39,7 +39,7 @@ def pixels(case, folder, **files):
     for name, path in files.items():
         setattr(args, name, path)
     job = prepare(args)
-    steps = job.run(job.settings, [])
+    _, steps = job.run(job.settings, [])
     return steps[-1].f_hat, job.picture(steps)
 
 

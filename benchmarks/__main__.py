@@ -1,0 +1,45 @@
+"""Speed and memory: ``python -m benchmarks speed infinity-125m --against ../Infinity``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diversevar_core.schedule import PIXELS
+
+from . import memory, spectral, speed
+from .shapes import SHAPES
+
+
+def parser() -> argparse.ArgumentParser:
+    """All measurements and their options."""
+    top = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    commands = top.add_subparsers(required=True)
+
+    one = commands.add_parser("speed", help="every stage of a picture; or beside an original")
+    one.set_defaults(run=speed.run)
+    one.add_argument("shape", choices=tuple(SHAPES))
+    one.add_argument("--model", help="transformer file, in place of random weights")
+    one.add_argument("--vq", help="its tokenizer")
+    one.add_argument("--against", type=Path, help="checkout of FoundationVision/VAR or /Infinity")
+    one.add_argument("--batch", type=int, default=1)
+    one.add_argument("--pixels", choices=tuple(PIXELS), help="default: the model's")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--dtype", choices=tuple(speed.DTYPES), default="float32")
+    one.add_argument("--diversity", type=float, default=0.0, help="strength of SSR and SAR")
+    one.add_argument("--tries", type=int, default=5)
+    one.add_argument("--json", type=Path, help="write all numbers to this file")
+    one.add_argument("--plot", help="draw the stages into this PNG")
+
+    two = commands.add_parser("memory", help="Infinity's memory: arithmetic beside measurement")
+    two.set_defaults(run=lambda args: memory.main())
+
+    three = commands.add_parser("spectral", help="SSR beside a singular value decomposition")
+    three.set_defaults(run=lambda args: spectral.main(args.device))
+    three.add_argument("--device", default="cpu")
+    return top
+
+
+if __name__ == "__main__":
+    args = parser().parse_args()
+    args.run(args)
