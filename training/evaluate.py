@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -267,6 +267,7 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         for title, name in ways.items()
     }
     known = [concept.prompt for concept in bench.data.concepts]
+    bench = replace(bench, seeds=8)
     columns = []
     for title, row in ways.items():
         lines = [
