@@ -219,7 +219,7 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     other.add_argument(
         "--repulsion", type=float, default=0.0, help="how strongly pictures of a batch push apart"
     )
-    other.add_argument("--repulsion-side", type=int, default=2, help="up to which map they push")
+    other.add_argument("--repulsion-side", type=int, default=4, help="up to which map they push")
     other.add_argument(
         "--adaptive", type=float, default=0.0, help="adaptive logits scaling, 0 (off) to 1"
     )

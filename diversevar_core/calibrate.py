@@ -35,9 +35,11 @@ LADDER = (
     Preset(guide_from=2),
     Preset(guide_from=4),
     Preset(guide_from=6),
-    Preset(starts=32),
     Preset(guide_from=4, starts=32),
-    Preset(guide_from=4, starts=32, repulsion=2.0),
+    Preset(guide_from=4, repulsion=2.0),
+    Preset(guide_from=4, repulsion=4.0),
+    Preset(guide_from=4, repulsion=8.0),
+    Preset(guide_from=4, starts=32, repulsion=4.0),
 )
 RESAMPLES = 2000
 
@@ -132,7 +134,7 @@ def write(path: Path, about: dict[str, object], rungs: Sequence[Rung], chosen: R
         raise ValueError(f"The calibration cannot be saved to {path} ({error}).") from error
 
 
-def choose(rungs: Sequence[Rung], tolerance: float = 0.25) -> Rung:
+def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
     """The most different rung that follows the prompts nearly as well as the published settings.
 
     The first rung is the published one. A rung may lose ``tolerance`` of its alignment, and of its

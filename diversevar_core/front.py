@@ -17,25 +17,32 @@ INK, GRID, CHOSEN, OTHER = "#222222", "#e4e6e8", "#d9541e", "#3b6ea5"
 
 
 def front_plot(rungs: Sequence[Rung], chosen: Rung | None = None) -> Tensor:
-    """A numbered point a rung with its 95 % intervals, the chosen one orange: (3, H, W) in 0..1."""
+    """A numbered point a rung with its 95 % intervals, the chosen one orange: (3, H, W) in 0..1.
+
+    Alignment is shown against the first rung's, prompt by prompt: prompts differ more than rungs.
+    """
+    aligned = [
+        [own - first for own, first in zip(rung.alignment, rungs[0].alignment, strict=True)]
+        for rung in rungs
+    ]
     canvas = Image.new("RGB", SIZE, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     right, low = SIZE[0] - KEY, SIZE[1] - BOTTOM
-    x = Axis([interval(rung.alignment) for rung in rungs], LEFT, right)
+    x = Axis([interval(values) for values in aligned], LEFT, right)
     y = Axis([interval(rung.diversity) for rung in rungs], low, TOP)
     draw.rectangle((LEFT, TOP, right, low), outline=GRID)
     for share in (0.0, 0.5, 1.0):
         across, up = LEFT + share * (right - LEFT), low + share * (TOP - low)
         draw.text((across, low + 8), f"{x.value(across):.0f}", INK, font, anchor="mt")
         draw.text((LEFT - 8, up), f"{y.value(up):.3f}", INK, font, anchor="rm")
-    words = "follows the prompt: the model's own judgement, nats a picture"
+    words = "follows the prompt: the model's own judgement, nats a picture against 1"
     draw.text(((LEFT + right) / 2, low + 36), words, INK, font, anchor="mt")
     draw.text((LEFT, 8), "pictures differ: mean distance", INK, font)
-    for i, rung in enumerate(rungs):
+    for i, (rung, values) in enumerate(zip(rungs, aligned, strict=True)):
         colour = CHOSEN if rung == chosen else OTHER
-        across, up = x(mean(rung.alignment)), y(mean(rung.diversity))
+        across, up = x(mean(values)), y(mean(rung.diversity))
         for ends, horizontal in (
-            (interval(rung.alignment), True),
+            (interval(values), True),
             (interval(rung.diversity), False),
         ):
             begin, end = ((x(e), up) if horizontal else (across, y(e)) for e in ends)

@@ -18,7 +18,7 @@ class Preset:
     """Strengths; these defaults are the model as published.
 
     guide_from: of ``Settings``. starts: candidates of ``Starts``. ssr, sar: of ``DiverseVAR``.
-    repulsion: of ``Repulsion``, at the first two maps.
+    repulsion: of ``Repulsion``.
     """
 
     guide_from: int = 0
@@ -36,7 +36,7 @@ class Preset:
         own = (
             Starts(self.starts),
             DiverseVAR(ssr=self.ssr, sar=self.sar),
-            Repulsion(self.repulsion, side=2),
+            Repulsion(self.repulsion),
         )
         chained = {type(method) for method in chain}
         return (*(method for method in own if type(method) not in chained and acts(method)), *chain)
@@ -51,15 +51,15 @@ DEFAULTS = asdict(Preset())
 
 def acts(method: Method) -> bool:
     """Whether a preset's method is on."""
-    off = (Starts(1), DiverseVAR(), Repulsion(0.0, side=2))
+    off = (Starts(1), DiverseVAR(), Repulsion(0.0))
     return method not in off
 
 
 # measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
 PRESETS = {
     "as published": Preset(),
-    "balanced": Preset(guide_from=4, starts=64),
-    "most different": Preset(guide_from=4, starts=64, repulsion=2.0),
+    "balanced": Preset(guide_from=4),
+    "most different": Preset(guide_from=4, starts=64, repulsion=4.0),
     "SSR + SAR as in the paper": Preset(ssr=0.5, sar=0.25),
 }
 

@@ -23,7 +23,7 @@ class RepulsionNode(io.ComfyNode):
                 chained(),
                 io.Float.Input(
                     "strength",
-                    default=2.0,
+                    default=4.0,
                     min=0.0,
                     max=16.0,
                     step=0.1,
@@ -32,10 +32,10 @@ class RepulsionNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "side",
-                    default=2,
+                    default=4,
                     min=1,
                     max=128,
-                    tooltip="Push at the token maps up to this side: 1 and 2 decide the idea.",
+                    tooltip="Push at the token maps up to this side, which decide the idea.",
                 ),
             ],
             outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],

@@ -42,16 +42,17 @@ class Spectrum(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "diversity",
+                    display_name="ssr and sar",
                     default=1.0,
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="As on the sampler.",
+                    tooltip="Half of it is the strength of SSR, a quarter that of SAR.",
                 ),
                 Method.Input(
                     "method",
                     optional=True,
-                    tooltip="From SSR and SAR (advanced); takes the place of diversity.",
+                    tooltip="From SSR and SAR (advanced); takes the place of these.",
                 ),
             ],
             outputs=[

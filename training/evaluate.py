@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.pictures import captioned_rows, to_pil
+from diversevar_core.presets import PRESETS
 from diversevar_core.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR, calibrated
@@ -66,7 +67,6 @@ class Row:
     tau: tuple[float, ...] = (0.5,)
     methods: tuple[Method, ...] = ()
     guide_from: int = 0
-    starts: Starts = field(default_factory=lambda: Starts(1))
 
 
 # site, sides, and pairs of SSR and SAR: the paper's, on the whole transformer or on every block, at
@@ -79,53 +79,54 @@ GRID = (
     ("block", (1, 2), ((0.5, 0), (1, 0), (0, 1), (1, 0.5))),
 )
 
-STARTS = (1, 16, 64, 128, 256)
-STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of repulsion
-SCALINGS = (0.25, 0.5, 0.75, 1.0)  # strengths of adaptive scaling
-NOISES = ((0.1, 0.9), (0.25, 0.9), (0.1, 1.25), (0.25, 1.25), (0.5, 1.25))  # strength, end
-SEARCHES = ((4, 0), (4, 1), (8, 1))  # candidates, maps ahead
+METHODS: dict[str, tuple[str, tuple[Method, ...]]] = {
+    **{
+        f"starts {n}, side {side}": ("starts", (Starts(n, side),))
+        for n in (16, 64, 256)
+        for side in (2, 6)
+    },
+    **{
+        f"repulsion {strength:g} to side {side}": ("repulsion", (Repulsion(strength, side),))
+        for strength in (1.0, 2.0, 4.0, 8.0)
+        for side in (1, 2, 4, 6)
+    },
+    **{
+        f"starts 64, side {side}, repulsion {strength:g} to side 4": (
+            "starts and repulsion",
+            (Starts(64, side), Repulsion(strength, 4)),
+        )
+        for side in (2, 6)
+        for strength in (2.0, 4.0, 8.0)
+    },
+    **{
+        f"adaptive scaling {strength:g}": ("adaptive scaling", (AdaptiveScaling(strength),))
+        for strength in (0.25, 0.5, 0.75, 1.0)
+    },
+    **{
+        f"text noise {strength:g} to {end:g}": ("text noise", (TextNoise(strength, end_time=end),))
+        for strength in (0.05, 0.1, 0.25, 0.5)
+        for end in (0.9, 1.25)
+    },
+    **{
+        f"path search {n}, {ahead} ahead": ("path search", (PathSearch(n, ahead),))
+        for n, ahead in ((4, 0), (4, 1), (8, 1))
+    },
+    **{
+        f"SSR {strength:g}, SAR {strength / 2:g}, features, sides 4 6": (
+            "DiverseVAR features",
+            (DiverseVAR(strength, strength / 2, site="features"),),
+        )
+        for strength in (0.25, 0.5, 1.0, 2.0)
+    },
+}
 
 
 def method_rows() -> list[Row]:
-    """Every other method at several strengths, on the published settings and guided late."""
-    found = []
-    for late in (0, 2, 4, 6):
-        base = f"guide_from {late}"
-        for starts in STARTS:
-            for side in (6,) if starts == 1 else (2, 4, 6):
-                chosen = Starts(starts, side)
-                kind = "late guidance" if starts == 1 else "starts"
-                name = f"{base}, starts {starts}, side {side}"
-                found.append(Row(name, kind, guide_from=late, starts=chosen))
-        others: list[tuple[str, Method]] = []
-        for strength in STRENGTHS:
-            for side in (1, 2, 4, 6):
-                method = Repulsion(strength, side)
-                others.append((f"repulsion {strength:g} to side {side}", method))
-        others += [(f"adaptive scaling {s:g}", AdaptiveScaling(s)) for s in SCALINGS]
-        others += [
-            (f"text noise {s:g} to {end:g}", TextNoise(s, end_time=end)) for s, end in NOISES
-        ]
-        others += [
-            (f"path search {n}, {ahead} ahead", PathSearch(n, ahead)) for n, ahead in SEARCHES
-        ]
-        others += [
-            (f"SSR {s:g}, SAR {s / 2:g}, features", DiverseVAR(s, s / 2, site="features"))
-            for s in (0.5, 1.0, 2.0)
-        ]
-        for name, method in others:
-            kind = name.split(" ", 1)[0].removesuffix(",")
-            found.append(Row(f"{base}, {name}", kind, methods=(method,), guide_from=late))
-        for strength in STRENGTHS:
-            for starts in (64, 256):
-                name = f"{base}, starts {starts}, side 6, repulsion {strength:g} to side 2"
-                method = Repulsion(strength, 2)
-                found.append(Row(name, "pairs", (4.0,), (0.5,), (method,), late, Starts(starts, 6)))
-        for starts in (64, 256):
-            for cfg, tau in ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7), (4.0, 0.7), (4.0, 0.35)):
-                name = f"{base}, starts {starts}, side 6, cfg {cfg:g}, tau {tau:g}"
-                chosen = Starts(starts, 6)
-                found.append(Row(name, "pairs", (cfg,), (tau,), (), late, chosen))
+    """The other methods, on the published settings and on late guidance."""
+    found = [Row("guide_from 4", "late guidance", guide_from=4)]
+    for late in (0, 4):
+        for name, (kind, methods) in METHODS.items():
+            found.append(Row(f"guide_from {late}, {name}", kind, methods=methods, guide_from=late))
     return found
 
 
@@ -170,7 +171,8 @@ class Bench:
         settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, guide_from=row.guide_from)
         models, schedule = (self.model, self.tokenizer), self.model.schedule()
         how = (*models, text, schedule, settings)
-        seeds = choose_starts(row.starts, self.seeds, *how, first, row.methods)
+        starts = next((one for one in row.methods if isinstance(one, Starts)), Starts(1))
+        seeds = choose_starts(starts, self.seeds, *how, first, row.methods)
         steps = list(sample(*how, seeds, methods=row.methods))
         maps = [step.tokens[:JUDGED] for step in steps]
         judged = self_alignment(*models, maps, text.repeat(len(maps[0])), schedule)
@@ -243,13 +245,18 @@ def tokenizer_figures(bench: Bench) -> dict[str, float]:
 
 
 def contact_sheet(bench: Bench, path: Path) -> None:
-    """Prompts by rows, the same eight seeds three times: as it is, with DiverseVAR, guided late."""
+    """Prompts by rows, eight pictures of each as published, with SSR and SAR, most different."""
     ways = {
-        "as published": Row("", ""),
-        "DiverseVAR, diversity 1": Row("", "", methods=(calibrated(1.0),)),
-        "guided from side 4 on": Row("", "", (1.0, 1.0, 4.0), (1.0, 1.0, 0.5)),
+        "as published": "as published",
+        "SSR and SAR": "SSR + SAR as in the paper",
+        "most different": "most different",
+    }
+    ways = {
+        title: Row("", "", methods=PRESETS[name].methods(), guide_from=PRESETS[name].guide_from)
+        for title, name in ways.items()
     }
     known = [concept.prompt for concept in bench.data.concepts]
+    bench = replace(bench, seeds=8)
     columns = []
     for title, row in ways.items():
         lines = [
@@ -261,10 +268,30 @@ def contact_sheet(bench: Bench, path: Path) -> None:
     to_pil(torch.cat(columns, dim=2)).save(path)
 
 
+def rank_correlation(rows: Sequence[dict]) -> tuple[float, float, float]:
+    """Spearman's, of the model's own alignment and concept top-1, and its interval over rows."""
+    pairs = torch.tensor([[row["alignment"][0], row["top-1"][0]] for row in rows])
+    pairs = pairs[pairs.isfinite().all(dim=1)]
+    generator = torch.Generator().manual_seed(SEED)
+    picks = torch.randint(len(pairs), (RESAMPLES, len(pairs)), generator=generator)
+    found = torch.tensor([spearman(pairs[pick]) for pick in picks]).sort().values
+    low, high = found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES)]
+    return spearman(pairs), low.item(), high.item()
+
+
+def spearman(pairs: Tensor) -> float:
+    """Correlation of the ranks of two columns (N, 2); ties share their mean rank."""
+    below = (pairs[:, None] > pairs[None]).double().sum(dim=1)
+    tied = (pairs[:, None] == pairs[None]).double().sum(dim=1)
+    return torch.corrcoef((below + tied / 2).T)[0, 1].item()
+
+
 def table(report: dict) -> str:
     """The report as Markdown."""
     lines = [f"{title}: " + ", ".join(f"{k} {v:.3g}" for k, v in report[title].items())
              for title in ("judge", "tokenizer")]  # fmt: skip
+    found = "{:.3f} ({:.3f}-{:.3f})".format(*rank_correlation(list(report["rows"].values())))
+    lines.append(f"rank correlation of the model's own alignment with concept top-1: {found}")
     lines += ["", "| row | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
     for name, row in report["rows"].items():
         cells = (f"{row[m][0]:.3f} ({row[m][1]:.3f}-{row[m][2]:.3f})" for m in METRICS)

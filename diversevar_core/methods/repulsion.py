@@ -24,7 +24,7 @@ class Repulsion(Method):
     what it is alone; the others depend on the company.
     """
 
-    strength: float = 1.0
+    strength: float = 4.0
     side: int = 4
     together = True
     order = 5
