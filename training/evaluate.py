@@ -52,6 +52,7 @@ from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
+RESAMPLES = 1000
 SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
 METRICS = ("top-1", "top-5", "designs", "modes", "distance", "alignment", "likelihood")
 JUDGED = 4  # pictures a prompt that the model judges itself
