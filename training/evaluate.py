@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.diversity.emoji import designs_and_modes
-from benchmarks.diversity.metrics import frechet, interval
+from benchmarks.diversity.metrics import RESAMPLES, frechet, interval
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.infinity import Infinity
@@ -52,7 +52,6 @@ from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
-RESAMPLES = 1000
 SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
 METRICS = ("top-1", "top-5", "designs", "modes", "distance", "alignment", "likelihood")
 JUDGED = 4  # pictures a prompt that the model judges itself
