@@ -100,13 +100,17 @@ def sample_sheet(model: Infinity, tokenizer: BSQ, text: TextEncoder, path: Path)
     contact_sheet(pixels.numpy(), 12).save(path)
 
 
-def export(model: Infinity, text: TextEncoder, folder: Path) -> None:
-    """Write transformer and text encoder as bfloat16 safetensors in the official layouts."""
+def export(model: Infinity, text: TextEncoder, folder: Path, **facts: str) -> None:
+    """Write transformer and text encoder as bfloat16 safetensors in the official layouts.
+
+    facts: more about the transformer, for its header.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         re.sub("^blocks", "block_chunks.0.module", n): t for n, t in model.state_dict().items()
     }
-    header = {"patch_nums": json.dumps(model.config.sides)}
+    facts = {"patch_nums": model.config.sides} | facts
+    header = {name: json.dumps(value) for name, value in facts.items()}
     write(folder / "transformer.safetensors", tensors, header)
     write(folder / "text_encoder.safetensors", text.encoder.state_dict(), {})
     text.tokenizer.save(str(folder / "tokenizer.json"))

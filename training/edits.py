@@ -1,0 +1,284 @@
+"""Fine-tune the emoji model to edit pictures by instruction: ``python -m training.edits``.
+
+VAREdit, arXiv 2508.15772: the source picture's features pass through all blocks before the first
+map; the first block sees their keys and values at each map's own size, the others in full. Here
+source and maps are one teacher-forced sequence. Resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.families.blocks import Rotary
+from diversevar_core.families.infinity import MAPS, ROTARY_BASE, Infinity, Text
+from diversevar_core.schedule import Schedule
+from diversevar_core.text import load_text_encoder
+
+from .data import contact_sheet, load
+from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
+from .loop import Log, learning_rate
+from .teacher import levels, losses, self_correcting, whole_rotary
+from .text import build_encoder, build_tokenizer, encode, tokenize
+from .tokenizer import to_pixels
+from .transformer import Run, export, optimizers
+
+BATCH, PEAK, WARMUP, SEED = 32, 1.5e-3, 50, 2
+LONGEST = 16  # text tokens of a training batch
+DROPPED = 0.1  # share of instructions replaced by the unconditional rows; the source stays
+
+
+def source_rotary(model: Infinity, schedule: Schedule) -> Rotary:
+    """Angles of the source's tokens: the last map's positions, moved by the full map's size."""
+    last, (full_h, full_w) = schedule[-1], MAPS[1.0][-1]
+    c = model.config.width // model.config.heads
+    frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, c // 2, 2).float() / (c // 2))
+    rows = (torch.arange(last.h) * (full_h / last.h)).round() + full_h
+    columns = (torch.arange(last.w) * (full_w / last.w)).round() + full_w
+    row, column = (t.flatten() for t in torch.meshgrid(rows, columns, indexing="ij"))
+    angles = torch.cat((torch.outer(row, frequencies), torch.outer(column, frequencies)), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+class ResizedSource:
+    """Stands in for the first block's cache: appends the source's keys and values at every map's
+    size, area-resized from the last map's."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, source + maps, c) -> with the resized source behind."""
+        return self.behind(k), self.behind(v)
+
+    def behind(self, x: Tensor) -> Tensor:
+        last = self.schedule[-1]
+        source = rearrange(x[:, :, : last.tokens], "r n (h w) c -> r (n c) h w", h=last.h)
+        copies = [
+            F.interpolate(source, size=(scale.h, scale.w), mode="area") for scale in self.schedule
+        ]
+        heads = x.shape[1]
+        resized = [rearrange(copy, "r (n c) h w -> r n (h w) c", n=heads) for copy in copies]
+        return torch.cat((x, *resized), dim=2)
+
+
+class Teacher(NamedTuple):
+    """What every pass needs, S source tokens and L of the maps.
+
+    first: mask (1, 1, S + L, S + L + L) of the first block, whose last keys are the resized
+    source's; mask: (1, 1, S + L, S + L) of the others; rotary: of source and maps; level (L,);
+    weight (L,) of each token's loss.
+    """
+
+    first: Tensor
+    mask: Tensor
+    rotary: Rotary
+    level: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, model: Infinity, schedule: Schedule) -> Teacher:
+        level, source = levels(schedule), schedule[-1].tokens
+        causal = level[:, None] >= level
+        own = level[:, None] == level
+        n, m = source, len(level)
+        first = torch.zeros(n + m, n + m + m, dtype=torch.bool)
+        first[:n, :n] = True
+        first[n:, n : n + m] = causal
+        first[n:, n + m :] = own
+        mask = torch.zeros(n + m, n + m, dtype=torch.bool)
+        mask[:, :n] = True
+        mask[n:, n:] = causal
+        weight = torch.cat([torch.full((s.tokens,), s.tokens**-0.5) for s in schedule])
+        angles = whole_rotary(model, schedule, torch.device("cpu"))
+        rotary = tuple(
+            torch.cat(parts) for parts in zip(source_rotary(model, schedule), angles, strict=True)
+        )
+        return cls(first[None, None], mask[None, None], rotary, level, weight / weight.mean())
+
+
+def forward(
+    model: Infinity,
+    teacher: Teacher,
+    rows: list[Tensor],
+    source: Tensor,
+    inputs: Tensor,
+    longest: int = LONGEST,
+) -> Tensor:
+    """Logits (B, L, bits, 2) of all maps at once.
+
+    rows: text features (length, Ct) a picture, padded to ``longest``; source (B, d, h, w): its
+    encoder features; inputs (B, L - 1, bits): of all maps but the first.
+    """
+    schedule = model.schedule()
+    state = model.start(schedule, guided=False)
+    model.condition(state, Text(rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    text_mask = (torch.arange(longest) < lengths[:, None])[:, None, None]
+    text = F.pad(state.text, (0, 0, 0, longest - state.text.shape[1]))
+    start = state.condition.unsqueeze(1) + model.pos_start
+    tokens = rearrange(source, "b d h w -> b (h w) d")
+    words = model.word_embed(torch.cat((tokens, inputs), dim=1)).float()
+    n = tokens.shape[1]
+    level = torch.cat((torch.full((n,), schedule[-1].k), teacher.level))
+    x = torch.cat((words[:, :n], start, words[:, n:]), dim=1) + model.lvl_embed(level)
+    for i, block in enumerate(model.blocks):
+        cache, mask = (ResizedSource(schedule), teacher.first) if i == 0 else (None, teacher.mask)
+        memory = block.ca.memory(text)
+        x = block(x, state.terms, memory, text_mask, cache, teacher.rotary, mask)
+    return model.logits(state, x[:, n:]).float().unflatten(-1, (-1, 2))
+
+
+@torch.no_grad()
+def sample(
+    model: Infinity,
+    tokenizer: nn.Module,
+    rows: list[Tensor],
+    source: Tensor,
+    cfg: float,
+    tau: float,
+    seed: int,
+) -> Tensor:
+    """Plain sampling, every map by a pass over all so far -> f_hat (B, d, h, w)."""
+    schedule = model.schedule()
+    teacher, generator = Teacher.of(model, schedule), torch.Generator().manual_seed(seed)
+    bits, total = model.config.bits, sum(scale.tokens for scale in schedule)
+    inputs = torch.zeros(len(rows), total - 1, bits)
+    f_hat, done = None, 0
+    empty = [model.cfg_uncond[: len(row)] for row in rows]
+    longest = max(len(row) for row in rows)
+    for scale in schedule:
+        logits = forward(model, teacher, rows, source, inputs, longest)
+        if cfg != 1:
+            free = forward(model, teacher, empty, source, inputs, longest)
+            logits = cfg * logits + (1 - cfg) * free
+        own = logits[:, done : done + scale.tokens] / tau
+        drawn = torch.bernoulli(own.softmax(dim=-1)[..., 1], generator=generator)
+        f_hat, features = tokenizer.accumulate(f_hat, drawn, scale, schedule)
+        done += scale.tokens
+        if features is not None:
+            inputs[:, done - 1 : done - 1 + features.shape[1]] = features
+    return f_hat
+
+
+def warm_start(folder: Path, instructions: Sequence[str]) -> tuple[nn.ModuleDict, Tokenizer]:
+    """The included transformer and text encoder, whose vocabulary grows by the instructions' words.
+
+    New words start from fresh vectors.
+    """
+    torch.manual_seed(SEED)
+    model = load_model(folder / "transformer.safetensors")
+    text = load_text_encoder(folder / "text_encoder.safetensors")
+    words = build_tokenizer(instructions)
+    encoder = build_encoder(words.get_vocab_size())
+    vectors = encoder.shared.weight.detach().clone()
+    known = text.encoder.state_dict()
+    vectors *= known["shared.weight"].std() / vectors.std()
+    for word, place in words.get_vocab().items():
+        old = text.tokenizer.token_to_id(word)
+        if old is not None:
+            vectors[place] = known["shared.weight"][old]
+    tables = {"shared.weight": vectors, "encoder.embed_tokens.weight": vectors}
+    encoder.load_state_dict(known | tables)
+    models = nn.ModuleDict({"model": model, "text": encoder})
+    return models.train().requires_grad_(True), words
+
+
+class EditRun(Run):
+    """A run that starts from the included model."""
+
+    def __init__(self, start: Path, instructions: Sequence[str]):
+        self.models, self.words = warm_start(start, instructions)
+        self.average, _ = warm_start(start, instructions)
+        self.average.eval().requires_grad_(False)
+        self.optimizers = optimizers(self.models["model"], self.models["text"])
+        self.step = 0
+
+
+def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+    """Encoder features (B, d, h, w) of the edits' sources and targets, float32."""
+    return tuple(
+        pool.features[[pool.row(cell) for cell in chosen]].float()
+        for chosen in zip(*((edit.source, edit.target) for edit in edits), strict=True)
+    )
+
+
+@torch.compiler.set_stance("force_eager")
+def sample_sheet(run: EditRun, tokenizer: nn.Module, pool: Pool, maker: Maker, path: Path) -> None:
+    """Held out edits of every kind, 8 each: source, target and two samples."""
+    rng = random.Random(SEED)
+    edits = [maker.draw(kind, rng, held_out=True) for kind in trained() for _ in range(8)]
+    source, _ = cells(pool, edits)
+    rows = run.text()([edit.instruction for edit in edits])
+    shown = [pool.pictures([e.source for e in edits]), pool.pictures([e.target for e in edits])]
+    for seed in (0, 1):
+        f_hat = sample(run.average["model"], tokenizer, rows, source, 2.0, 0.7, seed)
+        shown.append(to_pixels(tokenizer.decode(f_hat)))
+    sheet = torch.stack(shown).unflatten(1, (-1, 8)).permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
+    contact_sheet(sheet.numpy(), 32).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.edits", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
+    parser.add_argument("--start", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--folder", type=Path, default=Path("edit-training"))
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--export", type=Path, help="only write the checkpoint's weights here")
+    args = parser.parse_args()
+
+    data = load(args.data)
+    run, checkpoint = EditRun(args.start, all_instructions(data)), args.folder / "edits.ckpt"
+    run.resume(checkpoint)
+    if args.export:
+        export(run.average["model"], run.text(), args.export, task="edit")
+        return
+
+    tokenizer = load_tokenizer(args.start / "tokenizer.safetensors")
+    pool = load_pool(data, tokenizer, args.folder / "pool.pt")
+    maker, (model, encoder) = Maker(pool), (run.models["model"], run.models["text"])
+    schedule = model.schedule()
+    teacher = Teacher.of(model, schedule)
+    for block in model.blocks[1:]:
+        block.compile()
+    log = Log(every=25)
+    kinds = trained()
+    while run.step < args.steps:
+        rng = random.Random(SEED + run.step)
+        generator = torch.Generator().manual_seed(SEED + run.step)
+        edits = [
+            maker.draw(kind, rng) for kind in rng.choices(list(kinds), kinds.values(), k=BATCH)
+        ]
+        source, target = cells(pool, edits)
+        ids, lengths = tokenize(run.words, [edit.instruction for edit in edits])
+        batch = self_correcting(tokenizer, target, schedule, generator)
+        dropped = torch.rand(BATCH, generator=generator) < DROPPED
+        with torch.autocast("cpu", torch.bfloat16):
+            rows = encode(encoder, ids, lengths)
+            rows = [
+                model.cfg_uncond[: len(row)] if drop else row
+                for row, drop in zip(rows, dropped.tolist(), strict=True)
+            ]
+            logits = forward(model, teacher, rows, source, batch.inputs)
+        parts = losses(logits, batch.targets, teacher)
+        run.update(parts["loss"], learning_rate(run.step, args.steps, PEAK, WARMUP))
+        log(run.step, {name: part.detach() for name, part in parts.items()})
+        if run.step % 50 == 0 or run.step == args.steps:
+            run.save(checkpoint)
+        if run.step % 500 == 0:
+            sheet = args.folder / f"edits-{run.step:05d}.png"
+            sample_sheet(run, tokenizer, pool, maker, sheet)
+
+
+if __name__ == "__main__":
+    main()

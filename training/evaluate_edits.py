@@ -1,0 +1,207 @@
+"""Judge the editing model: ``python -m training.evaluate_edits``.
+
+Held out edits of every kind. Whether an edit was done is measured in the picture (hue, chroma,
+size, distance to the mirrored source) or, for concept and design, said by a classifier
+(``judge.py``) trained on the real pictures in all states, which also says whether the rest was
+kept. Beside the samples stand two yardsticks: the source left as it is, and the target through
+the tokenizer; PSNR is to the target, the only right answer where colours change. Writes edits.md
+and edits.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.text import load_text_encoder
+
+from .data import PIXELS, Data, contact_sheet, load, to_model
+from .edits import cells, sample
+from .edits_data import (
+    COLOURS,
+    SMALL,
+    STATES,
+    Edit,
+    Maker,
+    in_state,
+    load_pool,
+    to_oklab,
+    trained,
+)
+from .evaluate import interval
+from .judge import Verdict, load_judge
+from .tokenizer import psnr, reconstruct, to_pixels
+
+SEED = 5
+GREY = 0.035  # most mean chroma (Oklab, of the figure) of a picture without colour
+
+
+def all_states(data: Data) -> Data:
+    """The data in every state, for the judge to learn."""
+    pictures = torch.cat([in_state(data.pictures, state) for state in STATES])
+    times = len(STATES)
+    return Data(pictures, data.concept.repeat(times), data.design.repeat(times), data.concepts)
+
+
+def figure(pictures: Tensor) -> Tensor:
+    """How much of the figure each pixel is, (N, H, W) in 0..1: its distance from white."""
+    return ((255 - pictures.float()).mean(dim=-1) / 60).clamp(max=1)
+
+
+def colour_of(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Hue in degrees of the mean colour vector, and mean chroma, of each picture's figure (N,)."""
+    lab, weight = to_oklab(pictures.float() / 255), figure(pictures)
+    a, b = ((lab[..., i] * weight).sum((1, 2)) for i in (1, 2))
+    chroma = (lab[..., 1:].norm(dim=-1) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    return torch.rad2deg(torch.atan2(b, a)) % 360, chroma
+
+
+def error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean square difference (N,) of pictures (N, H, W, 3), each blurred to eighths."""
+    blurred = F.avg_pool2d(to_model(a), 4) - F.avg_pool2d(to_model(b), 4)
+    return blurred.square().mean((1, 2, 3))
+
+
+def side(pictures: Tensor) -> Tensor:
+    """The figure's spread (N,) in pixels: root of its mean square distance from its centre."""
+    weight = figure(pictures)
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-3)
+    at = torch.arange(PIXELS).float()
+    variance = 0.0
+    for profile in (weight.sum(1), weight.sum(2)):
+        mean = (profile * at).sum(1)
+        variance = variance + (profile * (at - mean[:, None]).square()).sum(1)
+    return variance.sqrt()
+
+
+def done(
+    kind: str, edits: Sequence[Edit], source: Tensor, made: Tensor, verdict: Verdict, data: Data
+) -> Tensor:
+    """Whether each edit of this kind was done, (N,) bool.
+
+    source, made: pictures (N, H, W, 3); verdict: the judge's on ``made``.
+    """
+    if kind == "colour":
+        hue, chroma = colour_of(made)
+        hues = torch.tensor([hue for hue, _ in COLOURS.values()])
+        apart = (hue[:, None] - hues + 180) % 360 - 180
+        asked = torch.tensor([edit.target.state - 1 for edit in edits])
+        return (apart.abs().argmin(dim=1) == asked) & (chroma > GREY)
+    if kind == "grey":
+        return colour_of(made)[1] < GREY
+    if kind in ("mirror", "upside down"):
+        turned = source.flip(2 if kind == "mirror" else 1)
+        return error(made, turned) < error(made, source)
+    if kind in ("smaller", "larger"):
+        factor = SMALL / PIXELS if kind == "smaller" else PIXELS / SMALL
+        step = (side(made) / side(source)).log() / torch.tensor(factor).log()
+        return (step > 0.5) & (step < 1.5)
+    if kind == "style":
+        return verdict.design.argmax(1) != data.design[[edit.source.picture for edit in edits]]
+    return verdict.concept.argmax(1) == data.concept[[edit.target.picture for edit in edits]]
+
+
+def kept(kind: str, edits: Sequence[Edit], verdict: Verdict, data: Data) -> Tensor:
+    """Whether the rest was kept, (N,) bool: the concept or, where that is replaced, the design."""
+    picture = [edit.target.picture for edit in edits]
+    if kind == "replace":
+        return verdict.design.argmax(1) == data.design[picture]
+    return verdict.concept.argmax(1) == data.concept[picture]
+
+
+def table(found: dict[str, dict[str, tuple[Tensor, ...]]]) -> str:
+    """kind -> way -> done, kept, PSNR: as Markdown with 95 % bootstrap intervals."""
+    lines = ["| edit | way | done | rest kept | both | PSNR in dB |", "|---|---|---|---|---|---|"]
+    for kind, ways in found.items():
+        for way, (finished, rest, quality) in ways.items():
+            values = [interval(v.float()) for v in (finished, rest, finished & rest, quality)]
+            texts = [f"{mean:.2f} ({low:.2f}-{high:.2f})" for mean, low, high in values]
+            lines.append(f"| {kind} | {way} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(
+    models: tuple[nn.Module, nn.Module, object],
+    edits: Sequence[Edit],
+    source: Tensor,
+    cfg: float,
+    tau: float,
+) -> Tensor:
+    """One sample of every edit, (N, H, W, 3) uint8; source: encoder features."""
+    model, tokenizer, text = models
+    made = []
+    for start in range(0, len(edits), 16):
+        rows = text([edit.instruction for edit in edits[start : start + 16]])
+        part = source[start : start + 16]
+        f_hat = sample(model, tokenizer, rows, part, cfg, tau, SEED + start)
+        made.append(to_pixels(tokenizer.decode(f_hat)))
+    return torch.cat(made)
+
+
+def held_out(maker: Maker, number: int) -> dict[str, list[Edit]]:
+    """``number`` different edits of every kind."""
+    rng, found = random.Random(SEED), {}
+    for kind in trained():
+        edits = {}
+        while len(edits) < number:
+            edit = maker.draw(kind, rng, held_out=True)
+            edits[edit.source, edit.target] = edit
+        found[kind] = list(edits.values())
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate_edits", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
+    parser.add_argument("--folder", type=Path, default=Path("edit-training"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--models", type=Path, default=Path("models/emoji-edit"))
+    parser.add_argument("--edits", type=int, default=80, help="of every kind")
+    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--tau", type=float, default=0.5)
+    args = parser.parse_args()
+
+    data = load(args.data)
+    tokenizer = load_tokenizer(args.tokenizer / "tokenizer.safetensors")
+    model = load_model(args.models / "transformer.safetensors")
+    text = load_text_encoder(args.models / "text_encoder.safetensors")
+    pool = load_pool(data, tokenizer, args.folder / "pool.pt")
+    with torch.enable_grad():
+        judge = load_judge(all_states(data), args.folder / "judge.ckpt")
+
+    found, shown = {}, []
+    for kind, edits in held_out(Maker(pool), args.edits).items():
+        before, after = (pool.pictures([edit[place] for edit in edits]) for place in (2, 3))
+        ways = {
+            "source as it is": before,
+            "target through the tokenizer": to_pixels(
+                reconstruct(tokenizer, to_model(after), model.schedule())
+            ),
+            "sampled": draw(
+                (model, tokenizer, text), edits, cells(pool, edits)[0], args.cfg, args.tau
+            ),
+        }
+        found[kind] = {}
+        for way, made in ways.items():
+            verdict = judge.judge(made)
+            found[kind][way] = (
+                done(kind, edits, before, made, verdict, data),
+                kept(kind, edits, verdict, data),
+                psnr(made, after),
+            )
+        shown.append(torch.stack((before, after, ways["sampled"]), dim=1)[:16].flatten(0, 1))
+        print(table({kind: found[kind]}), flush=True)
+    (args.folder / "edits.md").write_text(table(found))
+    contact_sheet(torch.cat(shown).numpy(), 24).save(args.folder / "edits.png")
+
+
+if __name__ == "__main__":
+    main()
