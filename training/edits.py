@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.families.blocks import Rotary
-from diversevar_core.families.infinity import MAPS, ROTARY_BASE, Infinity, Text
+from diversevar_core.families.infinity import Infinity
+from diversevar_core.resize import area
 from diversevar_core.schedule import Schedule
 from diversevar_core.text import load_text_encoder
 
 from .data import contact_sheet, load
 from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
 from .loop import Log, learning_rate
-from .teacher import levels, losses, self_correcting, whole_rotary
+from .teacher import levels, losses, self_correcting
 from .text import build_encoder, build_tokenizer, encode, tokenize
 from .tokenizer import to_pixels
 from .transformer import Run, export, optimizers
@@ -36,18 +38,6 @@ from .transformer import Run, export, optimizers
 BATCH, PEAK, WARMUP, SEED = 32, 1.5e-3, 50, 2
 LONGEST = 16  # text tokens of a training batch
 DROPPED = 0.1  # share of instructions replaced by the unconditional rows; the source stays
-
-
-def source_rotary(model: Infinity, schedule: Schedule) -> Rotary:
-    """Angles of the source's tokens: the last map's positions, moved by the full map's size."""
-    last, (full_h, full_w) = schedule[-1], MAPS[1.0][-1]
-    c = model.config.width // model.config.heads
-    frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, c // 2, 2).float() / (c // 2))
-    rows = (torch.arange(last.h) * (full_h / last.h)).round() + full_h
-    columns = (torch.arange(last.w) * (full_w / last.w)).round() + full_w
-    row, column = (t.flatten() for t in torch.meshgrid(rows, columns, indexing="ij"))
-    angles = torch.cat((torch.outer(row, frequencies), torch.outer(column, frequencies)), dim=-1)
-    return angles.cos(), angles.sin()
 
 
 class ResizedSource:
@@ -64,9 +54,7 @@ class ResizedSource:
     def behind(self, x: Tensor) -> Tensor:
         last = self.schedule[-1]
         source = rearrange(x[:, :, : last.tokens], "r n (h w) c -> r (n c) h w", h=last.h)
-        copies = [
-            F.interpolate(source, size=(scale.h, scale.w), mode="area") for scale in self.schedule
-        ]
+        copies = [area(source, scale.h, scale.w) for scale in self.schedule]
         heads = x.shape[1]
         resized = [rearrange(copy, "r (n c) h w -> r n (h w) c", n=heads) for copy in copies]
         return torch.cat((x, *resized), dim=2)
@@ -100,10 +88,7 @@ class Teacher(NamedTuple):
         mask[:, :n] = True
         mask[n:, n:] = causal
         weight = torch.cat([torch.full((s.tokens,), s.tokens**-0.5) for s in schedule])
-        angles = whole_rotary(model, schedule, torch.device("cpu"))
-        rotary = tuple(
-            torch.cat(parts) for parts in zip(source_rotary(model, schedule), angles, strict=True)
-        )
+        rotary = model.turns(model.positions_of_edit(schedule[-1]), torch.device("cpu"))
         return cls(first[None, None], mask[None, None], rotary, level, weight / weight.mean())
 
 
@@ -134,8 +119,7 @@ def forward(
     x = torch.cat((words[:, :n], start, words[:, n:]), dim=1) + model.lvl_embed(level)
     for i, block in enumerate(model.blocks):
         cache, mask = (ResizedSource(schedule), teacher.first) if i == 0 else (None, teacher.mask)
-        memory = block.ca.memory(text)
-        x = block(x, state.terms, memory, text_mask, cache, teacher.rotary, mask)
+        x = block(x, block.prepare(state.terms, text), text_mask, cache, teacher.rotary, mask)
     return model.logits(state, x[:, n:]).float().unflatten(-1, (-1, 2))
 
 
@@ -164,7 +148,7 @@ def sample(
             logits = cfg * logits + (1 - cfg) * free
         own = logits[:, done : done + scale.tokens] / tau
         drawn = torch.bernoulli(own.softmax(dim=-1)[..., 1], generator=generator)
-        f_hat, features = tokenizer.accumulate(f_hat, drawn, scale, schedule)
+        f_hat, features = tokenizer.accumulate(f_hat, drawn, scale)
         done += scale.tokens
         if features is not None:
             inputs[:, done - 1 : done - 1 + features.shape[1]] = features

@@ -367,8 +367,8 @@ class Infinity(Family):
         """
         half = self.config.width // self.config.heads // 2
         frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
-        angles = (positions[:, :, None] * frequencies).flatten(1).to(device)
-        return torch.polar(torch.ones_like(angles), angles)
+        angles = (positions[:, :, None] * frequencies).flatten(1)
+        return torch.polar(torch.ones_like(angles), angles).to(device)
 
     def start(self, schedule: Schedule, guided: bool) -> InfinityState:
         caches = [KVCache(schedule[-1].begin) for _ in self.blocks]
