@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -196,10 +197,10 @@ class Sampler(io.ComfyNode):
                     options=[CUSTOM, *PRESETS, CALIBRATION],
                     default=CUSTOM,
                     tooltip="Sets guide_from, starts, ssr and sar. custom: as they stand on this "
-                    "node. as published: all off. balanced: guide_from 4 and 64 starts, as good as "
-                    "published on the emoji model. most different: besides, pictures of a batch "
-                    "push each other away. SSR + SAR as in the paper: 0.5 and 0.25 at its places. "
-                    "my calibration: what Calibrate Diversity found for this model.",
+                    "node. as published: all off. balanced: guide_from 4, which follows the prompt "
+                    "as well as published. most different: besides, the most different of 256 "
+                    "starts. SSR + SAR as in the paper: 0.5 and 0.25 at its places. my "
+                    "calibration: what Calibrate Diversity found for this model.",
                 ),
                 io.Int.Input(
                     "starts",
@@ -282,7 +283,8 @@ class Sampler(io.ComfyNode):
         condition = condition_of(network, positive, negative, batch_size, device)
         how = (network, tokenizer, condition, schedule, settings)
         many = next((one for one in methods if isinstance(one, Starts)), Starts(1))
-        seeds = choose_starts(many, batch_size, *how, seed, methods)
+        bar = comfy.utils.ProgressBar(many.candidates)
+        seeds = choose_starts(many, batch_size, *how, seed, methods, bar.update_absolute)
         if cls.hidden.extra_pnginfo is not None:  # a picture that is saved takes it along
             cls.hidden.extra_pnginfo.setdefault(SEEDS, {})[cls.hidden.unique_id] = seeds
         steps = sample_and_travel(*how, seeds, methods)
