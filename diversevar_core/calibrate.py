@@ -35,13 +35,14 @@ LADDER = (
     Preset(guide_from=2),
     Preset(guide_from=4),
     Preset(guide_from=6),
-    Preset(guide_from=4, starts=32),
+    Preset(guide_from=4, starts=64),
+    Preset(guide_from=4, starts=256),
     Preset(guide_from=4, repulsion=2.0),
     Preset(guide_from=4, repulsion=4.0),
     Preset(guide_from=4, repulsion=8.0),
-    Preset(guide_from=4, starts=32, repulsion=4.0),
 )
 RESAMPLES = 2000
+TIE = 0.05  # share of diversity that a few prompts and seeds cannot tell apart
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
     """The most different rung that follows the prompts nearly as well as the published settings.
 
     The first rung is the published one. A rung may lose ``tolerance`` of its alignment, and of its
-    likelihood as much again in nats.
+    likelihood as much again in nats. Of rungs that differ as much, within TIE, it is the one that
+    follows best.
     """
     alignment, likelihood = mean(rungs[0].alignment), mean(rungs[0].likelihood)
     loss = tolerance * abs(alignment)
@@ -147,7 +149,9 @@ def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
         for rung in rungs
         if mean(rung.alignment) >= alignment - loss and mean(rung.likelihood) >= likelihood - loss
     ]
-    return max(good, key=lambda rung: mean(rung.diversity))
+    most = max(mean(rung.diversity) for rung in good)
+    tied = [rung for rung in good if mean(rung.diversity) >= (1 - TIE) * most]
+    return max(tied, key=lambda rung: mean(rung.alignment))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -59,7 +59,7 @@ def acts(method: Method) -> bool:
 PRESETS = {
     "as published": Preset(),
     "balanced": Preset(guide_from=4),
-    "most different": Preset(guide_from=4, starts=64, repulsion=4.0),
+    "most different": Preset(guide_from=4, starts=256),
     "SSR + SAR as in the paper": Preset(ssr=0.5, sar=0.25),
 }
 

@@ -61,11 +61,13 @@ def choose_starts(
     settings: Settings,
     seed: int,
     methods: Sequence[Method] = (),
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[int]:
     """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
 
     condition: of all pictures, which show the same; its first is taken. Methods that act on a batch
-    together are left out, as the company is not known yet. With ``count`` candidates or fewer, or
+    together are left out, as the company is not known yet. progress: told how many candidates are
+    drawn, after each group. With ``count`` candidates or fewer, or
     for one picture, there is nothing to choose: the first seeds.
     """
     candidates = range(seed, seed + starts.candidates)
@@ -79,4 +81,5 @@ def choose_starts(
         models = (model, tokenizer, condition.repeat(len(seeds)))
         *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
         found.append(starts.compare(last))
+        progress(first + len(seeds))
     return [candidates[i] for i in most_different(torch.cat(found), count)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -200,10 +201,10 @@ class Sampler(io.ComfyNode):
                     options=[CUSTOM, *PRESETS, CALIBRATION],
                     default=CUSTOM,
                     tooltip="Sets guide_from, starts, ssr and sar. custom: as they stand on this "
-                    "node. as published: all off. balanced: guide_from 4 and 64 starts, as good as "
-                    "published on the emoji model. most different: besides, pictures of a batch "
-                    "push each other away. SSR + SAR as in the paper: 0.5 and 0.25 at its places. "
-                    "my calibration: what Calibrate Diversity found for this model.",
+                    "node. as published: all off. balanced: guide_from 4, which follows the prompt "
+                    "as well as published. most different: besides, the most different of 256 "
+                    "starts. SSR + SAR as in the paper: 0.5 and 0.25 at its places. my "
+                    "calibration: what Calibrate Diversity found for this model.",
                 ),
                 io.Int.Input(
                     "starts",
@@ -315,7 +316,8 @@ def draw(
     """Choose seeds and sample; f_hat (B, D, H, W), and the seed of every picture."""
     how = (model.model, vae.tokenizer, condition, schedule, settings)
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
-    seeds = choose_starts(starts, len(condition), *how, seed, methods)
+    bar = comfy.utils.ProgressBar(starts.candidates)
+    seeds = choose_starts(starts, len(condition), *how, seed, methods, bar.update_absolute)
     steps = sample_and_travel(*how, seeds, methods)
     travels = any(isinstance(method, Travel) for method in methods)
     return host.watch(model, steps, schedule * (1 + travels), vae), seeds

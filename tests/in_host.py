@@ -60,7 +60,8 @@ def dynamic():
 
 def node(name: str, **inputs) -> tuple:
     """What a node of the pack returns."""
-    return nodes.NODE_CLASS_MAPPINGS[f"DiverseVAR{name}"].execute(**inputs).args
+    kind = nodes.NODE_CLASS_MAPPINGS[f"DiverseVAR{name}"].PREPARE_CLASS_CLONE(None)
+    return kind.execute(**inputs).args
 
 
 def load(name: str, **options):

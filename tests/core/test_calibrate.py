@@ -127,6 +127,8 @@ def test_the_choice_is_the_most_different_that_loses_little():
     broken, elsewhere = rung(0.5, 100, -900), rung(0.6, 590, -900)
     assert choose([published, good, likelier, broken, elsewhere]) == good
     assert choose([published, broken]) == published
+    tied = rung(0.29, 580, -450)  # differs as much, follows better
+    assert choose([published, good, tied]) == tied
 
 
 def test_the_plot_shows_every_rung_and_the_choice():

@@ -106,6 +106,8 @@ def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
     prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0]}}
     prompt["save"]["inputs"]["filename_prefix"] = "starts"
     outcome = host.run(prompt, extra_pnginfo={})
+    steps = [data["value"] for data in outcome.of("progress") if data["node"] == "sampler"]
+    assert steps == [12, *np.cumsum([side**2 for side in SIDES])]  # the starts, then the maps
     both = pixels(outcome)
     (shown,) = [data for data in outcome.of("executed") if data["node"] == "show"]
     seeds = [int(seed) for seed in shown["output"]["text"][0].split(", ")]
