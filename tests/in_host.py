@@ -105,7 +105,7 @@ def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -
         loaded(patchers, memory_required)
 
     with patched(comfy.model_management, "load_models_gpu", load_and_tell):
-        (latent,) = node("Sampler", **inputs)
+        latent, _ = node("Sampler", **inputs)
         assert not vae.decode(latent["samples"]).isnan().any()
     return latent["samples"]
 
@@ -188,7 +188,7 @@ def quantized(report: Report) -> None:
             name = f"{family} quantized {mode}"
             with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
                 report[name] = picture(family, load(f"{family} quantized.safetensors"))
-    for encoder in ("t5 dequantized", "t5 quantized", "t5 scaled", "t5 unmarked"):
+    for encoder in ("t5 dequantized", "t5 quantized", "t5 scaled", "t5 headed", "t5 unmarked"):
         with report.errors(encoder):
             report[encoder] = text(encoder)[0][0]
     with report.errors("t5 dynamic"), dynamic():

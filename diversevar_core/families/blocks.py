@@ -128,7 +128,8 @@ class SelfAttention(nn.Module):
 
     def fixed(self, device: torch.device) -> Fixed:
         """What does not depend on the map."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(device)
+        q, v = self.q_bias.to(device), self.v_bias.to(device)
+        bias = torch.cat((q, torch.zeros_like(q), v))
         learned = self.scale_mul_1H11.to(device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
         temperature = learned.view(-1, 1)
         return Fixed(bias, torch.stack((temperature, torch.ones_like(temperature))))

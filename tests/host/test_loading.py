@@ -102,10 +102,11 @@ def quantize(tensors: dict, layout: str) -> tuple[dict, dict, dict | None]:
 
 def write_text_encoders(folder: Path) -> None:
     """A tiny T5, and scaled float8 of it."""
-    for name in ("infinity", "t5 dequantized", "t5 quantized", "t5 scaled", "t5 unmarked"):
+    layouts = {"quantized": "marks", "scaled": "old", "headed": "header", "unmarked": "none"}
+    for name in ("infinity", "t5 dequantized", *(f"t5 {name}" for name in layouts)):
         write_text_encoder(folder / name)
     tensors = load_file(folder / "infinity" / "model.safetensors")
-    for name, layout in (("quantized", "marks"), ("scaled", "old"), ("unmarked", "header")):
+    for name, layout in layouts.items():
         plain, file, header = quantize(tensors, layout)
         save_file(file, folder / f"t5 {name}" / "model.safetensors", header)
     save_file(plain, folder / "t5 dequantized" / "model.safetensors")
@@ -181,7 +182,7 @@ def test_scales_of_a_quantized_file_are_applied(report, family, mode):
     assert torch.equal(found, report[f"{family} dequantized"])
 
 
-@pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled"])
+@pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled", "t5 headed"])
 def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
     torch.testing.assert_close(report[encoder], report["t5 dequantized"], atol=1e-5, rtol=0)
     assert not torch.equal(report["t5 dequantized"], report["t5 plain"])
