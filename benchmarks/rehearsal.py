@@ -253,11 +253,13 @@ def in_host(paths: Mapping[str, Path], base: Path) -> Iterator[str]:
             watching = threading.Thread(target=watch)
             watching.start()
             started = time.perf_counter()
-            outcome = host.run(picture(paths, kind), seconds=3600)
-            seconds = time.perf_counter() - started
-            done.set()
-            watching.join()
-            host.stop()
+            try:
+                outcome = host.run(picture(paths, kind), seconds=3600)
+                seconds = time.perf_counter() - started
+            finally:
+                done.set()
+                watching.join()
+                host.stop()
             if outcome.error:
                 raise RuntimeError(outcome.error)
         own, mapped = ((peak - first) / GB for peak, first in zip(peaks, before, strict=True))
