@@ -347,9 +347,7 @@ def run_compare(args: argparse.Namespace) -> None:
 def run_calibrate(args: argparse.Namespace) -> None:
     """Measure every strength, save the choice beside the model, plot, print what was chosen."""
     device = args.device or fastest_device()
-    model, tokenizer = load_model(args.model, device), load_tokenizer(args.vq, device)
-    if device == "cpu":
-        pack(model)
+    model, tokenizer = load_pair(args, device)
     lines = read_lines(args.prompts)
     if model.reads is Labels:
         conditions = [Labels(torch.tensor([label], device=device)) for label in classes_of(lines)]
@@ -436,14 +434,20 @@ class Job:
         return out_of_square(images.cpu(), *self.size) if self.size else images
 
 
-def prepare(args: argparse.Namespace) -> Job:
-    """Load what the options name."""
-    device = args.device or fastest_device()
+def load_pair(args: argparse.Namespace, device: str) -> tuple[Family, Tokenizer]:
+    """The transformer and the tokenizer that the options name."""
     model = load_model(args.model, device, dtype_of(args.dtype, device), task=args.task)
     tokenizer = load_tokenizer(args.vq, device)
     check_pair(model, tokenizer)
     if device == "cpu":
         pack(model)
+    return model, tokenizer
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Load what the options name."""
+    device = args.device or fastest_device()
+    model, tokenizer = load_pair(args, device)
     schedule = model.schedule(args.aspect, args.pixels)
     source = source_of(args, model, tokenizer, schedule, device)
     condition = condition_of(args, model, source, device)

@@ -20,7 +20,6 @@ from .conditions import Condition
 from .diversity import mean_distance, pixel_features
 from .families.family import Family
 from .judge import self_alignment
-from .methods import Method
 from .presets import Preset
 from .sampler import sample
 from .schedule import Schedule
@@ -59,7 +58,7 @@ class Rung:
 class Task:
     """What is measured: the models, a condition for every prompt, the seeds of each.
 
-    features: pictures (B, 3, H, W) in 0..1 -> (B, C). methods: besides the presets'.
+    features: pictures (B, 3, H, W) in 0..1 -> (B, C).
     """
 
     model: Family
@@ -69,12 +68,11 @@ class Task:
     settings: Settings
     seeds: int = 6
     features: Callable[[Tensor], Tensor] = pixel_features
-    methods: tuple[Method, ...] = ()
 
 
 def measure(task: Task, preset: Preset) -> Iterator[tuple[float, float, float]]:
     """Diversity, alignment and likelihood of every prompt under a preset."""
-    settings, chain = preset.settings(task.settings), preset.methods(task.methods)
+    settings, chain = preset.settings(task.settings), preset.methods()
     starts = next((method for method in chain if isinstance(method, Starts)), Starts(1))
     for i, condition in enumerate(task.conditions):
         models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)

@@ -45,7 +45,7 @@ def test_keeping_every_map_gives_the_picture_back(pair, maps):
 
 def test_outside_the_mask_tokens_stay_at_every_scale(pair, maps):
     mask = torch.zeros(1, 64, 64)
-    mask[:, :, 32:] = 1  # paint the right half anew
+    mask[:, :, 32:] = 1  # draw the right half again
     got = tokens(pair, Keep(maps, mask=mask))
     for k, side in enumerate((1, 2, 4, 6, 8, 12, 16)):
         drawn, own = (t.reshape(-1, side, side, 16) for t in (got[k], maps[k]))
