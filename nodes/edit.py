@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..diversevar_core.pairing import check_pair, picture_size
 from ..diversevar_core.pictures import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.settings import guidance
-from . import host
+from . import host, inputs
 from .encode import fit_mask
 from .load import VARModel
 from .sample import draw, settings_of, text
@@ -51,66 +51,29 @@ class Edit(io.ComfyNode):
                     optional=True,
                     tooltip="From SSR and SAR (advanced): makes the edits of a batch differ more.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Edit i of a batch is what seed + i gives alone.",
+                inputs.seed("Edit i of a batch is what seed + i gives alone."),
+                inputs.batch_size("Edits to make at once, each with a seed of its own."),
+                inputs.cfg(
+                    "How closely to follow the instruction: lower changes less. 0 uses the "
+                    "model's official value (3); 1 is no guidance."
                 ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Edits to make at once, each with a seed of its own.",
+                inputs.tau(
+                    "Temperature: higher makes seeds differ more. 0 uses the model's "
+                    "official value (0.1)."
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How closely to follow the instruction: lower changes less. 0 uses the "
-                    "model's official value (3); 1 is no guidance.",
-                ),
-                io.Float.Input(
-                    "tau",
-                    default=0.0,
-                    min=0.0,
-                    max=5.0,
-                    step=0.05,
-                    tooltip="Temperature: higher makes seeds differ more. 0 uses the model's "
-                    "official value (0.1).",
-                ),
-                io.Int.Input(
-                    "guide_from",
-                    default=0,
-                    min=0,
-                    max=128,
-                    tooltip="Follow the instruction from the token map of this side on: smaller "
+                inputs.guide_from(
+                    0,
+                    "Follow the instruction from the token map of this side on: smaller "
                     "maps are drawn without cfg at temperature 1. 0 is the model as published; 4 "
                     "makes seeds differ most.",
                 ),
-                io.Int.Input(
-                    "top_k",
-                    default=0,
-                    min=0,
-                    max=2**16,
-                    tooltip="Draw from the k likeliest values of a bit, of which there are two. 0 "
-                    "uses the model's official value (900).",
-                    advanced=True,
+                inputs.top_k(
+                    "Draw from the k likeliest values of a bit, of which there are two. 0 "
+                    "uses the model's official value (900)."
                 ),
-                io.Float.Input(
-                    "top_p",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Draw from the likeliest values that together reach this probability; "
-                    "1 is all. 0 uses the model's official value (0.97).",
-                    advanced=True,
+                inputs.top_p(
+                    "Draw from the likeliest values that together reach this probability; "
+                    "1 is all. 0 uses the model's official value (0.97)."
                 ),
             ],
             outputs=[

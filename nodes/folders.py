@@ -20,16 +20,20 @@ OWN = "diversevar"  # models/diversevar, for who likes to keep them together
 
 @dataclass(frozen=True)
 class Kind:
-    """The ComfyUI folders of one kind of file, what it must hold, and the one that is included."""
+    """The ComfyUI folders of one kind of file, what it must hold, and what is included."""
 
     folders: tuple[str, ...]
     accepts: Callable[[Iterable[str]], bool]
-    included: Path
+    included: dict[str, Path]
 
 
-MODELS = Kind(("diffusion_models", "checkpoints", OWN), is_model, included.MODEL)
-TOKENIZERS = Kind(("vae", "checkpoints", OWN), is_tokenizer, included.TOKENIZER)
-TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.TEXT_ENCODER)
+MODELS = Kind(
+    ("diffusion_models", "checkpoints", OWN), is_model, included.all_of("transformer.safetensors")
+)
+TOKENIZERS = Kind(
+    ("vae", "checkpoints", OWN), is_tokenizer, included.all_of("tokenizer.safetensors")
+)
+TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
 
 def register() -> None:
@@ -40,8 +44,8 @@ def register() -> None:
 
 
 def choices(kind: Kind) -> list[str]:
-    """The included model, then what the user has: subfolders that are one model, and files."""
-    found = [included.NAME]
+    """What is included, then what the user has: subfolders that are one model, and files."""
+    found = [*kind.included]
     for folder in kind.folders:
         files = folder_paths.get_filename_list(folder)
         parents = sorted({Path(name).parent.as_posix() for name in files} - {"."})
@@ -53,8 +57,8 @@ def choices(kind: Kind) -> list[str]:
 
 def path_of(kind: Kind, name: str) -> Path:
     """Where a choice lies on disk. ValueError where it is gone."""
-    if name == included.NAME:
-        return kind.included
+    if name in kind.included:
+        return kind.included[name]
     for folder in kind.folders:
         for path in places(folder, name):
             if fits(kind, path):

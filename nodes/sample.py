@@ -18,7 +18,7 @@ from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.starts import Starts, choose_starts
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 from ..diversevar_core.travel import Travel, sample_and_travel
-from . import host
+from . import host, inputs
 from .class_label import LABEL
 from .encode import fit_mask
 from .load import FILE, VARModel
@@ -89,17 +89,8 @@ class Sampler(io.ComfyNode):
                     tooltip="Infinity only: what to steer away from. Unconnected or empty uses "
                     "the model's own.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Picture i of a batch is what seed + i gives alone.",
-                ),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Pictures to make at once."
-                ),
+                inputs.seed("Picture i of a batch is what seed + i gives alone."),
+                inputs.batch_size("Pictures to make at once."),
                 io.Combo.Input(
                     "aspect",
                     options=list(ASPECTS),
@@ -120,52 +111,28 @@ class Sampler(io.ComfyNode):
                     tooltip="For saved workflows: adds half of it to ssr and a quarter to sar.",
                     advanced=True,
                 ),
-                io.Int.Input(
-                    "guide_from",
-                    default=4,
-                    min=0,
-                    max=128,
-                    tooltip="Follow the prompt from the token map of this side on: smaller maps, "
+                inputs.guide_from(
+                    4,
+                    "Follow the prompt from the token map of this side on: smaller maps, "
                     "which decide the idea, are drawn without cfg at temperature 1. 0 is the model "
                     "as published; 4 makes seeds differ much.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How closely to follow the prompt: lower is freer. 0 uses the model's "
+                inputs.cfg(
+                    "How closely to follow the prompt: lower is freer. 0 uses the model's "
                     "official value (4). Infinity: 1 is no guidance; VAR: it grows from coarse to "
-                    "fine.",
+                    "fine."
                 ),
-                io.Float.Input(
-                    "tau",
-                    default=0.0,
-                    min=0.0,
-                    max=5.0,
-                    step=0.05,
-                    tooltip="Temperature: lower is safer, higher is wilder. 0 uses the model's "
-                    "official value (Infinity 0.5, VAR 1).",
+                inputs.tau(
+                    "Temperature: lower is safer, higher is wilder. 0 uses the model's "
+                    "official value (Infinity 0.5, VAR 1)."
                 ),
-                io.Int.Input(
-                    "top_k",
-                    default=0,
-                    min=0,
-                    max=2**16,
-                    tooltip="Draw from the k likeliest tokens (VAR). 0 uses the model's official "
-                    "value (900).",
-                    advanced=True,
+                inputs.top_k(
+                    "Draw from the k likeliest tokens (VAR). 0 uses the model's official "
+                    "value (900)."
                 ),
-                io.Float.Input(
-                    "top_p",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Draw from the likeliest tokens that together reach this probability; "
-                    "1 is all. 0 uses the model's official value (Infinity 0.97, VAR 0.95).",
-                    advanced=True,
+                inputs.top_p(
+                    "Draw from the likeliest tokens that together reach this probability; "
+                    "1 is all. 0 uses the model's official value (Infinity 0.97, VAR 0.95)."
                 ),
                 Method.Input(
                     "method",

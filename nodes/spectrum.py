@@ -8,7 +8,7 @@ from ..diversevar_core.methods.spectra import Spectra
 from ..diversevar_core.plot import SIDES, shown_blocks, spectrum_plot
 from ..diversevar_core.sampler import sample
 from ..diversevar_core.spectral import DiverseVAR, calibrated
-from . import host
+from . import host, inputs
 from .load import VARModel
 from .sample import condition_of, settings_of
 from .spectral import Method
@@ -32,14 +32,7 @@ class Spectrum(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive", tooltip="A prompt (Infinity) or a VAR Class Label (VAR)."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Of the picture that is sampled.",
-                ),
+                inputs.seed("Of the picture that is sampled."),
                 io.Float.Input(
                     "diversity",
                     display_name="ssr and sar",

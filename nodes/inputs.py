@@ -1,0 +1,42 @@
+"""Inputs that several nodes have, each with words of its own."""
+
+from comfy_api.latest import io
+
+
+def seed(tooltip: str) -> io.Int.Input:
+    """The seed of the first picture."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip
+    )
+
+
+def batch_size(tooltip: str) -> io.Int.Input:
+    """Pictures at once."""
+    return io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=tooltip)
+
+
+def cfg(tooltip: str) -> io.Float.Input:
+    """Guidance; 0 is the model's own."""
+    return io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1, tooltip=tooltip)
+
+
+def tau(tooltip: str) -> io.Float.Input:
+    """Temperature; 0 is the model's own."""
+    return io.Float.Input("tau", default=0.0, min=0.0, max=5.0, step=0.05, tooltip=tooltip)
+
+
+def guide_from(default: int, tooltip: str) -> io.Int.Input:
+    """The side of the first guided map; 0 guides all."""
+    return io.Int.Input("guide_from", default=default, min=0, max=128, tooltip=tooltip)
+
+
+def top_k(tooltip: str) -> io.Int.Input:
+    """How many tokens to draw from; 0 is the model's own."""
+    return io.Int.Input("top_k", default=0, min=0, max=2**16, tooltip=tooltip, advanced=True)
+
+
+def top_p(tooltip: str) -> io.Float.Input:
+    """Probability to draw from; 0 is the model's own."""
+    return io.Float.Input(
+        "top_p", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=True
+    )
