@@ -16,6 +16,13 @@ OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename 
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
 TYPES = ".map(n => n.type)"
+# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups
+BOXES = """() => {
+    const box = ([x, y, w, h]) => [x, y, x + w, y + h];
+    const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...n.size])]);
+    nodes.forEach(([_, b]) => b[1] -= LiteGraph.NODE_TITLE_HEIGHT);
+    return [nodes, app.graph.groups.map(g => [g.title, box([...g.pos, ...g.size])])];
+}"""
 PROMPT = "app.graphToPrompt().then(graph => graph.output)"
 DROPPED = """bytes => {
     const transfer = new DataTransfer();
@@ -53,6 +60,27 @@ def test_the_host_offers_every_workflow_with_a_thumbnail(host, page):
         page.get_by_test_id(f"template-workflow-{name}").wait_for()
     page.wait_for_timeout(1000)
     save(page, "templates")
+
+
+def overlap(a: list[float], b: list[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def holds(outer: list[float], inner: list[float]) -> bool:
+    left, top, right, bottom = outer
+    return left <= inner[0] and top <= inner[1] and right >= inner[2] and bottom >= inner[3]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_nothing_covers_anything_else(page, name):
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    page.evaluate("graph => app.loadGraphData(graph)", graph)
+    page.wait_for_timeout(500)
+    nodes, groups = page.evaluate(BOXES)
+    for i, (title, box) in enumerate(nodes):
+        assert not [other for other, b in nodes[:i] if overlap(box, b)], title
+        touched = [(group, b) for group, b in groups if overlap(box, b)]
+        assert all(holds(b, box) for _, b in touched), (title, touched)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
