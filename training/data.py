@@ -99,22 +99,24 @@ def resolve(icons: dict, name: str) -> tuple[str, bool] | None:
     return name, mirrored
 
 
-def render(icons: dict, name: str, mirrored: bool) -> np.ndarray:
-    """Draw an icon on white: (PIXELS, PIXELS, 3) uint8."""
+def render(
+    icons: dict, name: str, mirrored: bool, side: int = PIXELS, ground: str | None = "white"
+) -> np.ndarray:
+    """Draw an icon on a ground: (side, side, 3) uint8; without one, (side, side, 4)."""
     import resvg_py  # not needed to read what has been drawn
 
     icon = icons["icons"][name]
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
-    side = max(width, height)
-    left = icon.get("left", icons.get("left", 0)) - (side - width) / 2
-    top = icon.get("top", icons.get("top", 0)) - (side - height) / 2
+    box = max(width, height)
+    left = icon.get("left", icons.get("left", 0)) - (box - width) / 2
+    top = icon.get("top", icons.get("top", 0)) - (box - height) / 2
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {side} {side}">{icon["body"]}</svg>'
+        f'viewBox="{left} {top} {box} {box}">{icon["body"]}</svg>'
     )
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=PIXELS, height=PIXELS, background="white")
-    picture = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, background=ground)
+    picture = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB" if ground else "RGBA"))
     return picture[:, ::-1] if mirrored else picture
 
 
@@ -159,6 +161,11 @@ def read_sets(folder: Path) -> tuple[list[dict], dict[str, str]]:
         for category, names in metadata["categories"].items():
             categories |= dict.fromkeys(names, category)
     return sets, categories
+
+
+def article(name: str) -> str:
+    """A concept's name with its article."""
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:

@@ -15,25 +15,23 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.checkpoints import load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.blocks import Rotary
 from diversevar_core.families.infinity import Infinity
 from diversevar_core.resize import area
 from diversevar_core.schedule import Schedule
-from diversevar_core.text import load_text_encoder
 
 from .data import contact_sheet, load
 from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
 from .loop import Log, learning_rate
 from .teacher import levels, losses, self_correcting
-from .text import build_encoder, build_tokenizer, encode, tokenize
+from .text import encode, tokenize
 from .tokenizer import to_pixels
-from .transformer import Run, export, optimizers
+from .transformer import WarmRun, export
 
 BATCH, PEAK, WARMUP, SEED = 32, 1.5e-3, 50, 2
 LONGEST = 16  # text tokens of a training batch
@@ -155,40 +153,6 @@ def sample(
     return f_hat
 
 
-def warm_start(folder: Path, instructions: Sequence[str]) -> tuple[nn.ModuleDict, Tokenizer]:
-    """The included transformer and text encoder, whose vocabulary grows by the instructions' words.
-
-    New words start from fresh vectors.
-    """
-    torch.manual_seed(SEED)
-    model = load_model(folder / "transformer.safetensors")
-    text = load_text_encoder(folder / "text_encoder.safetensors")
-    words = build_tokenizer(instructions)
-    encoder = build_encoder(words.get_vocab_size())
-    vectors = encoder.shared.weight.detach().clone()
-    known = text.encoder.state_dict()
-    vectors *= known["shared.weight"].std() / vectors.std()
-    for word, place in words.get_vocab().items():
-        old = text.tokenizer.token_to_id(word)
-        if old is not None:
-            vectors[place] = known["shared.weight"][old]
-    tables = {"shared.weight": vectors, "encoder.embed_tokens.weight": vectors}
-    encoder.load_state_dict(known | tables)
-    models = nn.ModuleDict({"model": model, "text": encoder})
-    return models.train().requires_grad_(True), words
-
-
-class EditRun(Run):
-    """A run that starts from the included model."""
-
-    def __init__(self, start: Path, instructions: Sequence[str]):
-        self.models, self.words = warm_start(start, instructions)
-        self.average, _ = warm_start(start, instructions)
-        self.average.eval().requires_grad_(False)
-        self.optimizers = optimizers(self.models["model"], self.models["text"])
-        self.step = 0
-
-
 def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
     """Encoder features (B, d, h, w) of the edits' sources and targets, float32."""
     return tuple(
@@ -198,7 +162,7 @@ def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_sheet(run: EditRun, tokenizer: nn.Module, pool: Pool, maker: Maker, path: Path) -> None:
+def sample_sheet(run: WarmRun, tokenizer: nn.Module, pool: Pool, maker: Maker, path: Path) -> None:
     """Held out edits of every kind, 8 each: source, target and two samples."""
     rng = random.Random(SEED)
     edits = [maker.draw(kind, rng, held_out=True) for kind in trained() for _ in range(8)]
@@ -222,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
 
     data = load(args.data)
-    run, checkpoint = EditRun(args.start, all_instructions(data)), args.folder / "edits.ckpt"
+    run, checkpoint = WarmRun(args.start, all_instructions(data)), args.folder / "edits.ckpt"
     run.resume(checkpoint)
     if args.export:
         export(run.average["model"], run.text(), args.export, task="edit")

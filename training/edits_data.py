@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from diversevar_core.tokenizers.bsq import BSQ
 
-from .data import PIXELS, SETS, Data, to_model
+from .data import PIXELS, SETS, Data, article, to_model
 
 # Oklab hue in degrees and usual lightness of each colour
 COLOURS = {
@@ -184,11 +184,6 @@ def load_pool(data: Data, tokenizer: BSQ, path: Path) -> Pool:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(pool, path)
     return Pool(data, *pool)
-
-
-def article(name: str) -> str:
-    """A concept's name with its article."""
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 class Maker:

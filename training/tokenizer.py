@@ -8,6 +8,7 @@ absolute and squared, and of their differences between neighbours. Resumes from 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -125,6 +126,56 @@ def psnr(made: Tensor, pictures: Tensor) -> Tensor:
     return 10 * (255.0**2 / error.clamp(min=1e-6)).log10()
 
 
+def fit(
+    tokenizer: BSQ,
+    pictures_at: Callable[[int], Tensor],
+    shown: Tensor,
+    schedule: Schedule,
+    folder: Path,
+    steps: int,
+    ramp: tuple[float, float],
+) -> None:
+    """Train up to ``steps``, going on from the folder's checkpoint; write tokenizer.safetensors.
+
+    pictures_at: step -> a batch (B, H, W, 3) uint8; shown: a multiple of 12 of them, whose
+    reconstructions are drawn; ramp: shares of the steps after which some and all pictures are
+    quantized.
+    """
+    device = next(tokenizer.parameters()).device
+    for module in tokenizer.modules():
+        if isinstance(module, ResnetBlock):
+            module.compile()  # norms and activations in one pass: 2.5 times as fast
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    checkpoint, done = folder / "tokenizer.ckpt", 0
+    if state := resume(checkpoint):
+        tokenizer.load_state_dict(state["tokenizer"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["step"]
+    log, (some, every) = Log(every=50), ramp
+    for step in range(done, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, PEAK, WARMUP)
+        pictures = to_model(pictures_at(step)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            quantized = (step / steps - some) / (every - some)
+            parts = losses(tokenizer, pictures, schedule, min(max(quantized, 0.0), 1.0))
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimizer.step()
+        log(step + 1, {name: part.detach() for name, part in parts.items()})
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
+            save(checkpoint, state | {"step": step + 1})
+            made = to_pixels(reconstruct(tokenizer, to_model(shown).to(device), schedule)).cpu()
+            print(f"PSNR {psnr(made, shown).mean():.2f} dB", flush=True)
+            rows = torch.stack((shown.unflatten(0, (-1, 12)), made.unflatten(0, (-1, 12))), dim=1)
+            contact_sheet(rows.flatten(0, 2).numpy(), 12).save(folder / "tokenizer.png")
+    tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
+    save_file(tensors, folder / "tokenizer.safetensors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
@@ -139,46 +190,17 @@ def main() -> None:
     args = parser.parse_args()
 
     data = with_mirrored(load(args.data))
-    schedule = square(SIDES)
     torch.manual_seed(SEED)
     tokenizer = BSQ(CONFIG, device=args.device).to(memory_format=torch.channels_last)
     initialise(tokenizer)
     tokenizer.encoder.requires_grad_(not args.freeze_encoder)
-    for module in tokenizer.modules():
-        if isinstance(module, ResnetBlock):
-            module.compile()  # norms and activations in one pass: 2.5 times as fast
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
-    checkpoint, done = args.folder / "tokenizer.ckpt", 0
-    if state := resume(checkpoint):
-        tokenizer.load_state_dict(state["tokenizer"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = state["step"]
-    log, order = Log(every=50), batches(len(data.pictures), BATCH, SEED, done)
-    for step in range(done, args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
-        pictures = to_model(data.pictures[next(order)]).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
-            quantized = (step / args.steps - PLAIN) / (QUANTIZED - PLAIN)
-            parts = losses(tokenizer, pictures, schedule, min(max(quantized, 0.0), 1.0))
-        optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        optimizer.step()
-        log(step + 1, {name: part.detach() for name, part in parts.items()})
-        if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
-            save(checkpoint, state | {"step": step + 1})
-            shown = data.pictures[:: len(data.pictures) // 48][:48]
-            made = reconstruct(tokenizer, to_model(shown).to(args.device), schedule)
-            made = to_pixels(made).cpu()
-            print(f"PSNR of 48 pictures {psnr(made, shown).mean():.2f} dB", flush=True)
-            rows = torch.stack((shown.reshape(4, 12, 64, 64, 3), made.reshape(4, 12, 64, 64, 3)), 1)
-            sheet = contact_sheet(rows.flatten(0, 2).numpy(), 12)
-            sheet.save(args.folder / "tokenizer.png")
-    tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
-    save_file(tensors, args.folder / "tokenizer.safetensors")
+
+    def pictures_at(step: int) -> Tensor:
+        return data.pictures[next(batches(len(data.pictures), BATCH, SEED, step))]
+
+    shown = data.pictures[:: len(data.pictures) // 48][:48]
+    ramp = (PLAIN, QUANTIZED)
+    fit(tokenizer, pictures_at, shown, square(SIDES), args.folder, args.steps, ramp)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,14 +22,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from diversevar_core.checkpoints import load_tokenizer
+from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.infinity import Infinity, InfinityConfig
 from diversevar_core.sampler import sample
 from diversevar_core.schedule import square
 from diversevar_core.settings import Settings
 from diversevar_core.t5 import T5Encoder, read_config
-from diversevar_core.text import MAX_TOKENS, TextEncoder, rename
+from diversevar_core.text import MAX_TOKENS, TextEncoder, load_text_encoder, rename
 from diversevar_core.tokenizers.bsq import BSQ
 
 from .data import contact_sheet, load, to_model
@@ -90,9 +92,11 @@ def optimizers(model: Infinity, encoder: T5EncoderModel) -> list[torch.optim.Opt
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_sheet(model: Infinity, tokenizer: BSQ, text: TextEncoder, path: Path) -> None:
-    """Eight prompts by rows of six seeds, at guidance 3 and temperature 1."""
-    prompts = [prompt for prompt in SAMPLED for _ in range(6)]
+def sample_sheet(
+    model: Infinity, tokenizer: BSQ, text: TextEncoder, shown: Sequence[str], path: Path
+) -> None:
+    """Six seeds of every prompt, two prompts a row, at guidance 3 and temperature 1."""
+    prompts = [prompt for prompt in shown for _ in range(6)]
     settings = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.97)
     seeds = range(SEED, SEED + len(prompts))
     steps = sample(model, tokenizer, Text(text(prompts)), model.schedule(), settings, seeds)
@@ -189,6 +193,46 @@ class Run:
         return TextEncoder(encoder, self.words)
 
 
+class WarmRun(Run):
+    """A run that starts from the included transformer and text encoder in ``start``.
+
+    words: in phrases, those that the vocabulary shall have; those that the included one lacks
+    start from fresh vectors. sides: of the square maps, None for the included model's.
+    """
+
+    def __init__(
+        self,
+        start: Path,
+        words: Sequence[str],
+        device: torch.device | str = "cpu",
+        sides: Sequence[int] | None = None,
+    ):
+        torch.manual_seed(SEED)
+        self.words = build_tokenizer(words)
+        model = load_model(start / "transformer.safetensors", device)
+        model.config = replace(model.config, sides=tuple(sides or model.config.sides))
+        encoder = self.grown(load_text_encoder(start / "text_encoder.safetensors"))
+        self.models = nn.ModuleDict({"model": model, "text": encoder.to(device)})
+        self.average = deepcopy(self.models).eval().requires_grad_(False)
+        self.models.train().requires_grad_(True)
+        self.optimizers = optimizers(model, encoder)
+        self.step = 0
+
+    def grown(self, text: TextEncoder) -> T5EncoderModel:
+        """The text encoder with the vectors of its known words, and fresh ones."""
+        encoder = build_encoder(self.words.get_vocab_size())
+        vectors = encoder.shared.weight.detach().clone()
+        known = text.encoder.state_dict()
+        vectors *= known["shared.weight"].std() / vectors.std()
+        for word, place in self.words.get_vocab().items():
+            old = text.tokenizer.token_to_id(word)
+            if old is not None:
+                vectors[place] = known["shared.weight"][old]
+        tables = {"shared.weight": vectors, "encoder.embed_tokens.weight": vectors}
+        encoder.load_state_dict(known | tables)
+        return encoder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.transformer", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
@@ -235,7 +279,7 @@ def main() -> None:
         if run.step % 100 == 0 or run.step == args.steps:
             run.save(checkpoint)
             sheet = args.folder / f"transformer-{run.step:05d}.png"
-            sample_sheet(run.average["model"], tokenizer, run.text(), sheet)
+            sample_sheet(run.average["model"], tokenizer, run.text(), SAMPLED, sheet)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""The judge of layouts: finds every concept in a picture, trained on painted layouts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .data import to_model
+from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, draw_layout, paint
+from .loop import Log, learning_rate, resume, save
+
+STRIDE = 8
+GRID = PIXELS // STRIDE
+BATCH, STEPS, PEAK, WARMUP, SEED = 32, 900, 3e-3, 50, 7
+FIRST = 1 << 24  # the first of the seeds of its layouts, which no other step draws
+
+
+class Found(NamedTuple):
+    """there (N, concepts): the share of certainty; place (N, concepts, 2): x and y in 0..1."""
+
+    there: Tensor
+    place: Tensor
+
+
+class LayoutJudge(nn.Module):
+    """Strided convolutions down to a map of logits, a channel a concept, high at its centre."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 24, 48, 96)
+        stages = []
+        for before, width in zip(widths, widths[1:], strict=False):
+            stages += [self.layer(before, width, 4, 2), self.layer(width, width, 3, 1)]
+        wide = [self.layer(96, 96, 3, 1, dilation) for dilation in (2, 3, 2)]
+        self.stages = nn.Sequential(*stages, *wide, nn.Conv2d(96, len(CONCEPTS), 1))
+        nn.init.constant_(self.stages[-1].bias, -4.0)
+
+    @staticmethod
+    def layer(before: int, width: int, kernel: int, stride: int, dilation: int = 1) -> nn.Module:
+        """Convolution, norm, activation."""
+        around = dilation * (kernel - 1) // 2
+        conv = nn.Conv2d(before, width, kernel, stride, around, dilation, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, 128, 128) in -1..1 -> logits (N, concepts, 16, 16)."""
+        return self.stages(pictures)
+
+    @torch.no_grad()
+    def find(self, pictures: Tensor) -> Found:
+        """What is where in uint8 pictures (N, H, W, 3)."""
+        logits = torch.cat([self(to_model(part)).float() for part in pictures.split(64)])
+        best = logits.flatten(2).max(dim=2)
+        at = torch.stack((best.indices % GRID, best.indices // GRID), dim=2)
+        return Found(best.values.sigmoid(), (at + 0.5) / GRID)
+
+
+def centres(layouts: list[Layout]) -> Tensor:
+    """Where the objects' centres are: (N, concepts, 16, 16), 1 there, fading around them."""
+    at = (torch.arange(GRID) + 0.5) * STRIDE
+    maps = torch.zeros(len(layouts), len(CONCEPTS), GRID, GRID)
+    for own, layout in zip(maps, layouts, strict=True):
+        for concept, _, _, left, top, side in layout.objects:
+            centre = left + side / 2, top + side / 2
+            x, y = ((at - c).square() for c in centre)
+            own[concept] = torch.exp(-(y[:, None] + x) / (2 * (0.12 * side) ** 2))
+            own[concept, int(centre[1] / STRIDE), int(centre[0] / STRIDE)] = 1
+    return maps
+
+
+def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (N, 3, H, W) recoloured, often blurred, with noise: as a tokenizer leaves them."""
+    gain = 1 + 0.2 * (torch.rand(len(pictures), 3, 1, 1, generator=generator) - 0.5)
+    side = int(torch.randint(44, 168, (), generator=generator))
+    made = pictures * gain
+    if side < PIXELS:
+        small = F.interpolate(made, size=(side, side), mode="bilinear", antialias=True)
+        made = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+    return made + 0.08 * torch.randn(made.shape, generator=generator)
+
+
+def load_judge(objects: np.ndarray, path: Path) -> LayoutJudge:
+    """The judge at ``path``, trained first where it is not there."""
+    torch.manual_seed(SEED)
+    judge = LayoutJudge()
+    if state := resume(path):
+        judge.load_state_dict(state)
+        return judge.eval()
+    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02)
+    log = Log(every=50)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, STEPS, PEAK, WARMUP)
+        seeds = range(FIRST + step * BATCH, FIRST + (step + 1) * BATCH)
+        layouts = [draw_layout(random.Random(seed)) for seed in seeds]
+        painted = torch.tensor(np.stack([paint(layout, objects) for layout in layouts]))
+        generator = torch.Generator().manual_seed(SEED + step)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(spoiled(to_model(painted), generator)).float()
+        wanted = centres(layouts)
+        # focal, as CenterNet's (arXiv 1904.07850): the many empty places must not decide
+        p, peak = logits.sigmoid().clamp(1e-4, 1 - 1e-4), wanted == 1
+        near = torch.where(peak, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p**2 * (1 - p).log())
+        loss = -near.sum() / peak.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        log(step + 1, {"loss": loss.detach()})
+    save(path, judge.state_dict())
+    return judge.eval()
+
+
+def ground_of(pictures: Tensor) -> Tensor:
+    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the nearest to most of the pixels."""
+    colours = torch.tensor(list(GROUNDS.values())).float()
+    near = torch.stack([(pictures.float() - c).square().sum(-1) for c in colours], dim=-1)
+    votes = F.one_hot(near.argmin(dim=-1), len(GROUNDS)).sum(dim=(1, 2))
+    return votes.argmax(dim=1)
