@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,20 +25,21 @@ from diversevar_core import included
 
 from . import emoji, features, report, store
 from .features import Encoder
-from .generate import ROWS, Row, Sampler
-from .protocols import BENCHES, Pictures, Protocol
+from .generate import ROWS, Sampler
+from .protocols import PUBLIC, Pictures, Protocol
 
+OWN = {"emoji": emoji.protocol}  # benches that need no data
 REFERENCES = "references"
 
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.diversity", description=__doc__)
-    top.add_argument("--bench", choices=tuple(BENCHES), required=True)
+    top.add_argument("--bench", choices=(*OWN, *PUBLIC), required=True)
     top.add_argument("--data", type=Path, help="data set's folder (emoji: of training.data)")
     top.add_argument("--out", type=Path, help="what is made (default: diversity-BENCH)")
-    top.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW",
-                     help="what to compare: " + ", ".join(ROWS))  # fmt: skip
+    top.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW",
+                     help="what to compare (default: all): " + ", ".join(ROWS))  # fmt: skip
     top.add_argument("--prompts", type=int, help="the first so many only")
     top.add_argument("--each", type=int, help="pictures a prompt (default: the bench's)")
     top.add_argument("--seed", type=int, default=0, help="of the first picture")
@@ -78,15 +81,27 @@ def device_of(args: argparse.Namespace) -> str:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The bench as asked for."""
-    if args.data is None and args.bench != "emoji":
+    if args.data is None and args.bench in PUBLIC:
         raise ValueError(f"{args.bench} reads its prompts from your copy; name it with --data.")
-    protocol = BENCHES[args.bench](args.data)
+    protocol = (OWN | PUBLIC)[args.bench](args.data)
     if args.prompts is not None:
         protocol = protocol.first(args.prompts)
     return protocol if args.each is None else replace(protocol, each=args.each)
 
 
-def encoders_of(args: argparse.Namespace, device: str) -> list[Encoder]:
+def rows_of(args: argparse.Namespace, protocol: Protocol) -> list[str]:
+    """The rows as asked for; all that there are by default."""
+    choosing = [name for name, row in ROWS.items() if row.starts and protocol.each == 1]
+    asked = args.rows or [name for name in ROWS if name not in choosing]
+    if refused := [name for name in asked if name in choosing]:
+        raise ValueError(
+            f"The row {refused[0]} chooses among the pictures of one prompt, and there is one of "
+            "each here; leave it out, or ask for more with --each."
+        )
+    return asked
+
+
+def encoders_of(args: argparse.Namespace, protocol: Protocol, device: str) -> list[Encoder]:
     """The networks whose files there are; small copies of the pictures where there are none."""
     found = []
     if args.inception is not None:
@@ -96,9 +111,9 @@ def encoders_of(args: argparse.Namespace, device: str) -> list[Encoder]:
     if args.image_reward is not None:
         found.append(features.image_reward(args.image_reward, device))
     if args.judge is not None:
-        if args.bench != "emoji" or args.data is None:
+        if protocol.judge is None:
             raise ValueError("--judge judges the emoji bench, with --data of training.data.")
-        found.append(emoji.judge(args.data, args.judge))
+        found.append(protocol.judge.encoder(args.judge))
     if not any(encoder.name in report.SIMILARITY for encoder in found):
         found.append(features.pixels())
     return found
@@ -126,13 +141,10 @@ def draw(
         store.claim(folder, common | sampler.facts(ROWS[name]))
     for name, folder in rows.items():
         started, made = time.perf_counter(), 0
-
-        def pictures(texts: Sequence[str], number: int, row: Row = ROWS[name]) -> torch.Tensor:
-            return sampler.pictures(row, texts, args.seed + number)
-
         for unit in mine:
-            made += store.make(folder, protocol, unit, args.batch, pictures)
-        say_pace(f"{name}, drawn", made, started)
+            how = {"each": protocol.each, "first_seed": args.seed + unit[0], "batch": args.batch}
+            made += store.make(folder, protocol, unit, partial(sampler.draw, ROWS[name], **how))
+        say_pace(f"{name}, drawn and judged", made, started)
 
 
 def encode(encoder: Encoder, sets: Mapping[Path, tuple[Pictures, Sequence[range]]]) -> None:
@@ -154,9 +166,9 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be 1 or more, not {getattr(args, name)}.")
     place, count = shard_of(args)
     protocol, device = protocol_of(args), device_of(args)
-    encoders = encoders_of(args, device)
+    encoders = encoders_of(args, protocol, device)
     out = args.out or Path(f"diversity-{args.bench}")
-    rows = {name: out / name.replace(" ", "-") for name in args.rows}
+    rows = {name: out / name.replace(" ", "-") for name in rows_of(args, protocol)}
 
     drawn = store.units(len(protocol.prompts) * protocol.each, protocol.each)
     sampler = Sampler(args.model, args.vq, args.text_encoder, device)
@@ -173,7 +185,8 @@ def run(args: argparse.Namespace) -> None:
         shares = {folder: (p, units[place::count]) for folder, (p, units) in sets.items()}
         encode(encoder, shares)
 
-    files = [
+    files = [store.record_file(folder, unit) for folder in rows.values() for unit in drawn]
+    files += [
         store.features_file(folder, encoder, unit)
         for folder, (_, units) in sets.items()
         for encoder in encoders
@@ -191,7 +204,9 @@ def run(args: argparse.Namespace) -> None:
         return {name: tensor for part in parts for name, tensor in part.items()}
 
     real = found(out / REFERENCES) if protocol.references is not None else None
-    measured = {name: found(folder) for name, folder in rows.items()}
+    measured = {
+        name: found(folder) | store.own_scores(folder, drawn) for name, folder in rows.items()
+    }
     content = {
         "bench": protocol.name,
         "prompts": len(protocol.prompts),
@@ -201,7 +216,7 @@ def run(args: argparse.Namespace) -> None:
         "features": real and report.distribution_space(real),
         "networks": {encoder.name: encoder.digest for encoder in encoders},
         "rows": {
-            name: report.figures(tensors, protocol.each, real, args.k)
+            name: report.figures(tensors, protocol, real, args.k)
             for name, tensors in measured.items()
         },
         "made with": {name: store.made_with(folder) for name, folder in rows.items()},
@@ -209,6 +224,12 @@ def run(args: argparse.Namespace) -> None:
     if real is not None and (scores := report.real_figures(real)):
         content["rows"][report.REAL] = scores
     report.write_report(out, content, rows, protocol)
+    # beside the report, which is the same whenever and wherever it is made
+    paces = {name: store.pace(folder, drawn) for name, folder in rows.items()}
+    store.write(out / "timings.json", json.dumps(paces, indent=1).encode())
+    for name, seconds in paces.items():
+        shown = ", ".join(f"{what} in {value:.0f} s" for what, value in seconds.items())
+        print(f"{name}, a thousand pictures: {shown}")
     print(out / "report.md")
 
 

@@ -1,4 +1,4 @@
-"""The judge of the emoji bench, and what its answers say about a prompt's pictures.
+"""The bench of the included model: words, six designs of each, and a judge that knows them.
 
 The judge is a small classifier of concept and design (``training/judge.py``); every concept has six
 designs, so that diversity has a truth.
@@ -6,7 +6,9 @@ designs, so that diversity has a truth.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,39 @@ from PIL import Image
 from torch import Tensor
 
 from .features import Encode, Encoder, digest, read_tensors
+from .protocols import Judge, Pictures, Prompt, Protocol, only, text_of
 
 DESIGNS = 6
+
+# prompts of one word that the included model knows
+WORDS = """
+amphora ant avocado bacon banana bat bear bird blossom blowfish boar bouquet bread bug burrito
+butterfly cactus camel candy carrot cat cherries chestnut chicken chipmunk cookie cooking cow crab
+cricket crocodile croissant cucumber custard dango deer dog dolphin doughnut dove dragon duck eagle
+egg eggplant elephant ewe fish fox frog goat gorilla grapes hamburger hamster herb hibiscus honeybee
+horse koala lemon leopard lion lizard lollipop melon monkey mouse mushroom octopus oden owl ox
+pancakes panda peach peanuts pear penguin pig pineapple pizza poodle popcorn potato rabbit ram rat
+rhinoceros rooster rose rosette sake scorpion seedling shamrock shark shortcake shrimp snail snake
+spaghetti spider spoon squid strawberry sunflower sushi taco tangerine tiger tomato tulip turkey
+turtle unicorn watermelon whale wolf
+"""
+
+
+def protocol(folder: Path | None) -> Protocol:
+    """References and judge where ``python -m training.data`` has been run."""
+    prompts = tuple(Prompt(text, text) for text in WORDS.split())
+    if folder is None:
+        return Protocol("emoji", prompts, 12)
+    concepts = json.loads(text_of(folder / "concepts.json"))
+    arrays = np.load(folder / "emoji.npz")
+    pictures, concept = arrays["pictures"], arrays["concept"]
+    known = Pictures(
+        tuple(concepts[c]["prompt"] for c in concept),
+        lambda i: Image.fromarray(pictures[i]),
+        digest(folder / "emoji.npz"),
+    )
+    own = Judge(partial(judge, folder), within_prompts)
+    return Protocol("emoji", prompts, 12, only(known, prompts), own)
 
 
 def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:

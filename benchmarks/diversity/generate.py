@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +15,12 @@ from torch import Tensor
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.families.family import Family
+from diversevar_core.judge import self_alignment
 from diversevar_core.methods import Method
 from diversevar_core.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
+from diversevar_core.starts import Starts, choose_starts
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.autoencoder import to_image
 from diversevar_core.tokenizers.tokenizer import Tokenizer
@@ -31,12 +35,33 @@ class Row:
     guide_from: int = 0
     methods: tuple[Method, ...] = ()
 
+    @property
+    def starts(self) -> Starts | None:
+        """How a prompt's seeds are chosen, where they are."""
+        return next((method for method in self.methods if isinstance(method, Starts)), None)
+
 
 ROWS = {
     "vanilla": Row(),
     "ssr+sar": Row(methods=(DiverseVAR(ssr=0.5, sar=0.25, sides=(4, 6)),)),
     "late guidance": Row(guide_from=4),
+    "diverse starts": Row(guide_from=4, methods=(Starts(candidates=64, side=6),)),
 }
+
+
+class Drawn(NamedTuple):
+    """Pictures, what the model says of each, and how long it took."""
+
+    pictures: Tensor  # (B, 3, H, W) in 0..1
+    scores: dict[str, list[float]]  # nats a picture
+    seconds: dict[str, float]  # to draw them and to judge them
+
+
+def description(method: Method) -> str:
+    """The method and its parameters, the same in every process (a function is its name)."""
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    shown = (f"{name}={getattr(v, '__qualname__', None) or repr(v)}" for name, v in values.items())
+    return f"{type(method).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
@@ -77,17 +102,42 @@ class Sampler:
             "text encoder": digest(self.text_path),
             "kind of device": torch.device(self.device).type,
             "settings": repr(self.settings(row)),
-            "methods": repr(row.methods),
+            "methods": ", ".join(map(description, row.methods)),
         }
 
-    def pictures(self, row: Row, prompts: Sequence[str], seed: int) -> Tensor:
-        """A picture a prompt, seeds from ``seed`` up: (B, 3, H, W) in 0..1 on the CPU."""
-        features = dict.fromkeys(prompts)
-        for prompt in features:
-            (features[prompt],) = self.text([prompt])
-        condition = Text([features[prompt] for prompt in prompts])
-        settings, schedule = self.settings(row), self.model.schedule()
-        models, seeds = (self.model, self.tokenizer, condition), range(seed, seed + len(prompts))
-        *_, last = sample(*models, schedule, settings, seeds, methods=row.methods)
-        with torch.no_grad():
-            return to_image(self.tokenizer.decode(last.f_hat)).cpu()
+    def draw(
+        self, row: Row, prompts: Sequence[str], each: int, first_seed: int, batch: int
+    ) -> Drawn:
+        """A picture a prompt, ``each`` of the same together, and the model's judgement of them.
+
+        Seeds go from ``first_seed`` up; diverse starts choose a prompt's among their candidates,
+        from its first seed on. Time does not count what loads the models.
+        """
+        models, read, schedule = (self.model, self.tokenizer), self.text, self.model.schedule()
+        settings, starts = self.settings(row), row.starts or Starts(1)
+        started = time.perf_counter()
+        texts, seeds = [], []
+        for i in range(0, len(prompts), each):
+            text = Text(read([prompts[i]]))
+            how = (*models, text, schedule, settings, first_seed + i, row.methods)
+            seeds += choose_starts(starts, each, *how)
+            texts += text.repeat(each).positive
+        parts = [Text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+        pictures, bits = [], []
+        for part in parts:
+            taken = seeds[batch * len(bits) :][: len(part)]
+            steps = list(sample(*models, part, schedule, settings, taken, methods=row.methods))
+            bits.append([step.tokens for step in steps])
+            with torch.no_grad():
+                pictures.append(to_image(self.tokenizer.decode(steps[-1].f_hat)).cpu())
+        drawn = time.perf_counter()
+        judged = [
+            self_alignment(*models, maps, part, schedule)
+            for maps, part in zip(bits, parts, strict=True)
+        ]
+        alignment, likelihood = map(torch.cat, zip(*judged, strict=True))
+        return Drawn(
+            torch.cat(pictures),
+            {"self-alignment": alignment.tolist(), "log-likelihood": likelihood.tolist()},
+            {"drawn": drawn - started, "judged": time.perf_counter() - drawn},
+        )

@@ -9,33 +9,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from .features import digest
+from .features import Encoder
 
 COCO_2014 = 30_000  # pictures drawn from the 40,504 of val2014
 COCO_SEED = 2014
-
-# prompts of one word that the included model knows
-WORDS = """
-amphora ant avocado bacon banana bat bear bird blossom blowfish boar bouquet bread bug burrito
-butterfly cactus camel candy carrot cat cherries chestnut chicken chipmunk cookie cooking cow crab
-cricket crocodile croissant cucumber custard dango deer dog dolphin doughnut dove dragon duck eagle
-egg eggplant elephant ewe fish fox frog goat gorilla grapes hamburger hamster herb hibiscus honeybee
-horse koala lemon leopard lion lizard lollipop melon monkey mouse mushroom octopus oden owl ox
-pancakes panda peach peanuts pear penguin pig pineapple pizza poodle popcorn potato rabbit ram rat
-rhinoceros rooster rose rosette sake scorpion seedling shamrock shark shortcake shrimp snail snake
-spaghetti spider spoon squid strawberry sunflower sushi taco tangerine tiger tomato tulip turkey
-turtle unicorn watermelon whale wolf
-"""
-EMOJI = tuple(WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """What a bench whose truth is known brings to measure it.
+
+    encoder: of the trained judge's file; its features are named "judge". within: the figures of
+    every prompt, (prompts,) each, from all that the encoder found and the pictures of a prompt.
+    """
+
+    encoder: Callable[[Path], Encoder]
+    within: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """each: pictures a prompt; references: real pictures of these prompts, where there are any."""
 
@@ -64,6 +62,7 @@ class Protocol:
     prompts: tuple[Prompt, ...]
     each: int
     references: Pictures | None = None
+    judge: Judge | None = None
 
     def file(self, number: int) -> str:
         """Path of a picture; a prompt's pictures follow each other."""
@@ -173,25 +172,7 @@ def dpg(folder: Path) -> Protocol:
     return Protocol("dpg", tuple(prompts), 4)
 
 
-def emoji(folder: Path | None) -> Protocol:
-    """Prompts of the included model; references where ``python -m training.data`` has been run."""
-    prompts = tuple(Prompt(text, text) for text in EMOJI)
-    references = None
-    if folder is not None:
-        concepts = json.loads(text_of(folder / "concepts.json"))
-        arrays = np.load(folder / "emoji.npz")
-        pictures, concept = arrays["pictures"], arrays["concept"]
-        known = Pictures(
-            tuple(concepts[c]["prompt"] for c in concept),
-            lambda i: Image.fromarray(pictures[i]),
-            digest(folder / "emoji.npz"),
-        )
-        references = only(known, prompts)
-    return Protocol("emoji", prompts, 12, references)
-
-
-BENCHES = {
-    "emoji": emoji,
+PUBLIC = {
     "coco2014-30k": partial(coco, "coco2014-30k", "2014", COCO_2014),
     "coco2017-5k": partial(coco, "coco2017-5k", "2017", None),
     "geneval": geneval,

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from diversevar_core.pictures import captioned_rows, to_pil
 
-from . import emoji, metrics
+from . import metrics
 from .protocols import Protocol
 from .store import write
 
 # the first features at hand tell distributions apart, and a prompt's pictures from each other
 DISTRIBUTION = ("inception", "judge", "clip")
 SIMILARITY = ("clip", "judge", "inception", "pixels")
+# the first figure at hand is the plot's alignment
+ALIGNMENT = ("CLIP score", "ImageReward", "top-1", "self-alignment")
 
 REAL = "real pictures"
 WHOLE = {"coco2014-30k": 30_000, "coco2017-5k": 5_000}  # prompts of the published rows
@@ -58,14 +60,14 @@ Figures = dict[str, list[float]]  # metric -> [value], or [mean, low, high]
 
 
 def figures(
-    found: Mapping[str, Tensor], each: int, real: Mapping[str, Tensor] | None, k: int
+    found: Mapping[str, Tensor], protocol: Protocol, real: Mapping[str, Tensor] | None, k: int
 ) -> Figures:
     """All figures of a row that its features allow.
 
-    found, real: name -> features (N, C) or scores (N,) of the samples, ``each`` of a prompt
-    together, and of the references.
+    found, real: name -> features (N, C) or scores (N,) of the samples, a prompt's together, and of
+    the references.
     """
-    row = {}
+    row, each = {}, protocol.each
     space = distribution_space(found)
     if real is not None and space is not None:
         near = metrics.neighbours(real[space], found[space], k)
@@ -77,7 +79,7 @@ def figures(
         if score.ndim == 1:
             row[name] = interval(score.double().unflatten(0, (-1, each)).mean(dim=1))
     if "judge" in found:
-        within = emoji.within_prompts(found, each)
+        within = protocol.judge.within(found, each)
         row |= {name: interval(values) for name, values in within.items()}
     similar = next(name for name in SIMILARITY if name in found)
     if each > 1:
@@ -142,29 +144,28 @@ def cells(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
     """A line's values, a dash where there is none."""
     shown = []
     for column in columns:
-        mean, *ends = row.get(column, [None])
-        text = "-" if mean is None else f"{mean:.3f}"
-        shown.append(f"{text} ({ends[0]:.3f}-{ends[1]:.3f})" if ends else text)
+        values = row.get(column, [])
+        digits = 0 if values and abs(values[0]) >= 100 else 3
+        mean, *ends = [f"{value:.{digits}f}" for value in values] or ["-"]
+        span = " to " if "-" in "".join(ends) else "-"  # of negative values
+        shown.append(f"{mean} ({span.join(ends)})" if ends else mean)
     return " | ".join(shown) + " |"
 
 
 def plot(report: Mapping, path: Path) -> None:
-    """Diversity against alignment or else precision, a point a row; published rows are hollow."""
+    """Diversity against alignment, a point a row; published rows are hollow."""
     rows = {name: row for name, row in report["rows"].items() if name != REAL}
     published = {
         name: {metric: [value] for metric, value in row.items()}
         for name, row in PUBLISHED.get(report["bench"], {}).items()
     }
     measured = list(dict.fromkeys(name for row in rows.values() for name in row))
-    aligned = [name for name in measured if name in ("CLIP score", "ImageReward", "top-1")]
     diverse = [
         name
         for name in measured
         if name in ("recall", "coverage", "designs") or name.startswith(("distance", "vendi"))
     ][:3]
-    x_name = (aligned or ["precision"])[0]
-    if x_name not in measured:  # small copies of the pictures tell nothing of quality
-        return
+    x_name = next(name for name in ALIGNMENT if name in measured)
     figure, axes = plt.subplots(1, len(diverse), figsize=(5 * len(diverse), 4.5), squeeze=False)
     for axis, y_name in zip(axes[0], diverse, strict=True):
         for name, row in [*rows.items(), *published.items()]:

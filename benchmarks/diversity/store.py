@@ -19,6 +19,7 @@ from torch import Tensor
 from diversevar_core.pictures import to_pil
 
 from .features import Encode, Encoder
+from .generate import Drawn
 from .protocols import Pictures, Protocol, png
 
 UNIT = 8  # pictures, about
@@ -60,29 +61,29 @@ def made_with(folder: Path) -> dict[str, str]:
     return json.loads((folder / MANIFEST).read_text())
 
 
-def make(
-    folder: Path,
-    protocol: Protocol,
-    unit: range,
-    batch: int,
-    draw: Callable[[Sequence[str], int], Tensor],
-) -> int:
-    """Draw what a unit lacks; returns how many pictures that was.
+def record_file(folder: Path, unit: range) -> Path:
+    """Where it is written what the model says of a unit's pictures, and how long they took."""
+    return folder / "drawn" / f"{unit[0]:06d}.json"
 
-    draw: (prompts, number of the first picture) -> (B, 3, H, W) in 0..1. Pictures are drawn in
-    the same company always, as rounding on a GPU depends on it.
+
+def make(
+    folder: Path, protocol: Protocol, unit: range, draw: Callable[[Sequence[str]], Drawn]
+) -> int:
+    """Draw a unit, unless all of it is there; returns how many pictures that was.
+
+    draw: the unit's prompts -> its pictures. They are drawn in the same company always, as rounding
+    on a GPU depends on it.
     """
-    drawn = 0
-    for start in range(0, len(unit), batch):
-        part = unit[start : start + batch]
-        paths = [folder / protocol.file(number) for number in part]
-        if all(path.exists() for path in paths):
-            continue
-        prompts = [protocol.prompts[number // protocol.each].text for number in part]
-        for path, picture in zip(paths, draw(prompts, part[0]), strict=True):
+    paths = [folder / protocol.file(number) for number in unit]
+    record, drawn = record_file(folder, unit), 0
+    if not all(path.exists() for path in [*paths, record]):
+        found = draw([protocol.prompts[number // protocol.each].text for number in unit])
+        for path, picture in zip(paths, found.pictures, strict=True):
             if not path.exists():
                 write(path, png(to_pil(picture)))
-        drawn += len(part)
+        if not record.exists():
+            write(record, json.dumps({"scores": found.scores, "seconds": found.seconds}).encode())
+        drawn = len(unit)
     samples = protocol.samples(folder)
     for number in unit[:: protocol.each]:
         extra = protocol.extra(number // protocol.each)
@@ -91,6 +92,22 @@ def make(
             content = protocol.extra_content(number // protocol.each, pictures)
             write(folder / extra, content)
     return drawn
+
+
+def own_scores(folder: Path, all_units: Sequence[range]) -> dict[str, Tensor]:
+    """Name -> what the model says of all pictures (N,), float64."""
+    parts = [json.loads(record_file(folder, unit).read_text())["scores"] for unit in all_units]
+    return {
+        name: torch.tensor([value for part in parts for value in part[name]]).double()
+        for name in parts[0]
+    }
+
+
+def pace(folder: Path, all_units: Sequence[range]) -> dict[str, float]:
+    """What was done -> seconds of one process per thousand pictures."""
+    parts = [json.loads(record_file(folder, unit).read_text())["seconds"] for unit in all_units]
+    pictures = sum(map(len, all_units))
+    return {name: 1000 * sum(part[name] for part in parts) / pictures for name in parts[0]}
 
 
 def features_file(folder: Path, encoder: Encoder, unit: range) -> Path:

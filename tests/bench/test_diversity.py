@@ -9,6 +9,7 @@ import runpy
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
+from diversevar_core import included
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Text
+from diversevar_core.judge import self_alignment
+from diversevar_core.sampler import sample
+from diversevar_core.starts import Starts, choose_starts
+from diversevar_core.text import load_text_encoder
+from diversevar_core.tokenizers.autoencoder import to_image
 from training.judge import Judge
 
 CAPTIONS = ("penguin", "pizza", "red apple", "fox", "cat face", "sunflower", "owl", "octopus")
@@ -83,7 +92,8 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     clean, broken = tmp_path / "clean", tmp_path / "broken"
     run(*common, "--out", clean)
     said = capsys.readouterr().out
-    assert re.search(r"vanilla, drawn: 10 pictures, \d+ s per thousand", said)
+    assert re.search(r"vanilla, drawn and judged: 10 pictures, \d+ s per thousand", said)
+    assert re.search(r"late guidance, a thousand pictures: drawn in \d+ s, judged in \d+ s", said)
     assert said.endswith(f"{clean / 'report.md'}\n")
 
     whole = len(written(clean)) - 2  # report.png and pictures.png
@@ -117,9 +127,19 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     report = json.loads((clean / "report.json").read_text())
     assert report["references"] == report["prompts"] == 10
     expected = {"recall", "precision", "density", "coverage", "FID", "CLIP score", "ImageReward"}
+    expected |= {"self-alignment", "log-likelihood"}
     assert expected <= set(report["rows"]["vanilla"])
     assert report["rows"]["vanilla"] != report["rows"]["late guidance"]
     assert set(report["rows"]["real pictures"]) == {"CLIP score", "ImageReward"}
+    for folder in (clean, broken):
+        timings = json.loads((folder / "timings.json").read_text())
+        assert set(timings) == {"vanilla", "late guidance"}
+        for name, seconds in timings.items():
+            files = (folder / name.replace(" ", "-") / "drawn").iterdir()
+            parts = [json.loads(file.read_text())["seconds"] for file in files]
+            for what in ("drawn", "judged"):
+                assert seconds[what] == pytest.approx(100 * sum(part[what] for part in parts))
+                assert all(part[what] > 0 for part in parts)
     table = (clean / "report.md").read_text()
     assert (
         "| *published: Infinity-2B, DiverseVAR* | 0.480 | - | - | 0.860 | 33.390 | 0.313 |" in table
@@ -218,6 +238,48 @@ def test_emoji_with_its_judge(tmp_path):
     assert "Frechet distance (judge)" in row
 
 
+def test_every_picture_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
+    """Diverse starts of two prompts, in batches across both, beside each picture alone."""
+    arguments = ("--bench", "emoji", "--prompts", 2, "--each", 3, "--seed", 7, "--batch", 4)
+    run(*arguments, "--rows", "diverse starts", "--device", "cpu", "--out", tmp_path)
+    scores = json.loads((tmp_path / "diverse-starts/drawn/000000.json").read_text())["scores"]
+
+    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    read, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
+    settings = replace(model.defaults(), guide_from=4)
+    for i, prompt in enumerate(("amphora", "ant")):
+        how = (model, tokenizer, Text(read([prompt])), schedule)
+        seeds = choose_starts(Starts(64, 6), 3, *how, settings, 7 + 3 * i)
+        assert seeds != [7 + 3 * i + j for j in range(3)]
+        for j, seed in enumerate(seeds):
+            steps = list(sample(*how, settings, [seed]))
+            with torch.no_grad():
+                alone = to_image(tokenizer.decode(steps[-1].f_hat))[0].permute(1, 2, 0) * 255
+            found = Image.open(tmp_path / f"diverse-starts/samples/{prompt}_{j}.png")
+            assert np.abs(np.asarray(found) - alone.numpy()).mean() < 1
+            judged = self_alignment(*how[:2], [step.tokens for step in steps], *how[2:])
+            place = 3 * i + j
+            assert scores["self-alignment"][place] == pytest.approx(judged.alignment.item(), 1e-3)
+            assert scores["log-likelihood"][place] == pytest.approx(judged.likelihood.item(), 1e-3)
+
+
+def test_with_one_picture_of_each_prompt_no_starts_are_chosen_by_default(tmp_path):
+    common = ("--bench", "emoji", "--prompts", 2, "--each", 1, "--out", tmp_path)
+    run(*common)
+    report = (tmp_path / "report.json").read_bytes()
+    assert list(json.loads(report)["rows"]) == ["vanilla", "ssr+sar", "late guidance"]
+    assert Image.open(tmp_path / "report.png").size[0] > 400
+
+    record = tmp_path / "vanilla/drawn/000000.json"
+    scores = json.loads(record.read_text())["scores"]
+    pictures = {path: path.stat().st_ino for path in tmp_path.glob("*/samples/*.png")}
+    record.unlink()  # as a kill between the pictures and it leaves them
+    run(*common)
+    assert json.loads(record.read_text())["scores"] == scores
+    assert (tmp_path / "report.json").read_bytes() == report
+    assert {path: path.stat().st_ino for path in pictures} == pictures
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -228,6 +290,11 @@ def test_emoji_with_its_judge(tmp_path):
         (["--bench", "emoji", "--each", "0"], "--each must be 1 or more"),
         (["--bench", "emoji", "--clip", "nowhere"], "There is no nowhere"),
         (["--bench", "emoji", "--model", "nowhere"], "There is no"),
+        (["--bench", "emoji", "--judge", "x"], "--judge judges the emoji bench, with --data"),
+        (
+            ["--bench", "emoji", "--each", "1", "--rows", "diverse starts"],
+            "diverse starts chooses among the pictures of one prompt, .* ask for more with --each",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(arguments, words, tmp_path):
