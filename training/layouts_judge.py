@@ -18,12 +18,14 @@ from .loop import Log, learning_rate, resume, save
 STRIDE = 8
 GRID = PIXELS // STRIDE
 BATCH, STEPS, PEAK, WARMUP, SEED = 32, 900, 3e-3, 50, 7
+CLOSE = 30.0  # distance in RGB of a pixel that has a ground's colour
 FIRST = 1 << 24  # the first of the seeds of its layouts, which no other step draws
 
 
 class Found(NamedTuple):
-    """there (N, concepts): the share of certainty; place (N, concepts, 2): x and y in 0..1."""
+    """features (N, 1536); there (N, concepts): how surely; place (N, concepts, 2): x, y in 0..1."""
 
+    features: Tensor
     there: Tensor
     place: Tensor
 
@@ -38,8 +40,9 @@ class LayoutJudge(nn.Module):
         for before, width in zip(widths, widths[1:], strict=False):
             stages += [self.layer(before, width, 4, 2), self.layer(width, width, 3, 1)]
         wide = [self.layer(96, 96, 3, 1, dilation) for dilation in (2, 3, 2)]
-        self.stages = nn.Sequential(*stages, *wide, nn.Conv2d(96, len(CONCEPTS), 1))
-        nn.init.constant_(self.stages[-1].bias, -4.0)
+        self.stages = nn.Sequential(*stages, *wide)
+        self.concepts = nn.Conv2d(96, len(CONCEPTS), 1)
+        nn.init.constant_(self.concepts.bias, -4.0)
 
     @staticmethod
     def layer(before: int, width: int, kernel: int, stride: int, dilation: int = 1) -> nn.Module:
@@ -50,15 +53,16 @@ class LayoutJudge(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, 128, 128) in -1..1 -> logits (N, concepts, 16, 16)."""
-        return self.stages(pictures)
+        return self.concepts(self.stages(pictures))
 
     @torch.no_grad()
     def find(self, pictures: Tensor) -> Found:
         """What is where in uint8 pictures (N, H, W, 3)."""
-        logits = torch.cat([self(to_model(part)).float() for part in pictures.split(64)])
-        best = logits.flatten(2).max(dim=2)
+        maps = torch.cat([self.stages(to_model(part)) for part in pictures.split(64)])
+        best = self.concepts(maps).flatten(2).max(dim=2)
         at = torch.stack((best.indices % GRID, best.indices // GRID), dim=2)
-        return Found(best.values.sigmoid(), (at + 0.5) / GRID)
+        features = F.adaptive_avg_pool2d(maps, 4).flatten(1)
+        return Found(features, best.values.sigmoid(), (at + 0.5) / GRID)
 
 
 def centres(layouts: list[Layout]) -> Tensor:
@@ -117,8 +121,7 @@ def load_judge(objects: np.ndarray, path: Path) -> LayoutJudge:
 
 
 def ground_of(pictures: Tensor) -> Tensor:
-    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the nearest to most of the pixels."""
+    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the one that most pixels are close to."""
     colours = torch.tensor(list(GROUNDS.values())).float()
-    near = torch.stack([(pictures.float() - c).square().sum(-1) for c in colours], dim=-1)
-    votes = F.one_hot(near.argmin(dim=-1), len(GROUNDS)).sum(dim=(1, 2))
-    return votes.argmax(dim=1)
+    close = [(pictures.float() - c).norm(dim=-1).lt(CLOSE).sum(dim=(1, 2)) for c in colours]
+    return torch.stack(close, dim=1).argmax(dim=1)

@@ -23,12 +23,12 @@ import torch
 
 from diversevar_core import included
 
-from . import emoji, features, report, store
+from . import emoji, features, layouts, report, store
 from .features import Encoder
 from .generate import ROWS, Sampler
 from .protocols import PUBLIC, Pictures, Protocol
 
-OWN = {"emoji": emoji.protocol}  # benches that need no data
+OWN = {"emoji": emoji.protocol, "layouts": layouts.protocol}  # benches that need no data
 REFERENCES = "references"
 
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """All options."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.diversity", description=__doc__)
     top.add_argument("--bench", choices=(*OWN, *PUBLIC), required=True)
-    top.add_argument("--data", type=Path, help="data set's folder (emoji: of training.data)")
+    top.add_argument("--data", type=Path, help="data set's folder (emoji, layouts: of training)")
     top.add_argument("--out", type=Path, help="what is made (default: diversity-BENCH)")
     top.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW",
                      help="what to compare (default: all): " + ", ".join(ROWS))  # fmt: skip
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     judges.add_argument("--inception", type=Path, help="pt_inception-2015-12-05-6726825d.pth")
     judges.add_argument("--clip", type=Path, help="CLIP folder of the transformers library")
     judges.add_argument("--image-reward", type=Path, help="ImageReward.pt, tokenizer.json")
-    judges.add_argument("--judge", type=Path, help="emoji only: judge.ckpt of training.evaluate")
+    judges.add_argument("--judge", type=Path, help="emoji and layouts: judge.ckpt of training")
     top.add_argument("--shard", metavar="I/N", help="this process's share (default: torchrun's)")
     return top
 
@@ -112,7 +112,9 @@ def encoders_of(args: argparse.Namespace, protocol: Protocol, device: str) -> li
         found.append(features.image_reward(args.image_reward, device))
     if args.judge is not None:
         if protocol.judge is None:
-            raise ValueError("--judge judges the emoji bench, with --data of training.data.")
+            raise ValueError(
+                "--judge judges the benches emoji and layouts, with --data of training."
+            )
         found.append(protocol.judge.encoder(args.judge))
     if not any(encoder.name in report.SIMILARITY for encoder in found):
         found.append(features.pixels())
@@ -221,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
         },
         "made with": {name: store.made_with(folder) for name, folder in rows.items()},
     }
-    if real is not None and (scores := report.real_figures(real)):
+    if real is not None and (scores := report.real_figures(real, protocol)):
         content["rows"][report.REAL] = scores
     report.write_report(out, content, rows, protocol)
     # beside the report, which is the same whenever and wherever it is made

@@ -94,9 +94,13 @@ def distribution_space(found: Mapping[str, Tensor]) -> str | None:
     return next((name for name in DISTRIBUTION if name in found), None)
 
 
-def real_figures(real: Mapping[str, Tensor]) -> Figures:
-    """The references' own scores: what a model can hope for."""
-    return {name: interval(v.double()) for name, v in real.items() if v.ndim == 1}
+def real_figures(real: Mapping[str, Tensor], protocol: Protocol) -> Figures:
+    """The references' own scores, and the judge's of their prompts: what a model can hope for."""
+    row = {name: interval(v.double()) for name, v in real.items() if v.ndim == 1}
+    if "judge" in real:
+        within = protocol.judge.within(real, len(real["judge"]) // len(protocol.prompts))
+        row |= {name: interval(values) for name, values in within.items()}
+    return row
 
 
 def interval(values: Tensor) -> list[float]:

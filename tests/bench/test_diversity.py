@@ -290,7 +290,7 @@ def test_with_one_picture_of_each_prompt_no_starts_are_chosen_by_default(tmp_pat
         (["--bench", "emoji", "--each", "0"], "--each must be 1 or more"),
         (["--bench", "emoji", "--clip", "nowhere"], "There is no nowhere"),
         (["--bench", "emoji", "--model", "nowhere"], "There is no"),
-        (["--bench", "emoji", "--judge", "x"], "--judge judges the emoji bench, with --data"),
+        (["--bench", "emoji", "--judge", "x"], "--judge judges the benches emoji and layouts"),
         (
             ["--bench", "emoji", "--each", "1", "--rows", "diverse starts"],
             "diverse starts chooses among the pictures of one prompt, .* ask for more with --each",
