@@ -30,12 +30,12 @@ SIDES = SQUARE_SIDES[:7]
 TOKENIZER_BATCH = 8
 POOL = 8192  # layouts that the transformer sees
 BATCH, PEAK, WARMUP = 16, 1.5e-3, 50
-COARSE, FINE_EVERY = 5, 6  # most steps train the first five maps only, every sixth all of them
+COARSE, FIRST = 5, 200  # the first steps train five maps only, then every second step does
 SAMPLED = (
     "a cat face and a red apple on blue",
-    "a panda and a rose on white",
-    "a pizza, a fox and a tulip on green",
-    "a penguin, an owl, a crab and a banana on yellow",
+    "a panda and a sunflower on white",
+    "a pizza, a penguin and a cactus on green",
+    "a frog, a mushroom, a crab and a butterfly on yellow",
 )
 
 
@@ -94,7 +94,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     log, order = Log(every=60), batches(POOL, BATCH, SEED, run.step)
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
-        maps = len(whole) if run.step % FINE_EVERY == 0 else COARSE
+        maps = COARSE if run.step < FIRST or run.step % 2 else len(whole)
         places = next(order)
         features = pool[places].float().to(device)
         batch = self_correcting(tokenizer, features, whole[:maps], generator)

@@ -1,7 +1,10 @@
-"""The judge of layouts: finds every concept in a picture, trained on painted layouts."""
+"""The judge of layouts: finds every concept in a picture. ``python -m training.layouts_judge``.
+
+Trained on painted layouts; how well it finds what is there is printed at the end."""
 
 from __future__ import annotations
 
+import argparse
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import to_model
-from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, draw_layout, paint
-from .loop import Log, learning_rate, resume, save
+from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, draw_layout, load, paint
+from .loop import Log, learning_rate, save
 
 STRIDE = 8
 GRID = PIXELS // STRIDE
@@ -89,24 +92,33 @@ def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return made + 0.08 * torch.randn(made.shape, generator=generator)
 
 
-def load_judge(objects: np.ndarray, path: Path) -> LayoutJudge:
-    """The judge at ``path``, trained first where it is not there."""
+def ground_of(pictures: Tensor) -> Tensor:
+    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the one that most pixels are close to."""
+    colours = torch.tensor(list(GROUNDS.values())).float()
+    close = [(pictures.float() - c).norm(dim=-1).lt(CLOSE).sum(dim=(1, 2)) for c in colours]
+    return torch.stack(close, dim=1).argmax(dim=1)
+
+
+def painted(seeds: range, objects: np.ndarray) -> tuple[list[Layout], Tensor]:
+    """The layouts of these seeds and their pictures, uint8."""
+    layouts = [draw_layout(random.Random(seed)) for seed in seeds]
+    return layouts, torch.tensor(np.stack([paint(layout, objects) for layout in layouts]))
+
+
+def train(objects: np.ndarray) -> LayoutJudge:
+    """A fresh judge."""
     torch.manual_seed(SEED)
     judge = LayoutJudge()
-    if state := resume(path):
-        judge.load_state_dict(state)
-        return judge.eval()
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02)
     log = Log(every=50)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, STEPS, PEAK, WARMUP)
         seeds = range(FIRST + step * BATCH, FIRST + (step + 1) * BATCH)
-        layouts = [draw_layout(random.Random(seed)) for seed in seeds]
-        painted = torch.tensor(np.stack([paint(layout, objects) for layout in layouts]))
+        layouts, pictures = painted(seeds, objects)
         generator = torch.Generator().manual_seed(SEED + step)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(spoiled(to_model(painted), generator)).float()
+            logits = judge(spoiled(to_model(pictures), generator)).float()
         wanted = centres(layouts)
         # focal, as CenterNet's (arXiv 1904.07850): the many empty places must not decide
         p, peak = logits.sigmoid().clamp(1e-4, 1 - 1e-4), wanted == 1
@@ -116,12 +128,33 @@ def load_judge(objects: np.ndarray, path: Path) -> LayoutJudge:
         loss.backward()
         optimizer.step()
         log(step + 1, {"loss": loss.detach()})
-    save(path, judge.state_dict())
     return judge.eval()
 
 
-def ground_of(pictures: Tensor) -> Tensor:
-    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the one that most pixels are close to."""
-    colours = torch.tensor(list(GROUNDS.values())).float()
-    close = [(pictures.float() - c).norm(dim=-1).lt(CLOSE).sum(dim=(1, 2)) for c in colours]
-    return torch.stack(close, dim=1).argmax(dim=1)
+def accuracy(judge: LayoutJudge, objects: np.ndarray, sure: float) -> dict[str, float]:
+    """On 256 layouts: shares of objects found, of those found that are there, and how far off."""
+    layouts, pictures = painted(range(FIRST - 256, FIRST), objects)
+    found = judge.find(pictures)
+    truth = [(i, placed) for i, layout in enumerate(layouts) for placed in layout.objects]
+    rows, concepts = torch.tensor([(i, placed.concept) for i, placed in truth]).T
+    middle = torch.tensor([(p.left + p.side / 2, p.top + p.side / 2) for _, p in truth]) / PIXELS
+    hit = found.there[rows, concepts] > sure
+    off = (found.place[rows, concepts] - middle).norm(dim=1)[hit].mean().item()
+    recall, all_found = hit.float().mean().item(), (found.there > sure).sum().item()
+    return {"found": recall, "right": hit.sum().item() / all_found, "off": off}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.layouts_judge", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("layout-data"))
+    parser.add_argument("--folder", type=Path, default=Path("layout-training"))
+    args = parser.parse_args()
+    objects = load(args.data)
+    judge = train(objects)
+    save(args.folder / "judge.ckpt", judge.state_dict())
+    for sure in (0.2, 0.3, 0.4, 0.5):
+        print(sure, accuracy(judge, objects, sure))
+
+
+if __name__ == "__main__":
+    main()
