@@ -23,7 +23,6 @@ from .protocols import Judge, Pictures, Prompt, Protocol
 PROMPTS, EACH = 64, 8
 FIRST = 1 << 25  # the first of the seeds of its layouts, which training does not draw
 MOST = 4  # objects of a prompt
-SURE = 0.3  # of an object that counts as found
 
 
 def protocol(folder: Path | None) -> Protocol:
@@ -51,7 +50,7 @@ def judge(path: Path) -> Encoder:
 
     def load() -> Encode:
         from training.layouts_data import GROUNDS, read_prompt
-        from training.layouts_judge import LayoutJudge, ground_of
+        from training.layouts_judge import SURE, LayoutJudge, ground_of
 
         network = LayoutJudge()
         network.load_state_dict(read_tensors(path))
