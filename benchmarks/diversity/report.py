@@ -170,7 +170,9 @@ def plot(report: Mapping, path: Path) -> None:
         if name in ("recall", "coverage", "designs") or name.startswith(("distance", "vendi"))
     ][:3]
     x_name = next(name for name in ALIGNMENT if name in measured)
-    figure, axes = plt.subplots(1, len(diverse), figsize=(5 * len(diverse), 4.5), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(diverse), figsize=(5 * len(diverse), 4.5), squeeze=False, layout="constrained"
+    )
     for axis, y_name in zip(axes[0], diverse, strict=True):
         for name, row in [*rows.items(), *published.items()]:
             if x_name not in row or y_name not in row:
@@ -188,8 +190,8 @@ def plot(report: Mapping, path: Path) -> None:
             )
         axis.set(xlabel=x_name, ylabel=y_name)
         axis.locator_params(nbins=5)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    named = axes[0][0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
