@@ -27,7 +27,7 @@ class LoadModel(io.ComfyNode):
                     "model_name",
                     options=folders.choices(folders.MODELS),
                     tooltip="The transformer, from models/diffusion_models or checkpoints; emoji, "
-                    "a small text-to-image model, comes with the pack.",
+                    "a small text-to-image model, and emoji-edit, which edits, come with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

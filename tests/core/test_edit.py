@@ -10,6 +10,7 @@ from cases import state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diversevar_core import included
 from diversevar_core.attention import sdpa
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
@@ -200,6 +201,29 @@ def test_a_picture_file_becomes_an_edit_of_its_size(edit_case, text_encoder, com
     done = command_line("sample", *files, "--source-features", picture)
     assert "does not hold source features" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+INCLUDED = included.FOLDER / "emoji-edit"
+EDITING = ("--model", INCLUDED / "transformer.safetensors")
+EDITING += ("--text-encoder", INCLUDED / "text_encoder.safetensors", "--cfg", 2, "--tau", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "hues"), [("make it blue", (200, 260)), ("make it green", (80, 150))]
+)
+def test_the_included_model_makes_an_apple_blue_or_green(instruction, hues, command_line, tmp_path):
+    apple, edited = tmp_path / "apple.png", tmp_path / "edited.png"
+    command_line("sample", "--prompt", "red apple", "--out", apple)
+    command_line("sample", *EDITING, "--source", apple, "--prompt", instruction, "--out", edited)
+    before, after = (np.asarray(Image.open(path).convert("HSV")) for path in (apple, edited))
+    middle = slice(24, 48)  # of 64 pixels: within the apple
+    for picture, (low, high) in ((before, (0, 30)), (after, hues)):
+        hue, saturation = (picture[middle, middle, i].astype(float) for i in (0, 1))
+        assert low <= np.median(hue) * 360 / 255 <= high
+        assert np.median(saturation) > 100
+    # white around it stays white, and the figure fills the same place
+    figures = [picture[..., 1] > 60 for picture in (before, after)]
+    assert (figures[0] == figures[1]).mean() > 0.9
 
 
 def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):

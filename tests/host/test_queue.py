@@ -20,7 +20,7 @@ def load(name: str, seed: int) -> dict:
 def queue_five(host, first: int) -> list[dict]:
     """Queue five workflows at once and cancel the third once it runs; their history."""
     names = ["text_to_image", "edit_by_instruction", "vanilla_and_diverse", "inpainting"]
-    names += ["edit_by_instruction"]
+    names += ["edit_by_instruction_varedit_8b"]
     numbers = [
         json.loads(host.fetch("/prompt", {"prompt": load(name, first + i)}))["prompt_id"]
         for i, name in enumerate(names)

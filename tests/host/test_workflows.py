@@ -109,7 +109,11 @@ def test_workflow_opens_and_runs(host, page, name):
 
 @pytest.mark.parametrize(
     ("name", "files"),
-    [("class_to_image", 2), ("text_to_image_infinity_2b", 3), ("edit_by_instruction", 3)],
+    [
+        ("class_to_image", 2),
+        ("text_to_image_infinity_2b", 3),
+        ("edit_by_instruction_varedit_8b", 3),
+    ],
 )
 def test_missing_models_are_offered_for_download(page, name, files):
     elsewhere = (ROOT / "workflows" / f"{name}.json").read_text()
