@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.checkpoints import load_tokenizer
@@ -23,7 +23,10 @@ from diversevar_core.conditions import Text
 from diversevar_core.families.blocks import Rotary
 from diversevar_core.families.infinity import Infinity
 from diversevar_core.resize import area
+from diversevar_core.sampler import sample
 from diversevar_core.schedule import Schedule
+from diversevar_core.settings import Settings
+from diversevar_core.tokenizers.bsq import BSQ
 
 from .data import contact_sheet, load
 from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
@@ -121,36 +124,20 @@ def forward(
     return model.logits(state, x[:, n:]).float().unflatten(-1, (-1, 2))
 
 
-@torch.no_grad()
-def sample(
+def sample_edits(
     model: Infinity,
-    tokenizer: nn.Module,
+    tokenizer: BSQ,
     rows: list[Tensor],
     source: Tensor,
     cfg: float,
     tau: float,
     seed: int,
 ) -> Tensor:
-    """Plain sampling, every map by a pass over all so far -> f_hat (B, d, h, w)."""
-    schedule = model.schedule()
-    teacher, generator = Teacher.of(model, schedule), torch.Generator().manual_seed(seed)
-    bits, total = model.config.bits, sum(scale.tokens for scale in schedule)
-    inputs = torch.zeros(len(rows), total - 1, bits)
-    f_hat, done = None, 0
-    empty = [model.cfg_uncond[: len(row)] for row in rows]
-    longest = max(len(row) for row in rows)
-    for scale in schedule:
-        logits = forward(model, teacher, rows, source, inputs, longest)
-        if cfg != 1:
-            free = forward(model, teacher, empty, source, inputs, longest)
-            logits = cfg * logits + (1 - cfg) * free
-        own = logits[:, done : done + scale.tokens] / tau
-        drawn = torch.bernoulli(own.softmax(dim=-1)[..., 1], generator=generator)
-        f_hat, features = tokenizer.accumulate(f_hat, drawn, scale)
-        done += scale.tokens
-        if features is not None:
-            inputs[:, done - 1 : done - 1 + features.shape[1]] = features
-    return f_hat
+    """An edit of every source (B, d, h, w) by its instruction, seeds from ``seed`` up, as uint8."""
+    settings = Settings((cfg,), "flat", (tau,), 0, 0.97)
+    text, seeds = Text(rows, source=source), range(seed, seed + len(rows))
+    *_, last = sample(model, tokenizer, text, model.schedule(), settings, seeds)
+    return to_pixels(tokenizer.decode(last.f_hat))
 
 
 def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
@@ -162,7 +149,7 @@ def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
 
 
 @torch.compiler.set_stance("force_eager")
-def sample_sheet(run: WarmRun, tokenizer: nn.Module, pool: Pool, maker: Maker, path: Path) -> None:
+def sample_sheet(run: WarmRun, tokenizer: BSQ, pool: Pool, maker: Maker, path: Path) -> None:
     """Held out edits of every kind, 8 each: source, target and two samples."""
     rng = random.Random(SEED)
     edits = [maker.draw(kind, rng, held_out=True) for kind in trained() for _ in range(8)]
@@ -170,8 +157,7 @@ def sample_sheet(run: WarmRun, tokenizer: nn.Module, pool: Pool, maker: Maker, p
     rows = run.text()([edit.instruction for edit in edits])
     shown = [pool.pictures([e.source for e in edits]), pool.pictures([e.target for e in edits])]
     for seed in (0, 1):
-        f_hat = sample(run.average["model"], tokenizer, rows, source, 2.0, 0.7, seed)
-        shown.append(to_pixels(tokenizer.decode(f_hat)))
+        shown.append(sample_edits(run.average["model"], tokenizer, rows, source, 2.0, 0.7, seed))
     sheet = torch.stack(shown).unflatten(1, (-1, 8)).permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
     contact_sheet(sheet.numpy(), 32).save(path)
 
@@ -188,6 +174,7 @@ def main() -> None:
     data = load(args.data)
     run, checkpoint = WarmRun(args.start, all_instructions(data)), args.folder / "edits.ckpt"
     run.resume(checkpoint)
+    run.average["model"].edits = True  # it samples; the one that is trained is fed by ``forward``
     if args.export:
         export(run.average["model"], run.text(), args.export, task="edit")
         return

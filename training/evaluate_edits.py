@@ -23,7 +23,7 @@ from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.text import load_text_encoder
 
 from .data import PIXELS, Data, contact_sheet, load, to_model
-from .edits import cells, sample
+from .edits import cells, sample_edits
 from .edits_data import (
     COLOURS,
     SMALL,
@@ -140,8 +140,7 @@ def draw(
     for start in range(0, len(edits), 16):
         rows = text([edit.instruction for edit in edits[start : start + 16]])
         part = source[start : start + 16]
-        f_hat = sample(model, tokenizer, rows, part, cfg, tau, SEED + start)
-        made.append(to_pixels(tokenizer.decode(f_hat)))
+        made.append(sample_edits(model, tokenizer, rows, part, cfg, tau, SEED + start))
     return torch.cat(made)
 
 
