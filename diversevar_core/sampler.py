@@ -82,6 +82,9 @@ def sample(
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
         context = Context(schedule, group, own, part, plan, choices)
         loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
+    if len(loops) == 1:
+        yield from loops[0]
+        return
     for steps in zip(*loops, strict=True):
         parts = zip(*(step[1:] for step in steps), strict=True)
         yield Step(steps[0].scale, *map(torch.cat, parts))
