@@ -46,6 +46,11 @@ class Run:
         """A copy that goes on without changing this one."""
         return replace(self, state=self.state.fork())
 
+    def drop_unconditional(self) -> None:
+        """Go on without guidance."""
+        self.state.drop_unconditional()
+        self.condition = None
+
 
 def sample(
     model: Family,
@@ -105,8 +110,11 @@ def scale_loop(
     advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
     for method in acting:
         advance = partial(method.step, advance)
-    run = Run(model.start(drawn, guided=any(g != 1 for g, _ in context.plan)))
+    guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
+    run = Run(model.start(drawn, guided=bool(guided)))
     for scale, at in zip(drawn, context.plan, strict=True):
+        if guided and scale.k == guided[-1] + 1:
+            run.drop_unconditional()
         run, left = advance(run, scale, at)
         yield left
 

@@ -81,6 +81,12 @@ class KVCache:
             copy.filled, copy.k, copy.v = self.filled, self.k.clone(), self.v.clone()
         return copy
 
+    def halve(self) -> None:
+        """Forget the second half of the rows."""
+        if self.k is not None:
+            rows = len(self.k) // 2
+            self.k, self.v = self.k[:rows].clone(), self.v[:rows].clone()
+
 
 class Behind:
     """One block's keys and values, with a source picture's in front of them.

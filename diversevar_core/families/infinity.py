@@ -101,6 +101,12 @@ class InfinityState:
         caches = [cache.fork() for cache in self.caches]
         return replace(self, caches=caches, prepared=dict(self.prepared))
 
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+        self.source = [tuple(t.chunk(2)[0].clone() for t in pair) for pair in self.source]
+
 
 def chunk_place(key: str) -> tuple[int, int] | None:
     """(i, j) of a key block_chunks.i.module.j.*, None for another."""

@@ -67,6 +67,11 @@ class VARState:
         caches = [cache.fork() for cache in self.caches]
         return replace(self, caches=caches, prepared=dict(self.prepared))
 
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+
 
 class Block(nn.Module):
     """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
