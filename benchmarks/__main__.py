@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diversevar_core.schedule import PIXELS
 
-from . import memory, spectral, speed
+from . import growth, memory, spectral, speed
 from .shapes import SHAPES
 
 
@@ -33,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
 
     two = commands.add_parser("memory", help="Infinity's memory: arithmetic beside measurement")
     two.set_defaults(run=lambda args: memory.main())
+
+    more = commands.add_parser("growth", help="cost against pixels, batch and depth")
+    more.set_defaults(run=growth.run)
+    more.add_argument("--json", type=Path, help="write all numbers to this file")
+    more.add_argument("--plot", help="draw them into this PNG")
 
     three = commands.add_parser("spectral", help="SSR beside a singular value decomposition")
     three.set_defaults(run=lambda args: spectral.main(args.device))

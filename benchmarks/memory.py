@@ -13,7 +13,7 @@ import torch
 from diversevar_core.conditions import Text
 from diversevar_core.families.infinity import Infinity, InfinityConfig
 from diversevar_core.sampler import sample
-from diversevar_core.schedule import infinity_schedule
+from diversevar_core.schedule import Schedule, infinity_schedule
 from diversevar_core.settings import Settings
 from diversevar_core.tokenizers.autoencoder import AutoencoderConfig
 from diversevar_core.tokenizers.bsq import BSQ
@@ -21,8 +21,6 @@ from diversevar_core.tokenizers.bsq import BSQ
 from .meter import peak, return_freed_memory
 
 SCHEDULE = infinity_schedule(1.0, "1M")
-LAST = SCHEDULE[-1].tokens
-TOKENS = sum(scale.tokens for scale in SCHEDULE)
 PROMPT = 32  # tokens
 ROWS = 2  # of one guided picture
 STREAMS = 8  # float32 tensors (rows, tokens, width) alive at once in the last map's largest step
@@ -42,17 +40,23 @@ def config(width: int, depth: int, heads: int, bits: int, edits: bool = False) -
     return InfinityConfig(*sizes, sides=None, pixels="1M", edits=edits)
 
 
-def needs(sizes: InfinityConfig, itemsize: int) -> dict[str, float]:
-    """Bytes of one guided picture: what is kept from map to map, and the last map's own."""
-    token, source = ROWS * sizes.width, LAST * sizes.edits
-    # keys and values of one block, last map included; in front of them a source's, values last
-    block = 2 * (TOKENS + source) + TOKENS * sizes.edits
+def needs(
+    sizes: InfinityConfig, itemsize: int, schedule: Schedule = SCHEDULE, batch: int = 1
+) -> dict[str, float]:
+    """Bytes of a guided batch: what is kept from map to map, and the last map's own."""
+    last, before = schedule[-1].tokens, schedule[-1].begin
+    token, source = ROWS * batch * sizes.width, last * sizes.edits
+    # one block's keys and values, last map included: of one row at a time, or, where a source's
+    # stand in front, of all rows, the values last
+    block = 2 * sizes.width * (before + last)
+    if sizes.edits:
+        block = token * (3 * (before + last) + 2 * source)
     return {
         "source": 2 * token * source * sizes.depth * itemsize,
-        "cache": 2 * token * (TOKENS - LAST) * sizes.depth * itemsize,
+        "cache": 2 * token * before * sizes.depth * itemsize,
         "text": 2 * token * PROMPT * sizes.depth * itemsize,
-        "block": block * token * itemsize,
-        "streams": STREAMS * token * LAST * 4,
+        "block": block * itemsize,
+        "streams": STREAMS * token * last * 4,
     }
 
 

@@ -47,8 +47,10 @@ def prepare(args: Namespace) -> Bench:
         return sample(model, tokenizer, what, schedule, settings, seeds, shared, methods)
 
     def run() -> Sampled:
-        done = list(steps())
-        return [step.tokens for step in done], done[-1].f_hat
+        tokens = []
+        for step in steps():
+            tokens.append(step.tokens)
+        return tokens, step.f_hat
 
     theirs = None
     if args.against is not None:

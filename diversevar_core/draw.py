@@ -60,11 +60,17 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         smallest = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
     if top_p > 0:
-        ascending, order = logits.sort(dim=-1)
-        unlikely = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        unlikely[..., -1] = False
-        logits = logits.masked_fill(unlikely.scatter(-1, order, unlikely), float("-inf"))
+        logits = logits.masked_fill(unlikeliest(logits, 1 - top_p), float("-inf"))
     return logits
+
+
+def unlikeliest(logits: Tensor, share: float) -> Tensor:
+    """Which choices (last axis) together have at most this probability; never the likeliest."""
+    ascending, order = logits.sort(dim=-1)
+    ascending = ascending.softmax(dim=-1)  # one name, so that the logits are freed
+    unlikely = ascending.cumsum_(dim=-1) <= share
+    unlikely[..., -1] = False
+    return unlikely.scatter(-1, order, unlikely)
 
 
 def draw(logits: Tensor, stream: Stream) -> Tensor:

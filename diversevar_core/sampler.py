@@ -46,6 +46,11 @@ class Run:
         """A copy that goes on without changing this one."""
         return replace(self, state=self.state.fork())
 
+    def drop_unconditional(self) -> None:
+        """Go on without guidance."""
+        self.state.drop_unconditional()
+        self.condition = None
+
 
 def sample(
     model: Family,
@@ -82,6 +87,9 @@ def sample(
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
         context = Context(schedule, group, own, part, plan, choices)
         loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
+    if len(loops) == 1:
+        yield from loops[0]
+        return
     for steps in zip(*loops, strict=True):
         parts = zip(*(step[1:] for step in steps), strict=True)
         yield Step(steps[0].scale, *map(torch.cat, parts))
@@ -102,8 +110,11 @@ def scale_loop(
     advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
     for method in acting:
         advance = partial(method.step, advance)
-    run = Run(model.start(drawn, guided=any(g != 1 for g, _ in context.plan)))
+    guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
+    run = Run(model.start(drawn, guided=bool(guided)))
     for scale, at in zip(drawn, context.plan, strict=True):
+        if guided and scale.k == guided[-1] + 1:
+            run.drop_unconditional()
         run, left = advance(run, scale, at)
         yield left
 

@@ -8,6 +8,8 @@ FoundationVision/Infinity). The residual stream is float32; layers compute in ``
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -21,6 +23,10 @@ from ..attention import Attention
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 MIN_LENGTH = 1e-12  # of a query or key, before it is divided by its length
+LARGE = 1024  # tokens whose attention in one row keeps a GPU busy
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""An ``Attention`` of (q, k, v) whose mask and scale are set."""
 
 Rotary = Tensor
 """One map's rotary angles as complex numbers cos + i sin, (tokens, head_dim / 2)."""
@@ -52,12 +58,34 @@ class KVCache:
         self.v[:, :, start : self.filled] = v
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
+        """What (rows, heads, n, c) queries, which it may overwrite, see of all maps so far.
+
+        At the last map, where keys and values are joined only to be read once, this is done row by
+        row, as long as a row is work enough for the device; then the cache is given back.
+        """
+        if self.filled < self.room or self.k is None:
+            return attention(q, *self.extend(k, v))
+        rows = 1 if q.is_cpu or q.shape[2] >= LARGE else len(q)
+        parts = (t.split(rows) for t in (q, self.k, k, self.v, v))
+        for q_part, k_before, k_new, v_before, v_new in zip(*parts, strict=True):
+            k_all = cat(k_before, k_new.to(v.dtype))
+            q_part.copy_(attention(q_part, k_all, cat(v_before, v_new)))
+        self.k = self.v = None
+        return q
+
     def fork(self) -> KVCache:
         """A copy that goes on without changing this one."""
         copy = KVCache(self.room)
         if self.k is not None:
             copy.filled, copy.k, copy.v = self.filled, self.k.clone(), self.v.clone()
         return copy
+
+    def halve(self) -> None:
+        """Forget the second half of the rows."""
+        if self.k is not None:
+            rows = len(self.k) // 2
+            self.k, self.v = self.k[:rows].clone(), self.v[:rows].clone()
 
 
 class Behind:
@@ -74,6 +102,10 @@ class Behind:
         k, v = self.cache.extend(k, v)
         k = in_front(self.k, k)  # frees the keys alone before the values are joined
         return k, in_front(self.v, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
+        """``KVCache.attend``, of the source too."""
+        return attention(q, *self.extend(k, v))
 
 
 def in_front(source: Tensor, x: Tensor) -> Tensor:
@@ -92,6 +124,10 @@ def terms_of(flat: Tensor) -> Terms:
     """The terms of (rows, 1, 6, C), as checkpoints have them: scales without their one."""
     gamma1, gamma2, scale1, scale2, shift1, shift2 = flat.unbind(2)
     return gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2
+
+
+Norm = tuple[Tensor, Tensor]
+"""Scale and shift of ``modulate``. Layers norm their input themselves: a caller's copy lives on."""
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -119,7 +155,7 @@ class SelfAttention(nn.Module):
         self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
     ):
         super().__init__()
-        self.heads, self.attention = heads, attention
+        self.heads, self.attention, self.dtype = heads, attention, where["dtype"]
         self.mat_qkv = operations.Linear(width, 3 * width, bias=False, **where)
         self.q_bias = nn.Parameter(torch.empty(width, **where))
         self.v_bias = nn.Parameter(torch.empty(width, **where))
@@ -137,6 +173,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        norm: Norm,
         fixed: Fixed,
         cache: KVCache | Behind | None = None,
         rotary: Rotary | None = None,
@@ -146,31 +183,37 @@ class SelfAttention(nn.Module):
 
         mask: (1, 1, n, m), True where seen; None sees all, which is right for one map at a time.
         """
-        qkv = self.mat_qkv(x)
+        qkv = self.mat_qkv(modulate(x, *norm).to(self.dtype))
         qkv += fixed.bias
         qkv = rearrange(qkv, "r n (three h c) -> r n three h c", three=3, h=self.heads)
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
-        qk = qk * (fixed.temperature / lengths.clamp(min=MIN_LENGTH))  # float32
+        factor = fixed.temperature / lengths.clamp(min=MIN_LENGTH)
+        in_place = qk.dtype == torch.float32 and not torch.is_grad_enabled()
+        qk = qk.mul_(factor) if in_place else qk * factor  # float32
         if rotary is not None:
             rotate(qk, rotary)
         q, k, v = (rearrange(t, "r n h c -> r h n c") for t in (*qk.unbind(2), v))
-        k, v = (k.to(v.dtype), v) if cache is None else cache.extend(k, v)
-        mixed = self.attention(q.to(v.dtype), k, v, mask, 1.0)
+        attend = partial(self.attention, mask=mask, scale=1.0)
+        if cache is None:
+            mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
+        else:
+            mixed = cache.attend(q.to(v.dtype), k, v, attend)
         return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
+    """Modulated norm, Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
 
     def __init__(self, width: int, hidden: int, operations: ModuleType, **where):
         super().__init__()
+        self.dtype = where["dtype"]
         self.fc1 = operations.Linear(width, hidden, **where)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = operations.Linear(hidden, width, **where)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+        return self.fc2(self.act(self.fc1(modulate(x, *norm).to(self.dtype))))
 
 
 class HeadNorm(nn.Module):

@@ -36,6 +36,9 @@ class State(Protocol):
     def fork(self) -> State:
         """A copy that goes on without changing this one."""
 
+    def drop_unconditional(self) -> None:
+        """Forget the unconditional rows; the condition is then set once more."""
+
 
 class Family(nn.Module):
     """A transformer; ``families.FAMILIES`` lists them all.

@@ -45,7 +45,6 @@ from .blocks import (
     Rotary,
     SelfAttention,
     Terms,
-    modulate,
     terms_of,
 )
 from .family import Change, Family, TokenKind
@@ -102,6 +101,12 @@ class InfinityState:
         caches = [cache.fork() for cache in self.caches]
         return replace(self, caches=caches, prepared=dict(self.prepared))
 
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+        self.source = [tuple(t.chunk(2)[0].clone() for t in pair) for pair in self.source]
+
 
 def chunk_place(key: str) -> tuple[int, int] | None:
     """(i, j) of a key block_chunks.i.module.j.*, None for another."""
@@ -146,9 +151,10 @@ class CrossAttention(nn.Module):
 
     def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (rows, m, C) -> keys and values (rows, heads, m, c)."""
-        k, v = self.mat_kv(text).chunk(2, dim=-1)
-        v = v + self.v_bias.to(v)
-        return tuple(rearrange(t, "r m (h c) -> r h m c", h=self.heads) for t in (k, v))
+        kv = self.mat_kv(text)
+        v = kv[..., kv.shape[-1] // 2 :]
+        v += self.v_bias.to(v)
+        return tuple(rearrange(t, "r m (h c) -> r h m c", h=self.heads) for t in kv.chunk(2, -1))
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         q = rearrange(self.mat_q(x), "r n (h c) -> r h n c", h=self.heads)
@@ -212,11 +218,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """(rows, n, C) -> (rows, n, C), float32."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
-        h = modulate(x, scale1, shift1).to(self.dtype)
-        x = torch.addcmul(x, self.sa(h, prepared.fixed, cache, rotary, mask), gamma1)
+        norm1, norm2 = (scale1, shift1), (scale2, shift2)
+        x = torch.addcmul(x, self.sa(x, norm1, prepared.fixed, cache, rotary, mask), gamma1)
         x = x + self.ca(self.ca_norm(x).to(self.dtype), prepared.memory, text_mask)
-        h = modulate(x, scale2, shift2).to(self.dtype)
-        return torch.addcmul(x, self.ffn(h), gamma2)
+        return torch.addcmul(x, self.ffn(x, norm2), gamma2)
 
 
 class Infinity(Family):

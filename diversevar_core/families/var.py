@@ -18,7 +18,7 @@ from ..attention import Attention, sdpa
 from ..conditions import Labels
 from ..schedule import Scale, Schedule, fixed, square
 from ..settings import Settings
-from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, modulate, terms_of
+from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
 from .family import Change, Family, TokenKind
 
 # (scales K, tokens L) of the official releases -> sides of their maps
@@ -67,6 +67,11 @@ class VARState:
         caches = [cache.fork() for cache in self.caches]
         return replace(self, caches=caches, prepared=dict(self.prepared))
 
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+
 
 class Block(nn.Module):
     """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
@@ -95,10 +100,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, prepared: Prepared, cache: KVCache) -> Tensor:
         """(rows, n, C) -> (rows, n, C), float32."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
-        h = modulate(x, scale1, shift1).to(self.dtype)
-        x = torch.addcmul(x, self.attn(h, prepared.fixed, cache), gamma1)
-        h = modulate(x, scale2, shift2).to(self.dtype)
-        return torch.addcmul(x, self.ffn(h), gamma2)
+        x = torch.addcmul(x, self.attn(x, (scale1, shift1), prepared.fixed, cache), gamma1)
+        return torch.addcmul(x, self.ffn(x, (scale2, shift2)), gamma2)
 
 
 class VAR(Family):

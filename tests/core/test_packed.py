@@ -21,7 +21,9 @@ def test_a_packed_layer_is_the_layer(dtype, tokens):
     pack(plain)
     assert isinstance(plain.fc1, Packed)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(plain(x).double(), want(x.double()), atol=tolerance, rtol=tolerance)
+    norm = torch.ones(2, 1, 96), torch.zeros(2, 1, 96)
+    got, exact = plain(x.float(), norm), want(x.double(), [part.double() for part in norm])
+    torch.testing.assert_close(got.double(), exact, atol=tolerance, rtol=tolerance)
 
 
 def test_the_fastest_type_is_one_that_the_cpu_multiplies():

@@ -7,7 +7,7 @@ import torch
 
 from diversevar_core.attention import eager
 from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Text
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.draw import PerImage, draw, truncate
 from diversevar_core.methods import Method
 from diversevar_core.sampler import sample
@@ -51,6 +51,40 @@ def test_maps_before_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedu
     late = tokens(pair, texts, 1, replace(settings, guide_from=6))
     same = [torch.equal(a, b) for a, b in zip(free, late, strict=True)]
     assert same == [scale.side < 6 for scale in schedule]
+
+
+class CountRows(Method):
+    """Writes down how many rows pass the blocks at every map."""
+
+    def __init__(self):
+        self.rows = []
+
+    def output(self, x, scale):
+        self.rows.append(len(x))
+        return x
+
+
+@pytest.mark.parametrize("name", ["infinity_plain", "varedit_plain", "var_plain"])
+def test_rows_without_guidance_are_dropped_and_missed_by_nothing(cases, name):
+    case = cases[name]
+    model, tokenizer = load_model(case.model), load_tokenizer(case.tokenizer)
+    condition = Labels(torch.tensor([3, 5])) if model.reads is Labels else Text(prompts(4, 6))
+    if model.edits:
+        h, w = model.schedule()[-1].full
+        source = torch.randn(1, model.config.bits, h, w, generator=torch.Generator().manual_seed(2))
+        condition = replace(condition, source=source)
+    left = {}
+    for end in (1.0, 1 + 1e-9):  # the second is guidance that changes nothing
+        settings = replace(SETTINGS, cfg=(4.0, 1.0, 4.0, end))
+        methods = [CountRows(), DiverseVAR(ssr=1.0, sar=0.5)]
+        how = (model.schedule(), settings, [1, 2])
+        steps = list(sample(model, tokenizer, condition, *how, methods=methods))
+        left[end] = methods[0].rows, steps
+    (dropped, ours), (kept, theirs) = left.values()
+    assert dropped == [4] * 3 + [2] * (len(kept) - 3) and set(kept) == {4}
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        torch.testing.assert_close(a.logits, b.logits, atol=1e-4, rtol=0)
 
 
 def test_one_picture_is_the_same_with_either_stream(pair):
