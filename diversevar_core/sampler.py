@@ -111,7 +111,7 @@ def scale_loop(
     for method in acting:
         advance = partial(method.step, advance)
     guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
-    run = Run(model.start(drawn, guided=bool(guided)))
+    run = Run(model.start(context.schedule, len(drawn), guided=bool(guided)))
     for scale, at in zip(drawn, context.plan, strict=True):
         if guided and scale.k == guided[-1] + 1:
             run.drop_unconditional()

@@ -107,7 +107,7 @@ def forward(
     encoder features; inputs (B, L - 1, bits): of all maps but the first.
     """
     schedule = model.schedule()
-    state = model.start(schedule, guided=False)
+    state = model.start(schedule, len(schedule), guided=False)
     model.condition(state, Text(rows))
     lengths = torch.tensor([len(row) for row in rows])
     text_mask = (torch.arange(longest) < lengths[:, None])[:, None, None]

@@ -85,7 +85,7 @@ def forward(
     rows: text features (length, Ct) a picture; longest: they are padded to this length, so that
     every batch has the same shapes.
     """
-    state = model.start(model.schedule(), guided=False)
+    state = model.start(model.schedule(), len(model.schedule()), guided=False)
     model.condition(state, Text(rows))
     lengths = torch.tensor([len(row) for row in rows], device=inputs.device)
     mask = (torch.arange(longest, device=inputs.device) < lengths[:, None])[:, None, None]

@@ -82,8 +82,11 @@ class Family(nn.Module):
         ValueError where the model cannot make one.
         """
 
-    def start(self, schedule: Schedule, guided: bool) -> State:
-        """State for new pictures; ``guided`` adds an unconditional row to every picture's."""
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
+        """State for new pictures, of which the first so many maps are drawn.
+
+        guided: adds an unconditional row to every picture's.
+        """
 
     def condition(self, state: State, condition: Condition) -> None:
         """Set what the pictures show; ValueError where the model cannot read it."""

@@ -375,8 +375,8 @@ class Infinity(Family):
         angles = (positions[:, :, None] * frequencies).flatten(1)
         return torch.polar(torch.ones_like(angles), angles).to(device)
 
-    def start(self, schedule: Schedule, guided: bool) -> InfinityState:
-        caches = [KVCache(schedule[-1].begin) for _ in self.blocks]
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
+        caches = [KVCache(schedule[maps - 1].begin) for _ in self.blocks]
         return InfinityState(guided, caches, schedule[-1])
 
     def condition(self, state: InfinityState, text: Text) -> None:

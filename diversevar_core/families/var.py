@@ -178,8 +178,8 @@ class VAR(Family):
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
         return fixed(self.config.sides, aspect, pixels)
 
-    def start(self, schedule: Schedule, guided: bool) -> VARState:
-        return VARState(guided, [KVCache(schedule[-1].begin) for _ in self.blocks])
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> VARState:
+        return VARState(guided, [KVCache(schedule[maps - 1].begin) for _ in self.blocks])
 
     def condition(self, state: VARState, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes

@@ -18,6 +18,7 @@ from diversevar_core.methods import Method
 from diversevar_core.pictures import into_square, out_of_square
 from diversevar_core.sampler import sample
 from diversevar_core.spectral import DiverseVAR
+from diversevar_core.starts import Starts, choose_starts
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,19 @@ def test_source_and_instruction_and_diversity_change_the_edit(edit_case, pair):
     diverse = logits(pair, text, [1], [DiverseVAR(sar=2.0)])
     assert all(torch.equal(a, b) for a, b in zip(plain[:2], diverse[:2], strict=True))
     assert not torch.equal(plain[2], diverse[2])
+
+
+def test_chosen_starts_are_edits_of_their_own_seeds(edit_case, pair):
+    model, tokenizer = pair
+    text, settings = text_of(edit_case, 0), replace(model.defaults(), guide_from=4)
+    how = (model, tokenizer, text.repeat(2), model.schedule(), settings)
+    seeds = choose_starts(Starts(6, side=4), 2, *how, 10)
+    assert set(seeds) <= set(range(10, 16))
+    cut = list(sample(*how, seeds, exact_batch=True, maps=2))
+    whole = list(sample(*how, seeds, exact_batch=True))
+    assert len(cut) == 2
+    for short, full in zip(cut, whole, strict=False):
+        torch.testing.assert_close(short.tokens, full.tokens, atol=0, rtol=0)
 
 
 def test_source_of_another_size_is_resized_by_area(edit_case, pair):
