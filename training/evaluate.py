@@ -134,12 +134,12 @@ def rows() -> list[Row]:
 
 
 class Drawn(NamedTuple):
-    """Pictures (N, H, W, 3) uint8 and the bits (N, n, bits) of their maps."""
+    """Pictures (N, H, W, 3) uint8 and the bits (N, n, bits) bool of their maps."""
 
     pictures: Tensor
     bits: list[Tensor]
 
-    def take(self, places: Sequence[int] | slice) -> Drawn:
+    def take(self, places: Sequence[int]) -> Drawn:
         """Some of them."""
         return Drawn(self.pictures[places], [one[places] for one in self.bits])
 
@@ -179,7 +179,7 @@ class Bench:
             if together:
                 drawn = self.sample(row, concept, [first + place for place in places])
         text = Text(self.text([self.data.concepts[concept].prompt])).repeat(JUDGED)
-        bits = drawn.take(slice(JUDGED)).bits
+        bits = [one[:JUDGED].long() for one in drawn.bits]
         judged = self_alignment(self.model, self.tokenizer, bits, text, schedule)
         return drawn.pictures, judged
 
@@ -205,7 +205,7 @@ class Bench:
         if have < count:
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(tuple(drawn), file)
-        return drawn.take(slice(count))
+        return drawn.take(range(count))
 
     def choose(self, starts: Starts, candidates: Drawn) -> list[int]:
         """The places of those that ``choose_starts`` would choose: it sees their first maps."""
@@ -214,7 +214,7 @@ class Bench:
         f_hat = None
         for scale, bits in zip(self.model.schedule(), candidates.bits, strict=True):
             if scale.side <= starts.side:
-                f_hat, _ = self.tokenizer.accumulate(f_hat, bits, scale)
+                f_hat, _ = self.tokenizer.accumulate(f_hat, bits.long(), scale)
                 last = Step(scale, None, bits, f_hat)
         return most_different(starts.compare(last), self.seeds)
 
