@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -353,6 +354,8 @@ def table(report: dict) -> str:
 
 def shown(metric: str, mean: float, low: float, high: float) -> str:
     """A cell of the table."""
+    if math.isnan(mean):
+        return ""
     digits = {"designs": 2, "modes": 2, "alignment": 0, "likelihood": 0}.get(metric, 3)
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
