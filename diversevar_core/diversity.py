@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .resize import area
 
 THUMBNAIL = 32  # pixels along the side of what is compared where there are no better features
-CROWD = 50  # one in so many pictures should resemble one that is picked
+CROWD = 25  # one in so many pictures should resemble one that is picked
 
 
 def pixel_features(images: Tensor) -> Tensor:
