@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .resize import area
 
 THUMBNAIL = 32  # pixels along the side of what is compared where there are no better features
+CROWD = 25  # one in so many pictures should resemble one that is picked
 
 
 def pixel_features(images: Tensor) -> Tensor:
@@ -45,16 +46,18 @@ def most_different(features: Tensor, count: int) -> list[int]:
 
     Greedy: the first is the one nearest to the mean, every further one the farthest from those
     that are already chosen (Gonzalez, "Clustering to minimize the maximum intercluster
-    distance", 1985).
+    distance", 1985). Of ``CROWD`` or more, how far its own nearest ones lie is taken off that: what
+    nothing else resembles is more often a broken picture than an idea.
     """
     if not 1 <= count <= len(features):
         raise ValueError(
             f"There are {len(features)} pictures to pick from, so {count} is no choice."
         )
     near = similarity(features)
+    own = near.topk(1 + len(features) // CROWD, dim=1).values.mean(dim=1)  # itself among them
     chosen = [int(near.mean(dim=1).argmax())]
     while len(chosen) < count:
-        nearest = near[chosen].amax(dim=0)
+        nearest = near[chosen].amax(dim=0) - own
         nearest[chosen] = torch.inf
         chosen.append(int(nearest.argmin()))
     return sorted(chosen)

@@ -14,11 +14,8 @@ from torch import Tensor
 
 from .conditions import Condition
 from .families.family import Family
-from .methods.keep import Keep
 from .methods.path_search import log_likelihood
-from .sampler import sample
 from .schedule import Schedule
-from .settings import Settings
 from .tokenizers.tokenizer import Tokenizer
 
 
@@ -29,6 +26,7 @@ class Judged(NamedTuple):
     likelihood: Tensor
 
 
+@torch.no_grad()
 def self_alignment(
     model: Family,
     tokenizer: Tokenizer,
@@ -39,27 +37,19 @@ def self_alignment(
     """Judge pictures by their tokens (B, n) or bits (B, n, bits) of every map.
 
     At temperature 1, unguided, every map after the picture's own coarser ones. Where the condition
-    has a negative text, alignment is against that instead of the model's own.
+    has a negative text, alignment is against that instead of the model's own. Both are computed
+    together, in the rows of a guided batch.
     """
-    likelihood, unconditional = (
-        likelihood_of(model, tokenizer, maps, condition, schedule, g) for g in (1.0, 0.0)
-    )
-    return Judged(likelihood - unconditional, likelihood)
-
-
-def likelihood_of(
-    model: Family,
-    tokenizer: Tokenizer,
-    maps: Sequence[Tensor],
-    condition: Condition,
-    schedule: Schedule,
-    g: float,
-) -> Tensor:
-    """Log-likelihood (B,) under the prompt (guidance 1) or without it (guidance 0)."""
-    settings = Settings(cfg=(g,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
-    kept, seeds = Keep(maps, side=schedule[-1].side), range(len(condition))
-    steps = sample(model, tokenizer, condition, schedule, settings, seeds, methods=[kept])
-    choices, total = model.token_kind.choices, torch.zeros(len(condition), dtype=torch.float64)
-    for step in steps:
-        total += log_likelihood(step.logits, step.tokens, choices).double().sum(dim=1).cpu()
-    return total
+    state = model.start(schedule, guided=True)
+    model.condition(state, condition)
+    total = torch.zeros(2, len(condition), dtype=torch.float64)  # with the prompt, without it
+    f_hat = features = None
+    for scale, tokens in zip(schedule, maps, strict=True):
+        x = model.embed(state, features, scale)
+        for i in range(model.depth):
+            x = model.block(state, i, scale, x)
+        both = (model.logits(state, x), torch.cat((tokens, tokens)))
+        nats = log_likelihood(*both, model.token_kind.choices).double().sum(dim=1)
+        total += nats.view(2, -1).cpu()
+        f_hat, features = tokenizer.accumulate(f_hat, tokens, scale)
+    return Judged(total[0] - total[1], total[0])

@@ -2,7 +2,7 @@
 
 The first, small maps decide the idea and cost next to nothing, so many seeds are drawn through
 them only, and those that lie farthest apart are finished, each as it would be alone. Ours; the
-choice is the greedy k-center of Gonzalez, 1985.
+choice is the greedy k-center of Gonzalez, 1985, kept from outliers (``most_different``).
 """
 
 from __future__ import annotations

@@ -80,11 +80,12 @@ class Refused(Exception):
 class Host:
     """A running ComfyUI with this pack, on a port of its own and a base directory of its own.
 
-    dynamic: as with Dynamic VRAM, but for what only a card can do (weights still lie in memory
-    whole, and patches are applied there): layers start empty, and all branches for it are taken.
+    beside: the source of another pack. With ``DYNAMIC`` it is as with Dynamic VRAM, but for what
+    only a card can do (weights still lie in memory whole, and patches are applied there): layers
+    start empty, and all branches for it are taken.
     """
 
-    def __init__(self, path: Path, python: str, base: Path, dynamic: bool = False):
+    def __init__(self, path: Path, python: str, base: Path, beside: str = ""):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -93,8 +94,8 @@ class Host:
         (base / "input").mkdir()
         shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-        if dynamic:
-            (base / "custom_nodes" / "dynamic_vram.py").write_text(DYNAMIC)
+        if beside:
+            (base / "custom_nodes" / "beside.py").write_text(beside)
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]

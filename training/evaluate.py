@@ -1,21 +1,24 @@
 """Judge the emoji model: ``python -m training.evaluate``.
 
 A classifier trained on the real pictures (``judge.py``) says what every sample shows and in which
-design. For each row of ``rows`` the same prompts are sampled from the same noise; alignment and
-diversity, with bootstrap intervals over prompts, go to evaluation.json, .md and .png, and how well
-the model's judgement of itself ranks the rows. Rows that are in the json already are not sampled
-again.
+design. For each row of ``rows`` the same prompts are sampled from the same seeds; alignment and
+diversity, with bootstrap intervals over prompts, go to a table and a plot, and how well the model's
+judgement of itself ranks the rows. What is measured is kept, a file a row, and so are the
+candidates of diverse starts, for all rows that choose among them: it may be stopped at any moment,
+run several times at once with other rows, and go on with more prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -30,6 +33,7 @@ from benchmarks.diversity.emoji import designs_and_modes
 from benchmarks.diversity.metrics import RESAMPLES, frechet, interval
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
+from diversevar_core.diversity import most_different
 from diversevar_core.families.infinity import Infinity
 from diversevar_core.judge import Judged, self_alignment
 from diversevar_core.methods import Method
@@ -39,12 +43,13 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.pictures import captioned_rows, to_pil
 from diversevar_core.presets import PRESETS
-from diversevar_core.sampler import sample
+from diversevar_core.sampler import Step
 from diversevar_core.settings import Settings
-from diversevar_core.spectral import DiverseVAR, calibrated
-from diversevar_core.starts import Starts, choose_starts
+from diversevar_core.spectral import SITES, DiverseVAR
+from diversevar_core.starts import TOGETHER, Starts
 from diversevar_core.text import TextEncoder, load_text_encoder
 from diversevar_core.tokenizers.bsq import BSQ
+from diversevar_core.travel import Travel, sample_and_travel
 
 from .data import Data, load, to_model
 from .judge import Judge, Verdict, held_out, load_judge
@@ -69,90 +74,83 @@ class Row:
     guide_from: int = 0
 
 
-# site, sides, and pairs of SSR and SAR: the paper's, on the whole transformer or on every block, at
-# the paper's maps or at those that come first here
-GRID = (
-    ("model", (4, 6), ((0.5, 0), (1, 0), (2, 0), (0, 0.5), (0, 1), (0, 2), (0.5, 0.25), (1, 1))),
-    ("block", (4, 6), ((0.5, 0), (1, 0), (0, 0.25), (0, 0.5), (0.5, 0.25), (1, 1))),
-    ("block", (2, 4), ((0.5, 0), (0, 0.5), (0.5, 0.25), (1, 0.5), (1, 1), (2, 2))),
-    ("block", (2,), ((1, 0), (0, 1), (0.5, 0.25), (1, 0.5), (2, 1), (4, 2), (2, 2), (4, 4))),
-    ("block", (1, 2), ((0.5, 0), (1, 0), (0, 1), (1, 0.5))),
-)
-
-METHODS: dict[str, tuple[str, tuple[Method, ...]]] = {
-    **{
-        f"starts {n}, side {side}": ("starts", (Starts(n, side),))
-        for n in (16, 64, 256)
-        for side in (2, 6)
-    },
-    **{
-        f"repulsion {strength:g} to side {side}": ("repulsion", (Repulsion(strength, side),))
-        for strength in (1.0, 2.0, 4.0, 8.0)
-        for side in (1, 2, 4, 6)
-    },
-    **{
-        f"starts 64, side {side}, repulsion {strength:g} to side 4": (
-            "starts and repulsion",
-            (Starts(64, side), Repulsion(strength, 4)),
-        )
-        for side in (2, 6)
-        for strength in (2.0, 4.0, 8.0)
-    },
-    **{
-        f"adaptive scaling {strength:g}": ("adaptive scaling", (AdaptiveScaling(strength),))
-        for strength in (0.25, 0.5, 0.75, 1.0)
-    },
-    **{
-        f"text noise {strength:g} to {end:g}": ("text noise", (TextNoise(strength, end_time=end),))
-        for strength in (0.05, 0.1, 0.25, 0.5)
-        for end in (0.9, 1.25)
-    },
-    **{
-        f"path search {n}, {ahead} ahead": ("path search", (PathSearch(n, ahead),))
-        for n, ahead in ((4, 0), (4, 1), (8, 1))
-    },
-    **{
-        f"SSR {strength:g}, SAR {strength / 2:g}, features, sides 4 6": (
-            "DiverseVAR features",
-            (DiverseVAR(strength, strength / 2, site="features"),),
-        )
-        for strength in (0.25, 0.5, 1.0, 2.0)
-    },
-}
-
-
-def method_rows() -> list[Row]:
-    """The other methods, on the published settings and on late guidance."""
-    found = [Row("guide_from 4", "late guidance", guide_from=4)]
-    for late in (0, 4):
-        for name, (kind, methods) in METHODS.items():
-            found.append(Row(f"guide_from {late}, {name}", kind, methods=methods, guide_from=late))
-    return found
-
-
 def rows() -> list[Row]:
-    """Official settings, the plain knobs around them, SSR and SAR on a grid, other methods."""
-    found = [Row(f"cfg {cfg}, tau 0.5", "guidance", (cfg,)) for cfg in (4, 3, 2, 1.5, 1)]
-    for cfg, tau in ((4, 1), (3, 1), (2, 1), (4, 1.5), (3, 1.5)):
-        found.append(Row(f"cfg {cfg}, tau {tau}", "temperature", (cfg,), (tau,)))
-    for maps in (1, 2, 3):
-        for tau in (0.5, 1.0):
-            name = f"{maps} maps cfg 1, tau {tau:g}, then cfg 4, tau 0.5"
-            found.append(Row(name, "interval", (1.0,) * maps + (4.0,), (tau,) * maps + (0.5,)))
-    for site, sides, pairs in GRID:
-        for ssr, sar in pairs:
-            name = f"SSR {ssr:g}, SAR {sar:g}, {site}, sides {' '.join(map(str, sides))}"
-            method = DiverseVAR(ssr, sar, sides, site)
-            found.append(Row(name, f"DiverseVAR {site}", methods=(method,)))
-    late = (1.0, 1.0)
-    name = "2 maps cfg 1, tau 1, then cfg 4, tau 0.5, and diversity 1 (the nodes' defaults)"
-    found.append(Row(name, "interval", (*late, 4.0), (*late, 0.5), (calibrated(1.0),)))
-    return found + method_rows()
+    """The front: every method at several strengths, where it does best, and pairs of them."""
+
+    def late(name: str, kind: str, *methods: Method) -> Row:
+        return Row(f"guide_from 4, {name}", kind, methods=methods, guide_from=4)
+
+    def published(name: str, kind: str, *methods: Method) -> Row:
+        return Row(f"published, {name}", kind, methods=methods)
+
+    found = [Row("as published: cfg 4, tau 0.5", "guidance")]
+    for cfg in (3.0, 2.0, 1.5, 1.0):
+        found.append(Row(f"cfg {cfg:g}, tau 0.5", "guidance", (cfg,)))
+    for cfg, tau in ((4.0, 1.0), (3.0, 1.0), (2.0, 1.0), (4.0, 1.5), (3.0, 1.5)):
+        found.append(Row(f"cfg {cfg:g}, tau {tau:g}", "temperature", (cfg,), (tau,)))
+    for side in (2, 4, 6, 8):
+        off = (Starts(1),)  # candidates that the rows of starts choose among
+        found.append(Row(f"guide_from {side}", "late guidance", methods=off, guide_from=side))
+    for n in (32, 64, 128, 256):
+        for side in (2, 6):
+            found.append(late(f"starts {n}, side {side}", "starts", Starts(n, side)))
+    found.append(published("starts 64, side 6", "starts", Starts(64, 6)))
+    for strength in (1.0, 2.0, 4.0, 8.0, 16.0):
+        name, method = f"repulsion {strength:g} to side 4", Repulsion(strength, 4)
+        found.append(late(name, "repulsion", method))
+    found.append(published("repulsion 4 to side 4", "repulsion", Repulsion(4.0, 4)))
+    for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
+        method = AdaptiveScaling(strength)
+        found.append(published(f"adaptive scaling {strength:g}", "adaptive scaling", method))
+    for candidates in (2, 4, 8):
+        name, method = f"path search {candidates}, 1 ahead", PathSearch(candidates, 1)
+        found.append(published(name, "path search", method))
+    for strength in (0.1, 0.25, 0.5, 1.0, 2.0):
+        name, method = f"text noise {strength:g}", TextNoise(strength, end_time=1.25)
+        found.append(published(name, "text noise", method))
+    for side in (2, 4):
+        name, noise = f"text noise 1, travel to side {side}", TextNoise(1.0, end_time=1.25)
+        found.append(published(name, "scale travel", noise, Travel(side)))
+    for site in SITES:
+        for ssr in (0.25, 0.5, 1.0, 2.0, 4.0):
+            name, method = (
+                f"SSR {ssr:g}, SAR {ssr / 2:g}, {site}",
+                DiverseVAR(ssr, ssr / 2, site=site),
+            )
+            found.append(published(name, f"SSR and SAR, {site}", method))
+    for ssr, sar in ((0.5, 0.0), (1.0, 0.0), (0.0, 0.5), (0.0, 1.0)):
+        name, method = f"SSR {ssr:g}, SAR {sar:g}, model", DiverseVAR(ssr, sar)
+        found.append(published(name, "SSR and SAR, model", method))
+    name, method = "SSR 2, SAR 1, block, side 2", DiverseVAR(2.0, 1.0, (2,), "block")
+    found.append(published(name, "SSR and SAR, block", method))
+    pairs = {
+        "SSR 0.5, SAR 0.25": (DiverseVAR(0.5, 0.25),),
+        "starts 64, side 6, repulsion 4 to side 4": (Starts(64, 6), Repulsion(4.0, 4)),
+        "starts 64, side 6, text noise 0.25": (Starts(64, 6), TextNoise(0.25, end_time=1.25)),
+        "adaptive scaling 1": (AdaptiveScaling(1.0),),
+    }
+    found += [late(name, "pairs", *methods) for name, methods in pairs.items()]
+    both = (AdaptiveScaling(1.0), PathSearch(4, 1))
+    return [*found, published("adaptive scaling 1, path search 4", "pairs", *both)]
+
+
+class Drawn(NamedTuple):
+    """Pictures (N, H, W, 3) uint8 and the bits (N, n, bits) bool of their maps."""
+
+    pictures: Tensor
+    bits: list[Tensor]
+
+    def take(self, places: Sequence[int]) -> Drawn:
+        """Some of them."""
+        return Drawn(self.pictures[places], [one[places] for one in self.bits])
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is judged: the three models, the judge, and which prompts with how many seeds."""
+    """What is judged: the three models, the judge, and which prompts with how many seeds.
+
+    kept: a folder for the candidates of diverse starts.
+    """
 
     model: Infinity
     tokenizer: BSQ
@@ -161,28 +159,71 @@ class Bench:
     data: Data
     chosen: tuple[int, ...]
     seeds: int
+    kept: Path
 
-    def draw(self, row: Row, concept: int, first: int) -> tuple[Tensor, Judged]:
+    def draw(self, row: Row, concept: int) -> tuple[Tensor, Judged]:
         """Sample a concept's pictures -> (seeds, H, W, 3) uint8, and what the model says of a few.
 
-        first: the seed of the first, or of the first candidate.
+        Seeds begin at ``SEED * (1 + concept)``, whatever the row.
         """
-        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(self.seeds)
-        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, guide_from=row.guide_from)
-        models, schedule = (self.model, self.tokenizer), self.model.schedule()
-        how = (*models, text, schedule, settings)
-        starts = next((one for one in row.methods if isinstance(one, Starts)), Starts(1))
-        seeds = choose_starts(starts, self.seeds, *how, first, row.methods)
-        steps = list(sample(*how, seeds, methods=row.methods))
-        maps = [step.tokens[:JUDGED] for step in steps]
-        judged = self_alignment(*models, maps, text.repeat(len(maps[0])), schedule)
-        return to_pixels(self.tokenizer.decode(steps[-1].f_hat)).cpu(), judged
+        schedule, first = self.model.schedule(), SEED * (1 + concept)
+        starts = next((one for one in row.methods if isinstance(one, Starts)), None)
+        together = any(method.together for method in row.methods)
+        if starts is None:
+            drawn = self.sample(row, concept, range(first, first + self.seeds))
+        else:
+            alone = [m for m in row.methods if m is not starts and not m.together]
+            count = max(starts.candidates, self.seeds)
+            candidates = self.candidates(replace(row, methods=tuple(alone)), concept, first, count)
+            places = self.choose(starts, candidates)
+            drawn = candidates.take(places)
+            if together:
+                drawn = self.sample(row, concept, [first + place for place in places])
+        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(JUDGED)
+        bits = [one[:JUDGED].long() for one in drawn.bits]
+        judged = self_alignment(self.model, self.tokenizer, bits, text, schedule)
+        return drawn.pictures, judged
 
-    def resample(self, concept: int, first: int) -> Tensor:
+    def sample(self, row: Row, concept: int, seeds: Sequence[int]) -> Drawn:
+        """A concept's pictures of these seeds."""
+        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(len(seeds))
+        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, guide_from=row.guide_from)
+        how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
+        steps = list(sample_and_travel(*how, methods=row.methods))[-len(self.model.schedule()) :]
+        pictures = to_pixels(self.tokenizer.decode(steps[-1].f_hat))
+        return Drawn(pictures, [step.tokens.bool() for step in steps])
+
+    def candidates(self, row: Row, concept: int, first: int, count: int) -> Drawn:
+        """Pictures of ``count`` seeds, finished and kept: each is what its seed gives alone."""
+        folder = self.kept / " ".join(map(str, (row.guide_from, *row.cfg, *row.tau, *row.methods)))
+        file = folder / f"{concept}.pt"
+        found = [Drawn(*torch.load(file))] if file.exists() else []
+        have = sum(len(one.pictures) for one in found)
+        for start in range(first + have, first + count, TOGETHER):
+            found.append(self.sample(row, concept, range(start, start + TOGETHER)))
+        pictures, bits = zip(*found, strict=True)
+        drawn = Drawn(torch.cat(pictures), [torch.cat(parts) for parts in zip(*bits, strict=True)])
+        if have < count:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(tuple(drawn), file)
+        return drawn.take(range(count))
+
+    def choose(self, starts: Starts, candidates: Drawn) -> list[int]:
+        """The places of those that ``choose_starts`` would choose: it sees their first maps."""
+        if len(candidates.pictures) <= self.seeds:
+            return list(range(self.seeds))
+        f_hat = None
+        for scale, bits in zip(self.model.schedule(), candidates.bits, strict=True):
+            if scale.side <= starts.side:
+                f_hat, _ = self.tokenizer.accumulate(f_hat, bits.long(), scale)
+                last = Step(scale, None, bits, f_hat)
+        return most_different(starts.compare(last), self.seeds)
+
+    def resample(self, concept: int) -> Tensor:
         """Pictures whose bits are drawn one map at a time, each from what the real maps say."""
         schedule = self.model.schedule()
         teacher = Teacher.of(self.model, schedule, torch.device("cpu"))
-        generator = torch.Generator().manual_seed(first)
+        generator = torch.Generator().manual_seed(SEED * (1 + concept))
         features = self.tokenizer.encoder(to_model(self.real(concept)))
         batch = self_correcting(self.tokenizer, features, schedule, generator, flipped=0.0)
         text = self.text([self.data.concepts[concept].prompt]) * self.seeds
@@ -196,14 +237,20 @@ class Bench:
         places = (self.data.concept == concept).nonzero().squeeze(1)
         return self.data.pictures[places[torch.arange(self.seeds) % len(places)]]
 
-    def measure(self, make: Callable[[int, int], tuple[Tensor, Judged]]) -> Tensor:
-        """Make and judge every concept's pictures: (concepts, metrics)."""
-        found = []
-        for i, concept in enumerate(self.chosen):
-            pictures, judged = make(concept, SEED + i * self.seeds)
+    def measure(self, make: Callable[[int], tuple[Tensor, Judged]], path: Path) -> None:
+        """Make and judge every concept's pictures; ``path`` keeps the metrics of each prompt."""
+        known = json.loads(path.read_text()) if path.exists() else {}
+        for concept in self.chosen:
+            prompt = self.data.concepts[concept].prompt
+            if prompt in known:
+                continue
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                pictures, judged = make(concept)
             seen = metrics(self.judge.judge(pictures), concept)
-            found.append((*seen, *(part.mean().item() for part in judged)))
-        return torch.tensor(found)
+            known[prompt] = (*seen, *(part.mean().item() for part in judged))
+            draft = path.with_suffix(".part")
+            draft.write_text(json.dumps(known, indent=1))
+            draft.replace(path)
 
 
 def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
@@ -220,8 +267,10 @@ def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
     return top1, top5, designs, modes, distance
 
 
-def summary(kind: str, measured: Tensor) -> dict:
-    """One row of the table: metric -> [mean, low, high]."""
+def summary(kind: str, path: Path, prompts: Sequence[str]) -> dict:
+    """One row of the table, of those prompts that are measured: metric -> [mean, low, high]."""
+    known = json.loads(path.read_text())
+    measured = torch.tensor([known[prompt] for prompt in prompts if prompt in known])
     columns = zip(METRICS, measured.T, strict=True)
     return {"kind": kind, "prompts": len(measured)} | {name: interval(c) for name, c in columns}
 
@@ -262,7 +311,7 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         lines = [
             (f"{prompt}: {title}", rearrange(pictures / 255, "b h w c -> b c h w"))
             for prompt in SHOWN
-            for pictures in [bench.draw(row, known.index(prompt), first=0)[0]]
+            for pictures in [bench.draw(row, known.index(prompt))[0]]
         ]
         columns.append(F.pad(captioned_rows(lines), (0, 16), value=1.0))
     to_pil(torch.cat(columns, dim=2)).save(path)
@@ -292,11 +341,23 @@ def table(report: dict) -> str:
              for title in ("judge", "tokenizer")]  # fmt: skip
     found = "{:.3f} ({:.3f}-{:.3f})".format(*rank_correlation(list(report["rows"].values())))
     lines.append(f"rank correlation of the model's own alignment with concept top-1: {found}")
-    lines += ["", "| row | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    lines += [
+        "",
+        "| | prompts | " + " | ".join(METRICS) + " |",
+        "|---|---|" + "---|" * len(METRICS),
+    ]
     for name, row in report["rows"].items():
-        cells = (f"{row[m][0]:.3f} ({row[m][1]:.3f}-{row[m][2]:.3f})" for m in METRICS)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = (shown(metric, *row[metric]) for metric in METRICS)
+        lines.append(f"| {name} | {row['prompts']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def shown(metric: str, mean: float, low: float, high: float) -> str:
+    """A cell of the table."""
+    if math.isnan(mean):
+        return ""
+    digits = {"designs": 2, "modes": 2, "alignment": 0, "likelihood": 0}.get(metric, 3)
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def plot(report: dict, path: Path) -> None:
@@ -344,35 +405,40 @@ def main() -> None:
         load_text_encoder(args.models / "text_encoder.safetensors"),
         judge,
         data,
-        tuple(order[: args.prompts].sort().values.tolist()),
+        tuple(order[: args.prompts].tolist()),
         args.seeds,
+        args.folder / "candidates",
     )
-    saved = args.folder / f"evaluation-{args.prompts}x{args.seeds}.json"
-    report = json.loads(saved.read_text()) if saved.exists() else {"rows": {}}
-    report |= {"judge": held_out(judge, data), "tokenizer": tokenizer_figures(bench)}
-
+    kept = args.folder / f"evaluation-{args.seeds}"
+    kept.mkdir(parents=True, exist_ok=True)
     unjudged = Judged(*2 * [torch.tensor(torch.nan)])
     makers = {
-        "data": ("data", lambda concept, first: (bench.real(concept), unjudged)),
-        "teacher-forced": (
+        "the real pictures": ("data", lambda concept: (bench.real(concept), unjudged)),
+        "every map drawn after the real ones before it": (
             "data",
-            lambda concept, first: (bench.resample(concept, first), unjudged),
+            lambda concept: (bench.resample(concept), unjudged),
         ),
     }
     makers |= {row.name: (row.kind, partial(bench.draw, row)) for row in rows()}
-    for name, (kind, make) in makers.items():
-        if name in report["rows"] or not any(part in name for part in args.only):
-            continue
-        started = time.time()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            report["rows"][name] = summary(kind, bench.measure(make))
-        shown = ", ".join(f"{m} {report['rows'][name][m][0]:.3f}" for m in METRICS)
-        print(f"{name}: {shown}  ({time.time() - started:.0f} s)", flush=True)
-        saved.write_text(json.dumps(report, indent=1))
+    files = {name: kept / f"{name}.json" for name in makers}
+    for name, (_, make) in makers.items():
+        if any(part in name for part in args.only):
+            started = time.process_time()
+            bench.measure(make, files[name])
+            print(f"{name}  ({time.process_time() - started:.0f} CPU s)", flush=True)
+    prompts = [data.concepts[concept].prompt for concept in bench.chosen]
+    report = {"judge": held_out(judge, data), "tokenizer": tokenizer_figures(bench)}
+    report["rows"] = {
+        name: summary(kind, files[name], prompts)
+        for name, (kind, _) in makers.items()
+        if files[name].exists()
+    }
+    saved = args.folder / f"evaluation-{args.prompts}x{args.seeds}"
     saved.with_suffix(".md").write_text(table(report))
     plot(report, saved.with_suffix(".png"))
-    with torch.no_grad():
-        contact_sheet(bench, args.folder / "contact.png")
+    if args.only == [""]:
+        with torch.no_grad():
+            contact_sheet(bench, args.folder / "contact.png")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from diversevar_core.diversity import mean_distance, most_different, pixel_features, vendi_score
 
@@ -32,6 +33,13 @@ def test_the_most_different_come_from_different_clusters():
     features = clusters((5, 2, 1))
     assert len({int(features[i].argmax()) for i in most_different(features, 3)}) == 3
     assert most_different(features, 8) == list(range(8))
+
+
+def test_a_loner_of_many_is_no_idea_of_its_own():
+    loner = torch.tensor([[-0.3, 0.0, 1.0]])  # farther from the first cluster than the second is
+    many, few = (torch.cat((F.pad(clusters((size, size - 5)), (0, 1)), loner)) for size in (32, 8))
+    assert most_different(many, 2)[1] < len(many) - 1
+    assert most_different(few, 2)[1] == len(few) - 1
 
 
 def test_more_than_there_are_is_refused():

@@ -12,6 +12,30 @@ from comfy_host import HOW_TO, ROOT, Host, chromium, find
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
+# the host's loader knows the large models only
+TINY_CLIP_VISION = """
+import torch
+from comfy.clip_vision import ClipVisionModel
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 16, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 2, "patch_size": 16, "image_size": 64, "num_channels": 3}
+SIZES |= {"hidden_act": "gelu", "model_type": "clip_vision_model"}
+
+
+class TinyCLIPVision:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP_VISION",), "make", "tests"
+
+    def make(self):
+        model, random = ClipVisionModel(SIZES), torch.Generator()
+        weights = model.get_sd().items()
+        model.load_sd({name: torch.randn(w.shape, generator=random) / 4 for name, w in weights})
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"TinyCLIPVision": TinyCLIPVision}
+"""
+
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
@@ -27,7 +51,7 @@ def host(tmp_path_factory):
     write_edit(models)
     emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
-    host = Host(*found, base)
+    host = Host(*found, base, TINY_CLIP_VISION)
     yield host
     host.stop()
     assert not host.complaints(), "\n\n".join(host.complaints())

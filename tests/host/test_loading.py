@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import write_case, write_text_encoder
-from comfy_host import HOW_TO, ROOT, Host, find
+from comfy_host import DYNAMIC, HOW_TO, ROOT, Host, find
 from safetensors.torch import load_file, save_file
 
 EMOJI = ROOT / "models" / "emoji" / "transformer.safetensors"
@@ -264,7 +264,7 @@ def test_decoding_counts_more_memory_on_amd(report):
 def test_a_workflow_gives_the_same_pictures_under_dynamic_vram(host, tmp_path):
     prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
     expected = host.run(prompt).pictures
-    other = Host(*find(), tmp_path, dynamic=True)
+    other = Host(*find(), tmp_path, DYNAMIC)
     found = other.run(prompt)
     other.stop()
     assert not re.search("IMPORT FAILED.*dynamic_vram", other.log) and not other.complaints()

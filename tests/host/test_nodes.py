@@ -170,6 +170,46 @@ def test_calibrate_finds_what_the_preset_then_uses(host):
     assert len(pixels(host.run(with_preset))) == 2
 
 
+def with_clip_vision(prompt: dict, kind: str, **inputs) -> dict:
+    """A node that compares by CLIP vision, as ``vision`` in the prompt."""
+    prompt["features"] = {"class_type": "TinyCLIPVision", "inputs": {}}
+    inputs |= {"clip_vision": ["features", 0]}
+    prompt["vision"] = {"class_type": kind, "inputs": inputs}
+    return prompt
+
+
+def test_starts_by_clip_vision_are_those_picked_of_finished_pictures(host):
+    inputs = {"candidates": 8, "side": 8, "compare": "small pictures", "vae": ["vae", 0]}
+    started = graph("emoji", prompt="octopus", batch_size=3, method=["vision", 0])
+    started = pixels(host.run(with_clip_vision(started, "DiverseVARStarts", **inputs)))
+    finished = graph("emoji", prompt="octopus", batch_size=8)
+    with_clip_vision(finished, "DiverseVARPick", images=["decode", 0], count=3)
+    finished["save"]["inputs"]["images"] = ["vision", 0]
+    picked = pixels(host.run(finished))
+    np.testing.assert_allclose(started, np.stack(picked).astype(int), atol=1)
+
+
+def test_calibrate_compares_by_clip_vision(host):
+    """Its first rung, as published, says of the pictures what Measure Diversity says of them."""
+    calibration = host.base / "models" / "diffusion_models" / "emoji_copy.diversity.json"
+    calibration.unlink(missing_ok=True)
+    prompt = included()
+    inputs = {name: [name, 0] for name in ("model", "vae", "clip")}
+    inputs |= {"prompts": "octopus", "seeds": 3}
+    with_clip_vision(prompt, "DiverseVARCalibrate", **inputs)
+    del prompt["save"]
+    assert host.run(prompt).error is None
+    saved = json.loads(calibration.read_text())
+    assert saved["about"]["features"] == "CLIP vision" and saved["chosen"]
+
+    prompt = included(preset="as published", batch_size=3)
+    with_clip_vision(prompt, "DiverseVARMeasure", images=["decode", 0])
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": ["vision", 1]}}
+    (report,) = [data for data in host.run(prompt).of("executed") if data["node"] == "report"]
+    (measured,) = saved["rungs"][0]["diversity"]
+    assert float(report["output"]["text"][0]) == pytest.approx(measured, rel=1e-3)
+
+
 def included(**sampler) -> dict:
     """``graph`` with a copy of the model that comes with the pack."""
     prompt = graph("infinity", prompt="octopus", **sampler)
