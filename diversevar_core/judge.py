@@ -40,7 +40,7 @@ def self_alignment(
     has a negative text, alignment is against that instead of the model's own. Both are computed
     together, in the rows of a guided batch.
     """
-    state = model.start(schedule, guided=True)
+    state = model.start(schedule, len(schedule), guided=True)
     model.condition(state, condition)
     total = torch.zeros(2, len(condition), dtype=torch.float64)  # with the prompt, without it
     f_hat = features = None
