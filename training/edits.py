@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from diversevar_core.checkpoints import load_tokenizer
 from diversevar_core.conditions import Text
-from diversevar_core.families.blocks import Rotary
+from diversevar_core.families.blocks import Attend, Rotary
 from diversevar_core.families.infinity import Infinity
 from diversevar_core.resize import area
 from diversevar_core.sampler import sample
@@ -32,27 +32,27 @@ from .data import contact_sheet, load
 from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
 from .loop import Log, learning_rate
 from .teacher import levels, losses, self_correcting
-from .text import encode, tokenize
+from .text import tokenize
 from .tokenizer import to_pixels
-from .transformer import WarmRun, export
+from .transformer import WarmRun, export, read
 
 BATCH, PEAK, WARMUP, SEED = 32, 1.5e-3, 50, 2
 LONGEST = 16  # text tokens of a training batch
-DROPPED = 0.1  # share of instructions replaced by the unconditional rows; the source stays
 
 
 class ResizedSource:
-    """Stands in for the first block's cache: appends the source's keys and values at every map's
-    size, area-resized from the last map's."""
+    """Stands in for the first block's cache: the maps also see the source's keys and values at
+    every map's size, area-resized from the last map's."""
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (rows, heads, source + maps, c) -> with the resized source behind."""
-        return self.behind(k), self.behind(v)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
+        """What queries see of keys and values (rows, heads, source + maps, c) and the resized."""
+        return attention(q, self.behind(k).to(v.dtype), self.behind(v))
 
     def behind(self, x: Tensor) -> Tensor:
+        """Keys or values with the resized source's behind them."""
         last = self.schedule[-1]
         source = rearrange(x[:, :, : last.tokens], "r n (h w) c -> r (n c) h w", h=last.h)
         copies = [area(source, scale.h, scale.w) for scale in self.schedule]
@@ -181,7 +181,7 @@ def main() -> None:
 
     tokenizer = load_tokenizer(args.start / "tokenizer.safetensors")
     pool = load_pool(data, tokenizer, args.folder / "pool.pt")
-    maker, (model, encoder) = Maker(pool), (run.models["model"], run.models["text"])
+    maker, model = Maker(pool), run.models["model"]
     schedule = model.schedule()
     teacher = Teacher.of(model, schedule)
     for block in model.blocks[1:]:
@@ -197,13 +197,8 @@ def main() -> None:
         source, target = cells(pool, edits)
         ids, lengths = tokenize(run.words, [edit.instruction for edit in edits])
         batch = self_correcting(tokenizer, target, schedule, generator)
-        dropped = torch.rand(BATCH, generator=generator) < DROPPED
         with torch.autocast("cpu", torch.bfloat16):
-            rows = encode(encoder, ids, lengths)
-            rows = [
-                model.cfg_uncond[: len(row)] if drop else row
-                for row, drop in zip(rows, dropped.tolist(), strict=True)
-            ]
+            rows = read(run.models, ids, lengths, generator)
             logits = forward(model, teacher, rows, source, batch.inputs)
         parts = losses(logits, batch.targets, teacher)
         run.update(parts["loss"], learning_rate(run.step, args.steps, PEAK, WARMUP))

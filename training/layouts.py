@@ -19,12 +19,12 @@ from diversevar_core.schedule import SQUARE_SIDES, square
 
 from . import layouts_data
 from .data import to_model
-from .layouts_data import draw_layout, paint
+from .layouts_data import draw_layout, painted
 from .loop import Log, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
-from .text import encode, tokenize
+from .text import tokenize
 from .tokenizer import fit
-from .transformer import DROPPED, SEED, WarmRun, export, sample_sheet
+from .transformer import SEED, WarmRun, export, read, sample_sheet
 
 SIDES = SQUARE_SIDES[:7]
 TOKENIZER_BATCH = 8
@@ -39,12 +39,6 @@ SAMPLED = (
 )
 
 
-def pictures(objects, seeds: range) -> Tensor:
-    """The layouts of these seeds, (N, 128, 128, 3) uint8."""
-    painted = [torch.tensor(paint(draw_layout(random.Random(seed)), objects)) for seed in seeds]
-    return torch.stack(painted)
-
-
 def train_tokenizer(args: argparse.Namespace) -> None:
     """Fine-tune the included tokenizer on layouts; encoder and decoder."""
     objects = layouts_data.load(args.data)
@@ -53,9 +47,9 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 
     def pictures_at(step: int) -> Tensor:
         first = POOL + step * TOKENIZER_BATCH
-        return pictures(objects, range(first, first + TOKENIZER_BATCH))
+        return painted(range(first, first + TOKENIZER_BATCH), objects)[1]
 
-    shown = pictures(objects, range(24))
+    _, shown = painted(range(24), objects)
     fit(tokenizer, pictures_at, shown, square(SIDES), args.folder, args.steps, ramp=(-1.0, 0.0))
 
 
@@ -68,7 +62,8 @@ def load_pool(args: argparse.Namespace) -> Tensor:
         tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", args.device)
         found = []
         for first in range(0, POOL, 64):
-            made = to_model(pictures(objects, range(first, first + 64))).to(args.device)
+            _, pictures = painted(range(first, first + 64), objects)
+            made = to_model(pictures).to(args.device)
             with torch.autocast(torch.device(args.device).type, torch.bfloat16):
                 found.append(tokenizer.encoder(made).half().cpu())
         torch.save(torch.cat(found), path)
@@ -88,7 +83,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", device)
     prompts = [draw_layout(random.Random(seed)).prompt for seed in range(POOL)]
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
-    model, encoder = run.models["model"], run.models["text"]
+    model = run.models["model"]
     whole = model.schedule()
     teachers = {n: Teacher.of(model, whole[:n], device) for n in (COARSE, len(whole))}
     log, order = Log(every=60), batches(POOL, BATCH, SEED, run.step)
@@ -98,13 +93,8 @@ def train_transformer(args: argparse.Namespace) -> None:
         places = next(order)
         features = pool[places].float().to(device)
         batch = self_correcting(tokenizer, features, whole[:maps], generator)
-        dropped = torch.rand(BATCH, generator=generator) < DROPPED
         with torch.autocast(device.type, torch.bfloat16):
-            rows = encode(encoder, ids[places], lengths[places])
-            rows = [
-                model.cfg_uncond[: len(row)] if drop else row
-                for row, drop in zip(rows, dropped.tolist(), strict=True)
-            ]
+            rows = read(run.models, ids[places], lengths[places], generator)
             logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teachers[maps])
         run.update(parts["loss"], learning_rate(run.step, args.steps, PEAK, WARMUP))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from .data import SETS, article, read_sets, render, resolve
 
@@ -115,6 +117,12 @@ def paint(layout: Layout, objects: np.ndarray) -> np.ndarray:
         drawn = drawn.resize((side, side), Image.Resampling.LANCZOS)
         picture.paste(drawn, (left, top), drawn)
     return np.asarray(picture)
+
+
+def painted(seeds: range, objects: np.ndarray) -> tuple[list[Layout], Tensor]:
+    """The layouts of these seeds and their pictures (N, 128, 128, 3) uint8."""
+    layouts = [draw_layout(random.Random(seed)) for seed in seeds]
+    return layouts, torch.tensor(np.stack([paint(layout, objects) for layout in layouts]))
 
 
 def load(folder: Path) -> np.ndarray:

@@ -1,11 +1,11 @@
 """The judge of layouts: finds every concept in a picture. ``python -m training.layouts_judge``.
 
-Trained on painted layouts; how well it finds what is there is printed at the end."""
+Trained on painted layouts; how well it finds what is there is printed at the end.
+"""
 
 from __future__ import annotations
 
 import argparse
-import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import to_model
-from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, draw_layout, load, paint
+from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, load, painted
 from .loop import Log, learning_rate, save
 
 STRIDE = 8
@@ -98,12 +98,6 @@ def ground_of(pictures: Tensor) -> Tensor:
     colours = torch.tensor(list(GROUNDS.values())).float()
     close = [(pictures.float() - c).norm(dim=-1).lt(CLOSE).sum(dim=(1, 2)) for c in colours]
     return torch.stack(close, dim=1).argmax(dim=1)
-
-
-def painted(seeds: range, objects: np.ndarray) -> tuple[list[Layout], Tensor]:
-    """The layouts of these seeds and their pictures, uint8."""
-    layouts = [draw_layout(random.Random(seed)) for seed in seeds]
-    return layouts, torch.tensor(np.stack([paint(layout, objects) for layout in layouts]))
 
 
 def train(objects: np.ndarray) -> LayoutJudge:

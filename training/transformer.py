@@ -91,6 +91,21 @@ def optimizers(model: Infinity, encoder: T5EncoderModel) -> list[torch.optim.Opt
     ]
 
 
+def read(
+    models: nn.ModuleDict, ids: Tensor, lengths: Tensor, generator: torch.Generator
+) -> list[Tensor]:
+    """A batch's prompts (N, m) as features (length, Ct) each; a share of them is dropped.
+
+    In place of what is dropped stand the unconditional rows.
+    """
+    dropped = torch.rand(len(ids), generator=generator) < DROPPED
+    rows = encode(models["text"], ids, lengths)
+    return [
+        models["model"].cfg_uncond[: len(row)] if drop else row
+        for row, drop in zip(rows, dropped.tolist(), strict=True)
+    ]
+
+
 @torch.compiler.set_stance("force_eager")
 def sample_sheet(
     model: Infinity, tokenizer: BSQ, text: TextEncoder, shown: Sequence[str], path: Path
@@ -255,7 +270,7 @@ def main() -> None:
         parts = [tokenizer.encoder(to_model(p).to(device)) for p in data.pictures.split(64)]
     features = torch.cat(parts)
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
-    model, encoder = run.models["model"], run.models["text"]
+    model = run.models["model"]
     teacher = Teacher.of(model, schedule, device)
     for block in model.blocks:
         block.compile()  # twice as fast
@@ -265,13 +280,8 @@ def main() -> None:
         places = next(order)
         concept = data.concept[places].to(device)
         batch = self_correcting(tokenizer, features[places.to(device)], schedule, generator)
-        dropped = torch.rand(BATCH, generator=generator) < DROPPED
         with torch.autocast(args.device, torch.bfloat16):
-            rows = encode(encoder, ids[concept], lengths[concept])
-            rows = [
-                model.cfg_uncond[: len(row)] if drop else row
-                for row, drop in zip(rows, dropped.tolist(), strict=True)
-            ]
+            rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teacher, rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teacher)
         run.update(parts["loss"], learning_rate(run.step, args.steps, PEAK, WARMUP))

@@ -17,8 +17,11 @@ from diversevar_core.conditions import Text
 from diversevar_core.methods import Method
 from diversevar_core.pictures import into_square, out_of_square
 from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
 from diversevar_core.starts import Starts, choose_starts
+from diversevar_core.text import load_text_encoder
+from training.edits import Teacher, forward
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +252,28 @@ def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):
     assert back.shape == (1, 3, 180, 300)
     want = torch.from_numpy(np.array(source)).permute(2, 0, 1) / 255
     assert (back[0] - want).abs().mean() < 0.01
+
+
+def test_training_sees_what_the_sampler_computes():
+    """Teacher forcing of all maps at once, beside the sampler's maps one by one."""
+    path = INCLUDED / "transformer.safetensors"
+    model, tokenizer = load_model(path), load_tokenizer(included.TOKENIZER)
+    rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
+    picture = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    source, schedule = tokenizer.features(picture), model.schedule()
+    settings = Settings((1.0,), "flat", (1.0,), 0, 0.0)
+    text = Text(rows, source=source)
+    steps = list(sample(model, tokenizer, text, schedule, settings, [0]))
+    f_hat, inputs = None, []
+    for step in steps:
+        f_hat, features = tokenizer.accumulate(f_hat, step.tokens, step.scale)
+        inputs.append(features)
+    trained = load_model(path, task="generate")  # its source comes by the teacher
+    teacher = Teacher.of(trained, schedule)
+    with torch.no_grad():
+        found = forward(trained, teacher, rows, source, torch.cat(inputs[:-1], dim=1))
+    expected = torch.cat([step.logits for step in steps], dim=1)
+    torch.testing.assert_close(found.view_as(expected), expected, atol=1e-3, rtol=0)
 
 
 def test_a_model_of_classes_takes_no_source(command_line, var_case, picture):
