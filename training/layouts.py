@@ -30,7 +30,7 @@ SIDES = SQUARE_SIDES[:7]
 TOKENIZER_BATCH = 8
 POOL = 8192  # layouts that the transformer sees
 BATCH, PEAK, WARMUP = 16, 1.5e-3, 50
-COARSE, FIRST = 5, 200  # the first steps train five maps only, then every second step does
+COARSE, FIRST = 5, 200  # the first steps train five maps only, then two of three do
 SAMPLED = (
     "a cat face and a red apple on blue",
     "a panda and a sunflower on white",
@@ -86,10 +86,12 @@ def train_transformer(args: argparse.Namespace) -> None:
     model = run.models["model"]
     whole = model.schedule()
     teachers = {n: Teacher.of(model, whole[:n], device) for n in (COARSE, len(whole))}
+    for block in model.blocks:
+        block.compile()  # twice as fast
     log, order = Log(every=60), batches(POOL, BATCH, SEED, run.step)
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
-        maps = COARSE if run.step < FIRST or run.step % 2 else len(whole)
+        maps = COARSE if run.step < FIRST or run.step % 3 else len(whole)
         places = next(order)
         features = pool[places].float().to(device)
         batch = self_correcting(tokenizer, features, whole[:maps], generator)
