@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.packed import pack
 from diversevar_core.sampler import Step, sample
 from diversevar_core.spectral import calibrated
@@ -41,6 +42,7 @@ def prepare(args: Namespace) -> Bench:
     what = condition(model, args.batch, args.device)
     schedule, settings = model.schedule(1.0, args.pixels), model.defaults()
     methods = [calibrated(args.diversity)] if args.diversity else []
+    methods += [FastVAR()] if args.fastvar else []
     seeds, shared = range(SEED, SEED + args.batch), args.against is not None
 
     def steps() -> Iterator[Step]:

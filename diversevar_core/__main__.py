@@ -25,8 +25,9 @@ from .convert import DTYPES, convert
 from .families.family import Family
 from .families.infinity import TASKS
 from .front import front_plot
-from .methods import Method
+from .methods import Method, drawn_maps
 from .methods.adaptive import AdaptiveScaling
+from .methods.fastvar import FastVAR
 from .methods.path_search import PathSearch
 from .methods.repulsion import Repulsion
 from .methods.text_noise import TextNoise
@@ -229,6 +230,11 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     other.add_argument(
         "--travel", type=int, default=0, help="draw again from the map after this side, 0 is off"
     )
+    fast = command.add_argument_group("FastVAR (arXiv 2503.23367): large pictures in less time")
+    fast.add_argument(
+        "--prune", type=float, default=0.0, help="share of tokens left out (published 0.5)"
+    )
+    fast.add_argument("--skip", type=int, default=0, help="last maps left out (published 2)")
 
 
 def fastest_device() -> str:
@@ -422,7 +428,7 @@ class Job:
         steps = sample_and_travel(
             *how, seeds, methods, shared=self.shared, exact_batch=self.exact_batch
         )
-        return seeds, list(steps)[-len(self.schedule) :]
+        return seeds, list(steps)[-len(drawn_maps(self.schedule, methods)) :]
 
     @torch.no_grad()
     def picture(self, steps: list[Step]) -> Tensor:
@@ -483,6 +489,7 @@ def chain_of(args: argparse.Namespace) -> tuple[Method, ...]:
         (args.paths != 1, PathSearch(args.paths, args.paths_ahead)),
         (args.text_noise, TextNoise(args.text_noise)),
         (args.travel, Travel(args.travel)),
+        (args.prune or args.skip, FastVAR(args.prune, args.skip)),
     )
     return tuple(method for acts, method in methods if acts)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .conditions import Condition
 from .draw import PerImage, Shared, Stream, mixture, truncate, winners
 from .families.family import Family, State
-from .methods import Context, Method
+from .methods import Context, Method, drawn_maps
 from .pairing import check_pair
 from .schedule import Scale, Schedule
 from .settings import Guidance, Settings, guidance
@@ -76,7 +76,7 @@ def sample(
     check_pair(model, tokenizer)
     choices = model.token_kind.choices
     settings.check(model.depth, choices)
-    plan = guidance(settings, schedule)[:maps]
+    plan = guidance(settings, schedule)[: len(drawn_maps(schedule, methods)[:maps])]
     methods = sorted(methods, key=lambda method: method.order)
     groups = [(condition, range(len(condition)))]
     if exact_batch and not shared and not any(method.together for method in methods):
@@ -85,7 +85,7 @@ def sample(
     for part, group in groups:
         own = [seeds[i] for i in group]
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
-        context = Context(schedule, group, own, part, plan, choices)
+        context = Context(schedule, group, own, part, plan, choices, model.depth)
         loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
     if len(loops) == 1:
         yield from loops[0]

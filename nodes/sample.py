@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.families.family import Family
+from ..diversevar_core.methods import drawn_maps
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
 from ..diversevar_core.presets import PRESETS, Preset, calibrated_preset
@@ -287,7 +288,8 @@ def draw(
     seeds = choose_starts(starts, len(condition), *how, seed, methods, bar.update_absolute)
     steps = sample_and_travel(*how, seeds, methods)
     travels = any(isinstance(method, Travel) for method in methods)
-    return host.watch(model, steps, schedule * (1 + travels), vae), seeds
+    drawn = drawn_maps(schedule, methods)
+    return host.watch(model, steps, drawn * (1 + travels), vae), seeds
 
 
 def preset_of(name: str, custom: Preset, model: ModelPatcher) -> Preset:

@@ -29,7 +29,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """An ``Attention`` of (q, k, v) whose mask and scale are set."""
 
 Rotary = Tensor
-"""One map's rotary angles as complex numbers cos + i sin, (tokens, head_dim / 2)."""
+"""Tokens' rotary angles as complex numbers cos + i sin, ([rows,] tokens, head_dim / 2)."""
 
 Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, each (rows, 1, C) float32."""
@@ -38,24 +38,30 @@ Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 class KVCache:
     """One block's keys and values for the maps of a picture, in one allocation.
 
-    tokens: room for this many: all maps but the last, whose keys and values nobody reads again.
+    maps: how many are kept: all but the last, whose keys and values nobody reads again; tokens:
+    room for this many.
     """
 
-    def __init__(self, tokens: int):
-        self.room, self.filled = tokens, 0
+    def __init__(self, maps: int, tokens: int):
+        self.maps, self.room, self.filled = maps, tokens, 0
         self.k = self.v = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype."""
-        if self.filled == self.room:
+        if self.maps == 0:
             k = k.to(v.dtype)
-            return (k, v) if self.k is None else (cat(self.k, k), cat(self.v, v))
+            return (k, v) if self.k is None else tuple(map(cat, self.kept(), (k, v)))
+        self.maps -= 1
         if self.k is None:
             rows, heads, _, c = k.shape
             self.k, self.v = v.new_empty(2, rows, heads, self.room, c)
         start, self.filled = self.filled, self.filled + k.shape[2]
         self.k[:, :, start : self.filled] = k
         self.v[:, :, start : self.filled] = v
+        return self.kept()
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, (rows, heads, filled, c)."""
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
@@ -64,10 +70,11 @@ class KVCache:
         At the last map, where keys and values are joined only to be read once, this is done row by
         row, as long as a row is work enough for the device; then the cache is given back.
         """
-        if self.filled < self.room or self.k is None:
+        if self.maps > 0 or self.k is None:
             return attention(q, *self.extend(k, v))
         rows = 1 if q.is_cpu or q.shape[2] >= LARGE else len(q)
-        parts = (t.split(rows) for t in (q, self.k, k, self.v, v))
+        before = self.kept()
+        parts = (t.split(rows) for t in (q, before[0], k, before[1], v))
         for q_part, k_before, k_new, v_before, v_new in zip(*parts, strict=True):
             k_all = cat(k_before, k_new.to(v.dtype))
             q_part.copy_(attention(q_part, k_all, cat(v_before, v_new)))
@@ -76,7 +83,7 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """A copy that goes on without changing this one."""
-        copy = KVCache(self.room)
+        copy = KVCache(self.maps, self.room)
         if self.k is not None:
             copy.filled, copy.k, copy.v = self.filled, self.k.clone(), self.v.clone()
         return copy
@@ -138,7 +145,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def rotate(x: Tensor, rotary: Rotary) -> None:
     """Turn, in place, adjacent pairs of (rows, n, ..., heads, c) by the angles of their token."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    pairs *= rotary.view(len(rotary), *(1 for _ in x.shape[3:]), -1)
+    pairs *= rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), rotary.shape[-1])
 
 
 class Fixed(NamedTuple):

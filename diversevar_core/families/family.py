@@ -99,8 +99,10 @@ class Family(nn.Module):
         changes: made before the embeddings of the scale and its places are added.
         """
 
-    def block(self, state: State, i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map, (rows, n, C)."""
+    def block(
+        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        """Block i on one map, (rows, n, C); places (rows, n) in it, where it is not the whole."""
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """(rows, n, C) -> (rows, n, channels) float32; fewer rows are the state's first ones."""

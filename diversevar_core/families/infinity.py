@@ -376,7 +376,7 @@ class Infinity(Family):
         return torch.polar(torch.ones_like(angles), angles).to(device)
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
-        caches = [KVCache(schedule[maps - 1].begin) for _ in self.blocks]
+        caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]
         return InfinityState(guided, caches, schedule[-1])
 
     def condition(self, state: InfinityState, text: Text) -> None:
@@ -441,7 +441,7 @@ class Infinity(Family):
         tokens = rearrange(maps, "b c h w -> b (h w) c")
 
         rows = slice(None, None, len(text) if same_for_all(text) else 1)
-        own = InfinityState(state.guided, [KVCache(last.tokens) for _ in self.blocks], last)
+        own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], last)
         own.terms, own.text = state.terms[rows], state.text[rows]
         own.text_mask = None if state.text_mask is None else state.text_mask[rows]
         state.positions = self.positions_of_edit(last)
@@ -479,8 +479,12 @@ class Infinity(Family):
             x = change(x, scale)
         return x + self.level(scale, x.device)
 
-    def block(self, state: InfinityState, i: int, scale: Scale, x: Tensor) -> Tensor:
-        block = self.blocks[i]
+    def block(
+        self, state: InfinityState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        block, rotary = self.blocks[i], state.rotary
+        if places is not None:
+            rotary = rotary[places]
         if i not in state.prepared:
             state.prepared[i] = block.prepare(state.terms, state.text)
         if i > 0 and i % self.config.level_every == 0:
@@ -491,7 +495,7 @@ class Infinity(Family):
             if i == 0:
                 k, v = resized(k, scale), resized(v, scale)
             cache = Behind(k, v, cache)
-        return block(x, state.prepared[i], state.text_mask, cache, state.rotary)
+        return block(x, state.prepared[i], state.text_mask, cache, rotary)
 
     def level(self, scale: Scale, device: torch.device) -> Tensor:
         """The level embedding of one map, (1, C) float32."""

@@ -179,7 +179,7 @@ class VAR(Family):
         return fixed(self.config.sides, aspect, pixels)
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> VARState:
-        return VARState(guided, [KVCache(schedule[maps - 1].begin) for _ in self.blocks])
+        return VARState(guided, [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks])
 
     def condition(self, state: VARState, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes
@@ -212,7 +212,9 @@ class VAR(Family):
         level = self.lvl_embed(torch.full((1,), scale.k, device=x.device)).to(x)
         return x + (level + position)
 
-    def block(self, state: VARState, i: int, scale: Scale, x: Tensor) -> Tensor:
+    def block(
+        self, state: VARState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+    ) -> Tensor:
         if i not in state.prepared:
             state.prepared[i] = self.blocks[i].prepare(state)
         return self.blocks[i](x, state.prepared[i], state.caches[i])

@@ -5,8 +5,8 @@ the text, each map's input, each block, the output, the logits, the draw and the
 run whole maps from a saved state, and overrides what it needs. It keeps no state that outlives a
 picture.
 
-Methods compose in the order of their ``order``, however they are given: text noise (1), SSR and
-SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search (6).
+Methods compose in the order of their ``order``, however they are given: FastVAR (-1), text noise
+(1), SSR and SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search (6).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Context:
     condition: Condition
     plan: Sequence[Guidance]  # of every map that is drawn: the schedule's first ones, mostly all
     choices: int  # a token, or a bit: 2
+    depth: int  # blocks of the model
 
 
 class Method:
@@ -42,6 +43,10 @@ class Method:
 
     together = False  # whether the pictures of a batch must be computed together
     order = 0  # of several methods, lower ones act first
+
+    def drawn(self, schedule: Schedule) -> int:
+        """How many of a schedule's maps are drawn, from the first on."""
+        return len(schedule)
 
     def begin(self, context: Context) -> Method:
         """What acts on these pictures. Raises ValueError where the method does not fit them."""
@@ -59,8 +64,11 @@ class Method:
         """The transformer's input feature map (rows, n, C), float32."""
         return x
 
-    def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
-        """Block i on one map: call ``run`` on (rows, n, C) and return its output."""
+    def block(self, run: Callable[..., Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
+        """Block i on one map: call ``run`` on (rows, n, C) and return its output.
+
+        The first method may call it on some of the tokens, and their places (rows, m) in the map.
+        """
         return run(x)
 
     def output(self, x: Tensor, scale: Scale) -> Tensor:
@@ -91,3 +99,8 @@ class Method:
     ) -> tuple[Run, Step]:
         """One whole map: ``advance`` draws it from ``run``, or several times from forks of it."""
         return advance(run, scale, at)
+
+
+def drawn_maps(schedule: Schedule, methods: Sequence[Method]) -> Schedule:
+    """The maps that are drawn with these methods."""
+    return schedule[: min([len(schedule), *(method.drawn(schedule) for method in methods)])]

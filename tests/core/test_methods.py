@@ -7,6 +7,7 @@ from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Labels, Text
 from diversevar_core.diversity import mean_distance, similarity
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
+from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.path_search import PathSearch, log_likelihood
 from diversevar_core.methods.repulsion import Repulsion
@@ -26,6 +27,7 @@ EACH = {
     "text noise": TextNoise(0.5),
     "repulsion": Repulsion(2.0),
     "path search": PathSearch(3, ahead=1),
+    "FastVAR": FastVAR(0.5, skip=0),
 }
 OFF = {
     "SSR and SAR": DiverseVAR(site="features"),
@@ -33,6 +35,7 @@ OFF = {
     "text noise": TextNoise(0.0),
     "repulsion": Repulsion(0.0),
     "path search": PathSearch(1),
+    "FastVAR": FastVAR(0.0, skip=0),
     "starts": Starts(64),
     "travel": Travel(0),
 }
@@ -280,6 +283,7 @@ def test_starts_can_be_compared_by_anything(pair):
         (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
         (lambda: PathSearch(0), "takes 1 candidate or more"),
         (lambda: Starts(0), "need 1 candidate or more"),
+        (lambda: FastVAR(1.0), "a share of 0 or more and below 1"),
     ],
 )
 def test_impossible_numbers_are_refused(make, sentence):

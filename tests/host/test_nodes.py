@@ -124,6 +124,7 @@ METHODS = {
     "DiverseVARPathSearch": {"candidates": 2},
     "DiverseVARTextNoise": {"strength": 1.0},
     "DiverseVARTravel": {"side": 4},
+    "DiverseVARFastVAR": {"skip": 1},
 }
 
 
