@@ -1,9 +1,10 @@
 """An original implementation from the user's checkout, given our weights.
 
-FoundationVision/VAR and FoundationVision/Infinity are run as their own scripts run them. Where
-packages that they import are missing, stand-ins take their place: empty ones for what sampling
-does not call, and attention by torch for flash_attn. In float32 on a CPU Infinity's casts to
-bfloat16 around its attention to the text are lifted, so that its results can be compared.
+FoundationVision/VAR, FoundationVision/Infinity and HiDream-ai/VAREdit are run as their own scripts
+run them. Where packages that they import are missing, stand-ins take their place: empty ones for
+what sampling does not call, and attention by torch for flash_attn. In float32 on a CPU Infinity's
+and VAREdit's casts to bfloat16 around the attention to the text are lifted, so that their results
+can be compared.
 """
 
 from __future__ import annotations
@@ -155,7 +156,12 @@ def var(checkout, model, tokenizer, condition, schedule, settings, seed) -> Side
 
 
 def infinity(checkout, model, tokenizer, condition, schedule, settings, seed) -> Side:
-    """FoundationVision/Infinity."""
+    """FoundationVision/Infinity, or HiDream-ai/VAREdit, whose modules have the same names."""
+    edits = (checkout / "infer.py").exists()  # only VAREdit has it
+    repository = "VAREdit" if edits else "Infinity"
+    if model.edits != edits:
+        task = "edits" if model.edits else "does not edit"
+        raise ValueError(f"The checkout is of {repository}, but the model {task}.")
     names = ("infinity", "basic", "bsq_vae.vae")
     modules = import_from(checkout, [f"infinity.models.{name}" for name in names])
     infinity_module, basic, vae_module = modules
@@ -188,6 +194,9 @@ def infinity(checkout, model, tokenizer, condition, schedule, settings, seed) ->
     ends = torch.tensor([0, *lengths], device=condition.device).cumsum(0).int()
     text = torch.cat(list(condition.positive)), lengths, ends, max(lengths)
     plan = guidance(settings, schedule)
+    source = {}
+    if edits:  # (2 B, n, bits), for the conditional and the unconditional rows
+        source["src_img_prefix"] = condition.source.flatten(2).mT.repeat(2, 1, 1)
     drawn, handed = [], []
     codes = vae.quantizer.lfq.indices_to_codes
     vae.quantizer.lfq.indices_to_codes = lambda bits, **kw: drawn.append(bits) or codes(bits, **kw)
@@ -206,11 +215,11 @@ def infinity(checkout, model, tokenizer, condition, schedule, settings, seed) ->
                 cfg_list=[at.g for at in plan], tau_list=[at.tau for at in plan],
                 top_k=settings.top_k, top_p=settings.top_p,
                 cfg_insertion_layer=[settings.cfg_layer], vae_type=1, returns_vemb=1,
-                ret_img=True, inference_mode=True,
+                ret_img=True, inference_mode=True, **source,
             )  # fmt: skip
         return [patches(bits, patchify) for bits in drawn], handed[0]
 
-    return Side("Infinity's original", sample, torch.no_grad()(decode))
+    return Side(f"{repository}'s original", sample, torch.no_grad()(decode))
 
 
 def patches(bits: Tensor, patchify: int) -> Tensor:

@@ -14,6 +14,7 @@ from diversevar_core.conditions import Condition, Labels, Text
 from diversevar_core.families.family import Family
 from diversevar_core.families.infinity import Infinity, InfinityConfig
 from diversevar_core.families.var import RELEASED_SIDES, VAR, VARConfig
+from diversevar_core.schedule import Scale
 from diversevar_core.tokenizers.autoencoder import AutoencoderConfig
 from diversevar_core.tokenizers.bsq import BSQ
 from diversevar_core.tokenizers.tokenizer import Tokenizer
@@ -32,12 +33,13 @@ class Shape:
     tokenizer: AutoencoderConfig | VQVAEConfig
 
 
-def infinity(width: int, depth: int, heads: int, bits: int, pixels: str) -> Shape:
+def infinity(
+    width: int, depth: int, heads: int, bits: int, pixels: str, edits: bool = False
+) -> Shape:
     """An Infinity that reads flan-t5-xl; from 56 bits on, its tokens are patches of 2 x 2."""
     patch = 2 if bits >= 56 else 1
-    model = InfinityConfig(
-        width, depth, heads, bits, TEXT, 4 * width, 512, depth, True, sides=None, pixels=pixels
-    )
+    sizes = width, depth, heads, bits, TEXT, 4 * width, 512, depth, True
+    model = InfinityConfig(*sizes, sides=None, pixels=pixels, edits=edits)
     widths = (128, 256, 512, 512, 512)[: 6 - patch]
     return Shape(model, AutoencoderConfig(widths, len(widths) - 1, bits // patch**2, False))
 
@@ -54,6 +56,7 @@ SHAPES: dict[str, Shape | None] = {
     "infinity-125m": infinity(768, 12, 8, 16, "0.06M"),
     "infinity-2b": infinity(2048, 32, 16, 32, "1M"),
     "infinity-8b": infinity(3584, 40, 28, 56, "1M"),
+    "varedit-125m": infinity(768, 12, 8, 16, "0.06M", edits=True),
     "var-d16": var(16),
     "var-d30": var(30),
     "emoji": None,  # the included model's files
@@ -87,13 +90,17 @@ def fill_randomly(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def condition(model: Family, batch: int, device: str) -> Condition:
-    """Something to show: labels, or random text features."""
+def condition(model: Family, batch: int, last: Scale, device: str) -> Condition:
+    """Something to show: labels, or random text features, and a source (B, bits, h, w) to edit."""
     if model.reads is Labels:
         return Labels(torch.arange(batch, device=device))
     generator = torch.Generator().manual_seed(1)
     rows = 0.2 * torch.randn(batch, PROMPT, model.config.text, generator=generator)
-    return Text(list(rows.to(device)))
+    source = None
+    if model.edits:
+        size = batch, model.config.bits, last.h, last.w
+        source = torch.randn(size, generator=generator).to(device)
+    return Text(list(rows.to(device)), source=source)
 
 
 Sampled = tuple[list[Tensor], Tensor]

@@ -39,8 +39,8 @@ def prepare(args: Namespace) -> Bench:
     torch.set_grad_enabled(False)
     files = (args.model, args.vq) if args.model else None
     model, tokenizer = build(args.shape, args.device, DTYPES[args.dtype], files)
-    what = condition(model, args.batch, args.device)
     schedule, settings = model.schedule(1.0, args.pixels), model.defaults()
+    what = condition(model, args.batch, schedule[-1], args.device)
     methods = [calibrated(args.diversity)] if args.diversity else []
     methods += [FastVAR()] if args.fastvar else []
     seeds, shared = range(SEED, SEED + args.batch), args.against is not None
