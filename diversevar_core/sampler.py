@@ -151,9 +151,9 @@ def step(
         x = method.output(x, scale)
 
     if g != 1 and settings.cfg_layer == 0:
-        logits = guide(model.logits(state, x) / tau, g)
+        logits = guide(model.logits(state, x).div_(tau), g)
     else:
-        logits = model.logits(state, x[: len(condition)]) / tau
+        logits = model.logits(state, x[: len(condition)]).div_(tau)
     for method in methods:
         logits = method.logits(logits, scale)
 
@@ -161,8 +161,9 @@ def step(
     kept = partial(truncate, top_k=settings.top_k, top_p=settings.top_p)
     race = stream.exponential(tuple(choices.shape), choices.device)
 
-    def choose(choices: Tensor) -> Tensor:
-        return winners(kept(choices), race)
+    def choose(choices: Tensor) -> Tensor:  # a picture at a time: a codebook's logits are large
+        pairs = zip(choices.split(1), race.split(1), strict=True)
+        return torch.cat([winners(kept(one), numbers) for one, numbers in pairs])
 
     for method in methods:
         choose = partial(method.draw, choose, scale)
@@ -175,6 +176,6 @@ def step(
 
 
 def guide(rows: Tensor, g: float) -> Tensor:
-    """Mix (2B, ...) rows, conditional ones first, to (B, ...)."""
+    """Mix (2B, ...) rows, conditional ones first, to (B, ...); they are used up."""
     conditional, unconditional = rows.chunk(2)
-    return g * conditional + (1 - g) * unconditional
+    return conditional.mul_(g) + unconditional.mul_(1 - g)
