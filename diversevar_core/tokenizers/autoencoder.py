@@ -132,7 +132,9 @@ def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weights of equal pixels added.
     """
     h, w = x.shape[-2:]
-    out = arranged(x.new_empty(len(x), len(weight), 2 * h, 2 * w))
+    out = torch.empty(
+        (len(x), len(weight), 2 * h, 2 * w), dtype=x.dtype, memory_format=torch.channels_last
+    )
     padded = F.pad(x, (1, 1, 1, 1))
     for i, rows in enumerate(merged(weight, 2)):
         for j, kernel in enumerate(merged(rows, 3)):
