@@ -188,6 +188,9 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
         metavar="SIDE",
         help="no guidance and temperature 1 at the maps before this side",
     )
+    how.add_argument(
+        "--guide-to", type=int, metavar="SIDE", help="no guidance at the maps after this side"
+    )
     how.add_argument("--top-k", type=int, help="0 is off")
     how.add_argument("--top-p", type=float, help="0 is off")
     how.add_argument("--more-smooth", action="store_true", default=None, help="VAR: blend rows")

@@ -25,6 +25,7 @@ class Settings:
     cfg_layer: int = 0  # 0 guides the logits, -m the output of the m-th block from the end
     more_smooth: bool = False  # blend codebook rows instead of choosing one (codebook models only)
     guide_from: int = 0  # side of the first guided map; see ``guidance``
+    guide_to: int = 0  # side of the last guided map, 0 is the last
 
     def check(self, depth: int, choices: int) -> None:
         """Raise ValueError where they do not fit a model of so many blocks and choices a token."""
@@ -60,6 +61,9 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     Guidance and a low temperature make the first maps, which decide the idea, nearly the same for
     every seed; the later ones follow the prompt well without their help. The sampler's form of
     guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724).
+
+    The maps after ``guide_to`` are unguided too, at their own temperature: they are most of the
+    tokens and take half the time then, as nobody needs the unconditional rows any more.
     """
     if settings.cfg_schedule not in ("flat", "ramp"):
         raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
@@ -72,7 +76,8 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     ):
         g = cfg if settings.cfg_schedule == "flat" else 1 + cfg * scale.progress
         early = scale.side < settings.guide_from
-        values.append(Guidance(1.0, 1.0) if early else Guidance(g, tau))
+        late = scale.side > (settings.guide_to or schedule[-1].side)
+        values.append(Guidance(1.0, 1.0) if early else Guidance(1.0 if late else g, tau))
     return values
 
 

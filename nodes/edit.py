@@ -75,6 +75,7 @@ class Edit(io.ComfyNode):
                     "Draw from the likeliest values that together reach this probability; "
                     "1 is all. 0 uses the model's official value (0.97)."
                 ),
+                inputs.guide_to(),
             ],
             outputs=[
                 io.Image.Output(tooltip="The edits, in the picture's own size."),
@@ -102,6 +103,7 @@ class Edit(io.ComfyNode):
         negative=None,
         mask=None,
         method=None,
+        guide_to=0,
     ) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
         if not network.edits:
@@ -123,7 +125,7 @@ class Edit(io.ComfyNode):
         squares = torch.cat([into_square(to_pil(image), side) for image in picture])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
-        settings = settings_of(network, cfg, tau, top_k, top_p, guide_from)
+        settings = settings_of(network, cfg, tau, top_k, top_p, guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         device = host.to_device(model, vae, schedule, batch_size, guided, len(features))
         condition = text(positive, negative, batch_size, device)

@@ -30,6 +30,21 @@ def guide_from(default: int, tooltip: str) -> io.Int.Input:
     return io.Int.Input("guide_from", default=default, min=0, max=128, tooltip=tooltip)
 
 
+def guide_to() -> io.Int.Input:
+    """The side of the last guided map; 0 guides to the last."""
+    return io.Int.Input(
+        "guide_to",
+        optional=True,
+        default=0,
+        min=0,
+        max=128,
+        tooltip="Follow the prompt with cfg up to the token map of this side only. The larger "
+        "maps, fine detail and most of the time, then take half as long. At a million pixels 24 "
+        "saves two fifths. 0 is the model as published.",
+        advanced=True,
+    )
+
+
 def top_k(tooltip: str) -> io.Int.Input:
     """How many tokens to draw from; 0 is the model's own."""
     return io.Int.Input("top_k", default=0, min=0, max=2**16, tooltip=tooltip, advanced=True)

@@ -203,6 +203,7 @@ class Sampler(io.ComfyNode):
                     tooltip="DiverseVAR's soft amplification at sides 4 and 6: how strongly to "
                     "push what the seed makes of it. 0 is off.",
                 ),
+                inputs.guide_to(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode."),
@@ -239,6 +240,7 @@ class Sampler(io.ComfyNode):
         starts=1,
         ssr=0.0,
         sar=0.0,
+        guide_to=0,
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
@@ -256,7 +258,7 @@ class Sampler(io.ComfyNode):
             schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
         else:
             schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
-        settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from)
+        settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         device = host.to_device(model, vae, schedule, batch_size, guided)
         condition = condition_of(network, positive, negative, batch_size, device)
@@ -319,7 +321,13 @@ def schedule_of_latent(
 
 
 def settings_of(
-    network: Family, cfg: float, tau: float, top_k: int, top_p: float, guide_from: int
+    network: Family,
+    cfg: float,
+    tau: float,
+    top_k: int,
+    top_p: float,
+    guide_from: int,
+    guide_to: int,
 ) -> Settings:
     """The sampler's numbers, with the model's official one wherever the widget says 0."""
     own = network.defaults()
@@ -330,6 +338,7 @@ def settings_of(
         top_k=top_k or own.top_k,
         top_p=top_p or own.top_p,
         guide_from=guide_from,
+        guide_to=guide_to,
     )
 
 

@@ -53,6 +53,19 @@ def test_maps_before_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedu
     assert same == [scale.side < 6 for scale in schedule]
 
 
+@pytest.mark.parametrize("cfg_schedule", ["flat", "ramp"])
+def test_maps_after_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedule):
+    texts, schedule = prompts(4), pair[0].schedule()
+    settings = replace(SETTINGS, cfg_schedule=cfg_schedule)
+    whole = tokens(pair, texts, 1, settings)
+    short = tokens(pair, texts, 1, replace(settings, guide_to=6))
+    same = [torch.equal(a, b) for a, b in zip(whole, short, strict=True)]
+    assert same == [scale.side <= 6 for scale in schedule]
+    if cfg_schedule == "flat":
+        listed = replace(settings, cfg=(*settings.cfg * 4, 1.0))
+        assert all(map(torch.equal, short, tokens(pair, texts, 1, listed)))
+
+
 class CountRows(Method):
     """Writes down how many rows pass the blocks at every map."""
 
