@@ -72,6 +72,7 @@ class Row:
     tau: tuple[float, ...] = (0.5,)
     methods: tuple[Method, ...] = ()
     guide_from: int = 0
+    guide_to: int = 0
 
 
 def rows() -> list[Row]:
@@ -91,6 +92,10 @@ def rows() -> list[Row]:
     for side in (2, 4, 6, 8):
         off = (Starts(1),)  # candidates that the rows of starts choose among
         found.append(Row(f"guide_from {side}", "late guidance", methods=off, guide_from=side))
+    for side in (4, 6):
+        found.append(Row(f"published, guide_to {side}", "guidance", guide_to=side))
+    name = "guide_from 4, guide_to 6"
+    found.append(Row(name, "late guidance", guide_from=4, guide_to=6))
     for n in (32, 64, 128, 256):
         for side in (2, 6):
             found.append(late(f"starts {n}, side {side}", "starts", Starts(n, side)))
@@ -102,13 +107,13 @@ def rows() -> list[Row]:
     for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
         method = AdaptiveScaling(strength)
         found.append(published(f"adaptive scaling {strength:g}", "adaptive scaling", method))
-    for candidates in (2, 4, 8):
+    for candidates in (2, 3, 4, 6, 8):
         name, method = f"path search {candidates}, 1 ahead", PathSearch(candidates, 1)
         found.append(published(name, "path search", method))
     for strength in (0.1, 0.25, 0.5, 1.0, 2.0):
         name, method = f"text noise {strength:g}", TextNoise(strength, end_time=1.25)
         found.append(published(name, "text noise", method))
-    for side in (2, 4):
+    for side in (1, 2, 4, 6):
         name, noise = f"text noise 1, travel to side {side}", TextNoise(1.0, end_time=1.25)
         found.append(published(name, "scale travel", noise, Travel(side)))
     for site in SITES:
@@ -187,7 +192,8 @@ class Bench:
     def sample(self, row: Row, concept: int, seeds: Sequence[int]) -> Drawn:
         """A concept's pictures of these seeds."""
         text = Text(self.text([self.data.concepts[concept].prompt])).repeat(len(seeds))
-        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, guide_from=row.guide_from)
+        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97)
+        settings = replace(settings, guide_from=row.guide_from, guide_to=row.guide_to)
         how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
         steps = list(sample_and_travel(*how, methods=row.methods))[-len(self.model.schedule()) :]
         pictures = to_pixels(self.tokenizer.decode(steps[-1].f_hat))
