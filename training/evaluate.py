@@ -369,9 +369,10 @@ def shown(metric: str, mean: float, low: float, high: float) -> str:
 def plot(report: dict, path: Path) -> None:
     """Diversity against alignment, a point a row, bars for the bootstrap intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
+    colours = plt.get_cmap("tab20").colors
     kinds = list(dict.fromkeys(row["kind"] for row in report["rows"].values()))
     for axis, metric in zip(axes, ("designs", "distance"), strict=True):
-        for kind in kinds:
+        for colour, kind in zip(colours, kinds, strict=False):
             points = [row for row in report["rows"].values() if row["kind"] == kind]
             x, y = ([row[m] for row in points] for m in ("top-1", metric))
             bars = [[[p[0] - p[1] for p in v], [p[2] - p[0] for p in v]] for v in (x, y)]
@@ -381,6 +382,7 @@ def plot(report: dict, path: Path) -> None:
                 yerr=bars[1],
                 xerr=bars[0],
                 fmt="o",
+                color=colour,
                 label=kind,
                 alpha=0.7,
                 elinewidth=0.5,
