@@ -221,6 +221,10 @@ def run(args: argparse.Namespace) -> None:
             name: report.figures(tensors, protocol, real, args.k)
             for name, tensors in measured.items()
         },
+        "differences": {
+            name: report.differences(tensors, next(iter(measured.values())), protocol)
+            for name, tensors in list(measured.items())[1:]
+        },
         "made with": {name: store.made_with(folder) for name, folder in rows.items()},
     }
     if real is not None and (scores := report.real_figures(real, protocol)):

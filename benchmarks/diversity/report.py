@@ -67,26 +67,46 @@ def figures(
     found, real: name -> features (N, C) or scores (N,) of the samples, a prompt's together, and of
     the references.
     """
-    row, each = {}, protocol.each
-    space = distribution_space(found)
+    row, space = {}, distribution_space(found)
     if real is not None and space is not None:
         near = metrics.neighbours(real[space], found[space], k)
         row |= {name: interval(values) for name, values in near.items()}
         row["FID" if space == "inception" else f"Frechet distance ({space})"] = [
             metrics.frechet(real[space], found[space])
         ]
-    for name, score in found.items():
-        if score.ndim == 1:
-            row[name] = interval(score.double().unflatten(0, (-1, each)).mean(dim=1))
-    if "judge" in found:
-        within = protocol.judge.within(found, each)
-        row |= {name: interval(values) for name, values in within.items()}
-    similar = next(name for name in SIMILARITY if name in found)
-    if each > 1:
-        within = metrics.within_prompts(found[similar], each)
-        row |= {f"{name} in a prompt ({similar})": interval(v) for name, v in within.items()}
+    row |= {name: interval(values) for name, values in by_prompt(found, protocol).items()}
+    similar = similarity_space(found)
     row[f"vendi of all ({similar})"] = [metrics.overall_vendi(found[similar])]
     return row
+
+
+def by_prompt(found: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
+    """The figures that every prompt has of its own pictures, (prompts,)."""
+    each, similar = protocol.each, similarity_space(found)
+    values = {
+        name: score.double().unflatten(0, (-1, each)).mean(dim=1)
+        for name, score in found.items()
+        if score.ndim == 1
+    }
+    if "judge" in found:
+        values |= protocol.judge.within(found, each)
+    if each > 1:
+        within = metrics.within_prompts(found[similar], each)
+        values |= {f"{name} in a prompt ({similar})": v for name, v in within.items()}
+    return values
+
+
+def differences(
+    found: Mapping[str, Tensor], base: Mapping[str, Tensor], protocol: Protocol
+) -> Figures:
+    """How a row's figures differ from another's, prompt by prompt: both drew the same seeds."""
+    ours, theirs = by_prompt(found, protocol), by_prompt(base, protocol)
+    return {name: interval(ours[name] - theirs[name]) for name in ours}
+
+
+def similarity_space(found: Mapping[str, Tensor]) -> str:
+    """The features in which a prompt's pictures are told from each other."""
+    return next(name for name in SIMILARITY if name in found)
 
 
 def distribution_space(found: Mapping[str, Tensor]) -> str | None:
@@ -121,7 +141,7 @@ def write_report(
 def markdown(report: Mapping) -> str:
     """The report's table, published rows below the measured ones, and what to know of it."""
     rows, published = report["rows"], PUBLISHED.get(report["bench"], {})
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = columns_of(rows)
     lines = [
         f"# {report['bench']}",
         "",
@@ -130,8 +150,7 @@ def markdown(report: Mapping) -> str:
         "for recall, precision, density and coverage over pictures "
         f"(k = {report['k']}, {report['features'] or 'no'} features).",
         "",
-        "| row | " + " | ".join(columns) + " |",
-        "|---|" + "---|" * len(columns),
+        *head(columns),
     ]
     lines += [f"| {name} | " + cells(row, columns) for name, row in rows.items()]
     for name, row in published.items():
@@ -141,7 +160,24 @@ def markdown(report: Mapping) -> str:
         lines += ["", "Published: arXiv 2511.17074; alpha, beta, scales and k are not public."]
     if published and report["prompts"] != WHOLE[report["bench"]]:
         lines += ["", f"Theirs are of {WHOLE[report['bench']]} prompts; do not compare."]
+    if report["differences"]:
+        columns = columns_of(report["differences"])
+        lines += ["", f"Less {next(iter(rows))} of the same seeds, prompt by prompt:", ""]
+        lines += head(columns)
+        lines += [
+            f"| {name} | " + cells(row, columns) for name, row in report["differences"].items()
+        ]
     return "\n".join(lines) + "\n"
+
+
+def columns_of(rows: Mapping[str, Figures]) -> list[str]:
+    """Every figure that a row has."""
+    return list(dict.fromkeys(name for row in rows.values() for name in row))
+
+
+def head(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return ["| row | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
 
 
 def cells(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:

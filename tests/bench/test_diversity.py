@@ -131,6 +131,11 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     assert expected <= set(report["rows"]["vanilla"])
     assert report["rows"]["vanilla"] != report["rows"]["late guidance"]
     assert set(report["rows"]["real pictures"]) == {"CLIP score", "ImageReward"}
+    ours, theirs = (report["rows"][name] for name in ("late guidance", "vanilla"))
+    assert {"self-alignment", "CLIP score"} <= set(report["differences"]["late guidance"])
+    for name, (mean, low, high) in report["differences"]["late guidance"].items():
+        assert mean == pytest.approx(ours[name][0] - theirs[name][0])
+        assert low <= mean <= high
     for folder in (clean, broken):
         timings = json.loads((folder / "timings.json").read_text())
         assert set(timings) == {"vanilla", "late guidance"}
@@ -145,6 +150,7 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
         "| *published: Infinity-2B, DiverseVAR* | 0.480 | - | - | 0.860 | 33.390 | 0.313 |" in table
     )
     assert "Theirs are of 5000 prompts; do not compare." in table
+    assert "Less vanilla of the same seeds, prompt by prompt:" in table
     for name in ("report.png", "pictures.png"):
         assert Image.open(clean / name).size[0] > 400
     assert len(list((clean / "vanilla" / "samples").glob("000??_0.png"))) == 10
