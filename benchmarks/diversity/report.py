@@ -99,7 +99,7 @@ def by_prompt(found: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tens
 def differences(
     found: Mapping[str, Tensor], base: Mapping[str, Tensor], protocol: Protocol
 ) -> Figures:
-    """How a row's figures differ from another's, prompt by prompt: both drew the same seeds."""
+    """How a row's figures differ from another's, prompt by prompt."""
     ours, theirs = by_prompt(found, protocol), by_prompt(base, protocol)
     return {name: interval(ours[name] - theirs[name]) for name in ours}
 
@@ -162,7 +162,7 @@ def markdown(report: Mapping) -> str:
         lines += ["", f"Theirs are of {WHOLE[report['bench']]} prompts; do not compare."]
     if report["differences"]:
         columns = columns_of(report["differences"])
-        lines += ["", f"Less {next(iter(rows))} of the same seeds, prompt by prompt:", ""]
+        lines += ["", f"Less {next(iter(rows))}, prompt by prompt:", ""]
         lines += head(columns)
         lines += [
             f"| {name} | " + cells(row, columns) for name, row in report["differences"].items()
