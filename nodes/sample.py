@@ -327,7 +327,7 @@ def settings_of(
     top_k: int,
     top_p: float,
     guide_from: int,
-    guide_to: int,
+    guide_to: int = 0,
 ) -> Settings:
     """The sampler's numbers, with the model's official one wherever the widget says 0."""
     own = network.defaults()
