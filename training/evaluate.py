@@ -192,8 +192,8 @@ class Bench:
     def sample(self, row: Row, concept: int, seeds: Sequence[int]) -> Drawn:
         """A concept's pictures of these seeds."""
         text = Text(self.text([self.data.concepts[concept].prompt])).repeat(len(seeds))
-        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97)
-        settings = replace(settings, guide_from=row.guide_from, guide_to=row.guide_to)
+        guided = {"guide_from": row.guide_from, "guide_to": row.guide_to}
+        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, **guided)
         how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
         steps = list(sample_and_travel(*how, methods=row.methods))[-len(self.model.schedule()) :]
         pictures = to_pixels(self.tokenizer.decode(steps[-1].f_hat))

@@ -209,6 +209,7 @@ def run(args: argparse.Namespace) -> None:
     measured = {
         name: found(folder) | store.own_scores(folder, drawn) for name, folder in rows.items()
     }
+    prompts = {name: report.by_prompt(found, protocol) for name, found in measured.items()}
     content = {
         "bench": protocol.name,
         "prompts": len(protocol.prompts),
@@ -218,13 +219,10 @@ def run(args: argparse.Namespace) -> None:
         "features": real and report.distribution_space(real),
         "networks": {encoder.name: encoder.digest for encoder in encoders},
         "rows": {
-            name: report.figures(tensors, protocol, real, args.k)
+            name: report.figures(tensors, prompts[name], real, args.k)
             for name, tensors in measured.items()
         },
-        "differences": {
-            name: report.differences(tensors, next(iter(measured.values())), protocol)
-            for name, tensors in list(measured.items())[1:]
-        },
+        "differences": report.differences(prompts),
         "made with": {name: store.made_with(folder) for name, folder in rows.items()},
     }
     if real is not None and (scores := report.real_figures(real, protocol)):

@@ -60,12 +60,15 @@ Figures = dict[str, list[float]]  # metric -> [value], or [mean, low, high]
 
 
 def figures(
-    found: Mapping[str, Tensor], protocol: Protocol, real: Mapping[str, Tensor] | None, k: int
+    found: Mapping[str, Tensor],
+    prompts: Mapping[str, Tensor],
+    real: Mapping[str, Tensor] | None,
+    k: int,
 ) -> Figures:
     """All figures of a row that its features allow.
 
     found, real: name -> features (N, C) or scores (N,) of the samples, a prompt's together, and of
-    the references.
+    the references; prompts: ``by_prompt`` of the samples.
     """
     row, space = {}, distribution_space(found)
     if real is not None and space is not None:
@@ -74,7 +77,7 @@ def figures(
         row["FID" if space == "inception" else f"Frechet distance ({space})"] = [
             metrics.frechet(real[space], found[space])
         ]
-    row |= {name: interval(values) for name, values in by_prompt(found, protocol).items()}
+    row |= {name: interval(values) for name, values in prompts.items()}
     similar = similarity_space(found)
     row[f"vendi of all ({similar})"] = [metrics.overall_vendi(found[similar])]
     return row
@@ -96,12 +99,13 @@ def by_prompt(found: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tens
     return values
 
 
-def differences(
-    found: Mapping[str, Tensor], base: Mapping[str, Tensor], protocol: Protocol
-) -> Figures:
-    """How a row's figures differ from another's, prompt by prompt."""
-    ours, theirs = by_prompt(found, protocol), by_prompt(base, protocol)
-    return {name: interval(ours[name] - theirs[name]) for name in ours}
+def differences(rows: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Figures]:
+    """How the other rows' ``by_prompt`` differ from the first one's."""
+    (_, base), *others = rows.items()
+    return {
+        name: {figure: interval(values - base[figure]) for figure, values in row.items()}
+        for name, row in others
+    }
 
 
 def similarity_space(found: Mapping[str, Tensor]) -> str:
@@ -150,23 +154,18 @@ def markdown(report: Mapping) -> str:
         "for recall, precision, density and coverage over pictures "
         f"(k = {report['k']}, {report['features'] or 'no'} features).",
         "",
-        *head(columns),
+        *table(rows, columns),
     ]
-    lines += [f"| {name} | " + cells(row, columns) for name, row in rows.items()]
     for name, row in published.items():
         values = {metric: [value] for metric, value in row.items()}
-        lines.append(f"| *published: {name}* | " + cells(values, columns))
+        lines.append(line(f"*published: {name}*", values, columns))
     if published:
         lines += ["", "Published: arXiv 2511.17074; alpha, beta, scales and k are not public."]
     if published and report["prompts"] != WHOLE[report["bench"]]:
         lines += ["", f"Theirs are of {WHOLE[report['bench']]} prompts; do not compare."]
-    if report["differences"]:
-        columns = columns_of(report["differences"])
+    if differ := report["differences"]:
         lines += ["", f"Less {next(iter(rows))}, prompt by prompt:", ""]
-        lines += head(columns)
-        lines += [
-            f"| {name} | " + cells(row, columns) for name, row in report["differences"].items()
-        ]
+        lines += table(differ, columns_of(differ))
     return "\n".join(lines) + "\n"
 
 
@@ -175,13 +174,14 @@ def columns_of(rows: Mapping[str, Figures]) -> list[str]:
     return list(dict.fromkeys(name for row in rows.values() for name in row))
 
 
-def head(columns: Sequence[str]) -> list[str]:
-    """The first two lines of a table."""
-    return ["| row | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+def table(rows: Mapping[str, Figures], columns: Sequence[str]) -> list[str]:
+    """The lines of a table."""
+    head = ["| row | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    return head + [line(name, row, columns) for name, row in rows.items()]
 
 
-def cells(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
-    """A line's values, a dash where there is none."""
+def line(name: str, row: Figures, columns: Sequence[str]) -> str:
+    """A row of a table, a dash where it has no value."""
     shown = []
     for column in columns:
         values = row.get(column, [])
@@ -189,7 +189,7 @@ def cells(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
         mean, *ends = [f"{value:.{digits}f}" for value in values] or ["-"]
         span = " to " if "-" in "".join(ends) else "-"  # of negative values
         shown.append(f"{mean} ({span.join(ends)})" if ends else mean)
-    return " | ".join(shown) + " |"
+    return f"| {name} | " + " | ".join(shown) + " |"
 
 
 def plot(report: Mapping, path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import torch
 from einops import rearrange, repeat
@@ -20,8 +19,8 @@ from ..resize import area
 from ..schedule import Scale, Schedule
 from . import Context, Method
 
-WHOLE_FROM = Fraction(1, 2)  # of the last map's side: smaller maps are computed whole
-PRUNED_BLOCKS = Fraction(3, 32), Fraction(28, 32)  # of the depth; Infinity-2B: blocks 3 to 27
+WHOLE_TO = 1 / 2  # of the last map's side: smaller maps are computed whole
+PRUNED_BLOCKS = 3 / 32, 28 / 32  # of the depth; Infinity-2B: blocks 3 to 27
 FIRST_SHARE = 0.8  # of ``prune``, in the first pruned map
 
 
@@ -48,7 +47,7 @@ class FastVAR(Method):
 
     def begin(self, context: Context) -> Method:
         drawn = context.schedule[: len(context.plan)]
-        large = [scale for scale in drawn if scale.side >= WHOLE_FROM * context.schedule[-1].side]
+        large = [scale for scale in drawn if scale.side >= WHOLE_TO * context.schedule[-1].side]
         whole = drawn[: len(drawn) - len(large)]
         if self.prune == 0 or not large or not whole:
             return Method()
