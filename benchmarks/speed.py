@@ -6,7 +6,7 @@ import json
 import multiprocessing
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -39,7 +39,8 @@ def prepare(args: Namespace) -> Bench:
     torch.set_grad_enabled(False)
     files = (args.model, args.vq) if args.model else None
     model, tokenizer = build(args.shape, args.device, DTYPES[args.dtype], files)
-    schedule, settings = model.schedule(1.0, args.pixels), model.defaults()
+    schedule = model.schedule(1.0, args.pixels)
+    settings = replace(model.defaults(), guide_to=args.guide_to)
     what = condition(model, args.batch, schedule[-1], args.device)
     methods = [calibrated(args.diversity)] if args.diversity else []
     methods += [FastVAR()] if args.fastvar else []
