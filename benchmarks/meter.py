@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections import Counter
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "attention")
+LAUNCH = re.compile(r"^ *(?:\w+ = )?(?:cpp_|triton_|extern_kernels|torch\.ops)[\w.]*\(", re.M)
 FREE = ("empty", "_unsafe_view", "detach", "alias", "lift_fresh", "_local_scalar_dense")
 
 
@@ -55,6 +59,13 @@ class Counts(TorchDispatchMode):
             count = flop_registry[function.overloadpacket]
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+def kernels_of_graphs(work: Callable[[], object]) -> list[int]:
+    """Kernels of every graph that torch compiles during ``work``, counted in the code it writes."""
+    with inductor.patch(force_disable_caches=True):
+        _, codes = run_and_get_code(work)
+    return [len(LAUNCH.findall(code.partition("def call(")[2])) for code in codes]
 
 
 def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from diversevar_core.compiled import compile_blocks
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.packed import pack
 from diversevar_core.sampler import Step, sample
@@ -58,7 +59,9 @@ def prepare(args: Namespace) -> Bench:
     theirs = None
     if args.against is not None:
         theirs = original(args.against, model, tokenizer, what, schedule, settings, SEED)
-    if args.device == "cpu":
+    if args.compile:
+        compile_blocks(model, args.device)
+    elif args.device == "cpu":
         pack(model)
     return Bench(Side("ours", run, tokenizer.decode), steps, theirs)
 
@@ -176,6 +179,9 @@ def plot(rows: list[dict], path: str) -> None:
 def run(args: Namespace) -> None:
     """Measure, print the tables, write JSON and plot where they are asked for."""
     bench, found = prepare(args), {"options": vars(args) | {"against": str(args.against)}}
+    if args.compile:
+        found["kernels"] = meter.kernels_of_graphs(bench.ours.sample)
+        print("kernels of a block, graph by graph:", *found["kernels"])
     if bench.theirs is not None:
         found["against"] = compared(bench, args)
         for name, values in found["against"].items():

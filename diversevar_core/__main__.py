@@ -20,6 +20,7 @@ from torch import Tensor
 from . import included
 from .calibrate import Task, calibrate, choose
 from .checkpoints import load_model, load_tokenizer
+from .compiled import compile_blocks
 from .conditions import Condition, Labels, Text
 from .convert import DTYPES, convert
 from .families.family import Family
@@ -154,6 +155,11 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "fastest"),
         help="type of the transformer's products (default: float32 on a CPU, else as stored); "
         "fastest measures a CPU's. A seed's picture depends on it",
+    )
+    files.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer's blocks, for a GPU: the first pictures take longer",
     )
 
 
@@ -448,7 +454,9 @@ def load_pair(args: argparse.Namespace, device: str) -> tuple[Family, Tokenizer]
     model = load_model(args.model, device, dtype_of(args.dtype, device), task=args.task)
     tokenizer = load_tokenizer(args.vq, device)
     check_pair(model, tokenizer)
-    if device == "cpu":
+    if args.compile:
+        compile_blocks(model, device)
+    elif device == "cpu":
         pack(model)
     return model, tokenizer
 

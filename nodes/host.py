@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..diversevar_core.attention import sdpa
 from ..diversevar_core.checkpoints import build_model, is_quantized, load_tokenizer, read_model
+from ..diversevar_core.compiled import compile_blocks
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.files import Checkpoint, CheckpointError
 from ..diversevar_core.pictures import to_pil
@@ -67,14 +68,16 @@ def load_transformer(
     path: Path,
     weight_dtype: str = "default",
     task: str | None = None,
+    compiled: bool = False,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A VAR or Infinity transformer under the host's memory management.
 
     weight_dtype: one of WEIGHT_TYPES, as on the host's Load Diffusion Model. task: generate or
-    edit, where the user knows better than the file. disable_dynamic: load
-    weights whole, not one by one as they are needed. How to store and what to compute in is asked
-    of the host, and so its flags hold. Raises CheckpointError.
+    edit, where the user knows better than the file. compiled: by torch, which loads weights whole.
+    disable_dynamic: load weights whole, not one by one as they are needed. How to store and what to
+    compute in is asked of the host, and so its flags hold. Raises CheckpointError, or ValueError
+    where torch cannot compile.
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
@@ -101,9 +104,11 @@ def load_transformer(
     file = Checkpoint(tensors, file.facts)
     model = build_model(file, path, offload, compute, operations, kernel)
     model.manual_cast_dtype = compute  # by which the host estimates what casting needs
-    patcher = patcher_class(disable_dynamic)(model, device, offload)
+    if compiled:
+        compile_blocks(model, device)
+    patcher = patcher_class(disable_dynamic or compiled)(model, device, offload)
     store(model.blocks, storage, patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task))
+    patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task, compiled))
     patcher.set_attachments(FILE_NAMES, model.rename({name: name for name in tensors}))
     return patcher
 

@@ -48,6 +48,15 @@ class LoadModel(io.ComfyNode):
                     "weights cannot tell. auto: as the file or its name says.",
                     advanced=True,
                 ),
+                io.Boolean.Input(
+                    "torch_compile",
+                    default=False,
+                    optional=True,
+                    tooltip="For cards: compile the model with torch.compile. The first pictures "
+                    "of a size take a minute or more, later ones launch half the kernels. Weights "
+                    "are loaded whole. It needs Triton.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 VARModel.Output(
@@ -58,14 +67,16 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, weight_dtype="default", task="auto"):
+    def fingerprint_inputs(cls, model_name, **kept):
         path = folders.path_of(folders.MODELS, model_name)
         return [file.stat().st_mtime_ns for file in (path, beside(path)) if file.exists()]
 
     @classmethod
-    def execute(cls, model_name, weight_dtype="default", task="auto") -> io.NodeOutput:
+    def execute(
+        cls, model_name, weight_dtype="default", task="auto", torch_compile=False
+    ) -> io.NodeOutput:
         path, told = folders.path_of(folders.MODELS, model_name), None if task == "auto" else task
-        model = host.load_transformer(path, weight_dtype, told)
+        model = host.load_transformer(path, weight_dtype, told, torch_compile)
         model.set_attachments(FILE, path)
         return io.NodeOutput(model)
 

@@ -26,6 +26,8 @@ import comfy.ops  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy.patcher_extension import CallbacksMP  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
+from torch._inductor import config as inductor  # noqa: E402
 
 import nodes  # noqa: E402
 
@@ -333,11 +335,26 @@ def as_on_a_card(report: Report) -> None:
                     report[way] = picture(family, load(name, weight_dtype=kind or "default"))
 
 
+def compiled(report: Report) -> None:
+    """A model compiled by torch: as it is, and with a LoRA while its weights stream."""
+    with report.errors("compiled"), dynamic():
+        model = load("infinity.safetensors", torch_compile=True)
+        report["compiled"] = picture("infinity", model)
+        (patched_by,) = node(
+            "LoadLora", model=model, lora_name="official.safetensors", strength=0.5
+        )
+        report["compiled lora"] = picture("infinity", patched_by, stream)
+    report["graphs"] = counters["stats"]["unique_graphs"]
+    with report.errors("no compiler"), patched(inductor.cpp, "cxx", ("/nowhere",)):
+        torch.compiler.reset()
+        load("infinity.safetensors", torch_compile=True)
+
+
 def main() -> None:
     asyncio.run(nodes.load_custom_node(str(pack)))
     report = Report()
     with torch.inference_mode():
-        for part in (matrix, quantized, loras, files, runs, as_on_a_card, elsewhere):
+        for part in (matrix, quantized, loras, files, runs, as_on_a_card, compiled, elsewhere):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)

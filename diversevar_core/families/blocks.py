@@ -29,7 +29,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """An ``Attention`` of (q, k, v) whose mask and scale are set."""
 
 Rotary = Tensor
-"""Tokens' rotary angles as complex numbers cos + i sin, ([rows,] tokens, head_dim / 2)."""
+"""Cosine and sine of tokens' rotary angles, ([rows,] tokens, head_dim / 2, 2)."""
 
 Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, each (rows, 1, C) float32."""
@@ -142,10 +142,15 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> None:
-    """Turn, in place, adjacent pairs of (rows, n, ..., heads, c) by the angles of their token."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    pairs *= rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), rotary.shape[-1])
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn adjacent pairs of (rows, n, ..., heads, c), which are used up, by a token's angles."""
+    turns = rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), *rotary.shape[-2:])
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch fuses real numbers only
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    turned = torch.view_as_complex(pairs).mul_(torch.view_as_complex(turns))
+    return torch.view_as_real(turned).flatten(-2)
 
 
 class Fixed(NamedTuple):
@@ -199,7 +204,7 @@ class SelfAttention(nn.Module):
         in_place = qk.dtype == torch.float32 and not torch.is_grad_enabled()
         qk = qk.mul_(factor) if in_place else qk * factor  # float32
         if rotary is not None:
-            rotate(qk, rotary)
+            qk = rotate(qk, rotary)
         q, k, v = (rearrange(t, "r n h c -> r h n c") for t in (*qk.unbind(2), v))
         attend = partial(self.attention, mask=mask, scale=1.0)
         if cache is None:

@@ -362,18 +362,18 @@ class Infinity(Family):
         return torch.cat((source, *(self.positions(scale) for scale in maps)))
 
     def rotary(self, scale: Scale, device: torch.device) -> Rotary:
-        """The angles (h * w, head_dim / 2) of one map."""
+        """The angles' cosines and sines (h * w, head_dim / 2, 2) of one map."""
         return self.turns(self.positions(scale), device)
 
     def turns(self, positions: Tensor, device: torch.device) -> Rotary:
-        """The angles (n, head_dim / 2) of positions (n, 2).
+        """The angles' cosines and sines (n, head_dim / 2, 2) at positions (n, 2).
 
         Half of the angles turn with the row, half with the column.
         """
         half = self.config.width // self.config.heads // 2
         frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
         angles = (positions[:, :, None] * frequencies).flatten(1)
-        return torch.polar(torch.ones_like(angles), angles).to(device)
+        return torch.stack((angles.cos(), angles.sin()), dim=-1).to(device)
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
         caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.meter import Counts
+from benchmarks.meter import Counts, kernels_of_graphs
 from diversevar_core.packed import Packed, multiplies
 
 
@@ -30,3 +30,11 @@ def test_attention_and_packed_layers_are_counted():
     with Counts() as counts:
         layer(torch.ones(2, 3, 8))
     assert counts.flops == 2 * 6 * 8 * 4
+
+
+def test_a_graphs_kernels_are_counted():
+    def work(a: torch.Tensor) -> torch.Tensor:
+        return ((a + 1) @ a.T).relu() * 2
+
+    compiled, a = torch.compile(work), torch.ones(3, 5)
+    assert kernels_of_graphs(lambda: compiled(a)) == [3]  # one before the product, one after it

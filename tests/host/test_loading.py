@@ -214,6 +214,18 @@ def test_a_lora_of_another_model_is_refused(report):
     assert "kohya.safetensors has no weights for this model" in words
 
 
+def test_a_compiled_model_draws_the_same_tokens_also_with_a_lora(report):
+    assert report["graphs"] > 1
+    assert not isinstance(report["compiled"], str), report["compiled"]
+    assert torch.equal(report["compiled"], report["infinity plain default"])
+    torch.testing.assert_close(report["compiled lora"], report["merged half"])
+
+
+def test_where_torch_cannot_compile_the_loader_says_so(report):
+    assert report["no compiler"].startswith("ValueError: torch.compile does not work here (")
+    assert report["no compiler"].endswith("; turn it off.")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_may_stay_on_another_device(report, family):
     found = report[f"{family} elsewhere"]

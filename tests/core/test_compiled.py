@@ -1,0 +1,30 @@
+"""Blocks that torch compiles."""
+
+import torch
+from torch._dynamo.utils import counters
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.compiled import compile_blocks
+from diversevar_core.conditions import Labels
+from diversevar_core.sampler import sample
+from diversevar_core.settings import Settings
+
+
+def test_compiled_blocks_draw_the_same_tokens_and_are_compiled_once(var_case):
+    model, tokenizer = load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+    schedule = model.schedule()
+    settings = Settings((2.0,), "flat", (1.0,), 0, 0.95, guide_to=schedule[-2].side)
+
+    def drawn():
+        how = (model, tokenizer, Labels(torch.tensor([3])), schedule, settings, [0])
+        return [step.tokens for step in sample(*how)]
+
+    want = drawn()
+    compile_blocks(model, "cpu")
+    counters.clear()
+    for got, expected in zip(drawn(), want, strict=True):
+        assert torch.equal(got, expected)
+    made = counters["stats"]["unique_graphs"]
+    assert made > 0
+    drawn()
+    assert counters["stats"]["unique_graphs"] == made
