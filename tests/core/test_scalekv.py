@@ -173,6 +173,13 @@ def test_pictures_change_where_tokens_are_left_out_and_not_before(pair):
     assert same(small, run(pair, [ScaleKV(0.1)]))
 
 
+def test_the_first_maps_alone_are_those_of_the_whole_picture(pair):
+    """As diverse starts draw them: the budget is of the whole schedule."""
+    whole, first = run(pair, [ScaleKV(0.1)]), run(pair, [ScaleKV(0.1)], maps=6)
+    for a, b in zip(whole[:6], first, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, atol=2e-4, rtol=0)
+
+
 def test_all_of_the_budget_is_the_identity(pair):
     for options in ({}, {"cfg": (4.0,) * 4 + (1.0,)}, {"maps": 1}):
         assert same(run(pair, [], **options), run(pair, [ScaleKV(1.0)], **options))
