@@ -13,6 +13,7 @@ import torch
 
 from diversevar_core.compiled import compile_blocks
 from diversevar_core.methods.fastvar import FastVAR
+from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.packed import pack
 from diversevar_core.sampler import Step, sample
 from diversevar_core.spectral import calibrated
@@ -45,6 +46,7 @@ def prepare(args: Namespace) -> Bench:
     what = condition(model, args.batch, schedule[-1], args.device)
     methods = [calibrated(args.diversity)] if args.diversity else []
     methods += [FastVAR()] if args.fastvar else []
+    methods += [ScaleKV()] if args.scalekv else []
     seeds, shared = range(SEED, SEED + args.batch), args.against is not None
 
     def steps() -> Iterator[Step]:

@@ -31,6 +31,7 @@ from .methods.adaptive import AdaptiveScaling
 from .methods.fastvar import FastVAR
 from .methods.path_search import PathSearch
 from .methods.repulsion import Repulsion
+from .methods.scalekv import ScaleKV
 from .methods.text_noise import TextNoise
 from .packed import fastest_dtype, pack
 from .pairing import check_pair, picture_size
@@ -244,6 +245,10 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
         "--prune", type=float, default=0.0, help="share of tokens left out (published 0.5)"
     )
     fast.add_argument("--skip", type=int, default=0, help="last maps left out (published 2)")
+    small = command.add_argument_group("ScaleKV (arXiv 2505.19602): large pictures in less memory")
+    small.add_argument(
+        "--cache", type=float, default=1.0, help="share of keys and values kept (published 0.1)"
+    )
 
 
 def fastest_device() -> str:
@@ -501,6 +506,7 @@ def chain_of(args: argparse.Namespace) -> tuple[Method, ...]:
         (args.text_noise, TextNoise(args.text_noise)),
         (args.travel, Travel(args.travel)),
         (args.prune or args.skip, FastVAR(args.prune, args.skip)),
+        (args.cache != 1, ScaleKV(args.cache)),
     )
     return tuple(method for acts, method in methods if acts)
 

@@ -127,7 +127,8 @@ class Edit(io.ComfyNode):
 
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        device = host.to_device(model, vae, schedule, batch_size, guided, len(features))
+        sizes = batch_size, guided, len(features), method or ()
+        device = host.to_device(model, vae, schedule, *sizes)
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
         f_hat, _ = draw(model, vae, condition, schedule, settings, seed, method or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from ..diversevar_core.checkpoints import build_model, is_quantized, load_tokeni
 from ..diversevar_core.compiled import compile_blocks
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.files import Checkpoint, CheckpointError
+from ..diversevar_core.methods import Method
 from ..diversevar_core.pictures import to_pil
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
@@ -325,15 +326,17 @@ def to_device(
     batch: int,
     guided: bool = True,
     sources: int = 0,
+    methods: Sequence[Method] = (),
 ) -> torch.device:
     """Have both models ready, with room for this many pictures; returns their device.
 
     guided: whether every picture has a second row, without its condition. sources: how many
-    pictures are edited; one that all share is kept once.
+    pictures are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps.
     """
     network: Family = model.model
     width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached + sources * last)
+    share = min((method.cached for method in methods), default=1.0)
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + sources * last)
     cache = 2 * kept * width * network.depth * network.dtype.itemsize
     work = 32 * rows * last * width  # float32 streams of the last map
     if sources:  # one block's keys and values, the source's in front

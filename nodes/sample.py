@@ -260,7 +260,7 @@ class Sampler(io.ComfyNode):
             schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
         settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        device = host.to_device(model, vae, schedule, batch_size, guided)
+        device = host.to_device(model, vae, schedule, batch_size, guided, methods=methods)
         condition = condition_of(network, positive, negative, batch_size, device)
         if picture is not None:
             mask = picture.get("noise_mask") if mask is None else mask

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from types import ModuleType
 from typing import NamedTuple
@@ -46,8 +47,11 @@ class KVCache:
         self.maps, self.room, self.filled = maps, tokens, 0
         self.k = self.v = None
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype."""
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype.
+
+        The queries may decide what later maps see.
+        """
         if self.maps == 0:
             k = k.to(v.dtype)
             return (k, v) if self.k is None else tuple(map(cat, self.kept(), (k, v)))
@@ -71,7 +75,7 @@ class KVCache:
         row, as long as a row is work enough for the device; then the cache is given back.
         """
         if self.maps > 0 or self.k is None:
-            return attention(q, *self.extend(k, v))
+            return attention(q, *self.extend(q, k, v))
         rows = 1 if q.is_cpu or q.shape[2] >= LARGE else len(q)
         before = self.kept()
         parts = (t.split(rows) for t in (q, before[0], k, before[1], v))
@@ -83,10 +87,10 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """A copy that goes on without changing this one."""
-        copy = KVCache(self.maps, self.room)
+        other = copy(self)
         if self.k is not None:
-            copy.filled, copy.k, copy.v = self.filled, self.k.clone(), self.v.clone()
-        return copy
+            other.k, other.v = self.k.clone(), self.v.clone()
+        return other
 
     def halve(self) -> None:
         """Forget the second half of the rows."""
@@ -104,15 +108,15 @@ class Behind:
     def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
         self.k, self.v, self.cache = k, v, cache
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``KVCache.extend``, the source's (rows or one picture's rows, heads, m, c) in front."""
-        k, v = self.cache.extend(k, v)
+        k, v = self.cache.extend(q, k, v)
         k = in_front(self.k, k)  # frees the keys alone before the values are joined
         return k, in_front(self.v, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
         """``KVCache.attend``, of the source too."""
-        return attention(q, *self.extend(k, v))
+        return attention(q, *self.extend(q, k, v))
 
 
 def in_front(source: Tensor, x: Tensor) -> Tensor:

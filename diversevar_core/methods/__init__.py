@@ -5,8 +5,9 @@ the text, each map's input, each block, the output, the logits, the draw and the
 run whole maps from a saved state, and overrides what it needs. It keeps no state that outlives a
 picture.
 
-Methods compose in the order of their ``order``, however they are given: FastVAR (-1), text noise
-(1), SSR and SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search (6).
+Methods compose in the order of their ``order``, however they are given: FastVAR (-1), ScaleKV (0),
+text noise (1), SSR and SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search
+(6).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Method:
 
     together = False  # whether the pictures of a batch must be computed together
     order = 0  # of several methods, lower ones act first
+    cached = 1.0  # share of the keys and values that is kept from map to map
 
     def drawn(self, schedule: Schedule) -> int:
         """How many of a schedule's maps are drawn, from the first on."""

@@ -11,6 +11,7 @@ from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.path_search import PathSearch, log_likelihood
 from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.sampler import sample
 from diversevar_core.schedule import square
@@ -28,6 +29,7 @@ EACH = {
     "repulsion": Repulsion(2.0),
     "path search": PathSearch(3, ahead=1),
     "FastVAR": FastVAR(0.5, skip=0),
+    "ScaleKV": ScaleKV(0.1),
 }
 OFF = {
     "SSR and SAR": DiverseVAR(site="features"),
@@ -36,6 +38,7 @@ OFF = {
     "repulsion": Repulsion(0.0),
     "path search": PathSearch(1),
     "FastVAR": FastVAR(0.0, skip=0),
+    "ScaleKV": ScaleKV(1.0),
     "starts": Starts(64),
     "travel": Travel(0),
 }
@@ -284,6 +287,7 @@ def test_starts_can_be_compared_by_anything(pair):
         (lambda: PathSearch(0), "takes 1 candidate or more"),
         (lambda: Starts(0), "need 1 candidate or more"),
         (lambda: FastVAR(1.0), "a share of 0 or more and below 1"),
+        (lambda: ScaleKV(0.0), "a share above 0 and up to 1"),
     ],
 )
 def test_impossible_numbers_are_refused(make, sentence):

@@ -125,6 +125,7 @@ METHODS = {
     "DiverseVARTextNoise": {"strength": 1.0},
     "DiverseVARTravel": {"side": 4},
     "DiverseVARFastVAR": {"skip": 1},
+    "DiverseVARScaleKV": {"budget": 0.1},
 }
 
 
