@@ -7,6 +7,10 @@ changes, with the batch or where guidance ends.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from .families.family import Family
@@ -29,3 +33,13 @@ def compile_blocks(model: Family, device: torch.device | str) -> None:
     config.cache_size_limit = max(config.cache_size_limit, GRAPHS)
     for block in model.blocks:
         block.compile(dynamic=True)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Meanwhile run blocks as they are written, where sizes would need too many graphs."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

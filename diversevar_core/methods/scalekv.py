@@ -18,6 +18,7 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..compiled import uncompiled
 from ..families.blocks import KVCache, cat
 from ..schedule import Scale
 from ..settings import Guidance
@@ -96,7 +97,8 @@ class Compressed(Method):
     ) -> tuple[Run, Step]:
         if scale.k == 0:
             run.state.caches = [CompressedCache(plan) for plan in self.plans]
-        return advance(run, scale, at)
+        with uncompiled():  # what is kept is another size at every map and block
+            return advance(run, scale, at)
 
 
 class CompressedCache(KVCache):

@@ -6,6 +6,7 @@ from torch._dynamo.utils import counters
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.compiled import compile_blocks
 from diversevar_core.conditions import Labels
+from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.sampler import sample
 from diversevar_core.settings import Settings
 
@@ -15,16 +16,15 @@ def test_compiled_blocks_draw_the_same_tokens_and_are_compiled_once(var_case):
     schedule = model.schedule()
     settings = Settings((2.0,), "flat", (1.0,), 0, 0.95, guide_to=schedule[-2].side)
 
-    def drawn():
+    def drawn(*methods):
         how = (model, tokenizer, Labels(torch.tensor([3])), schedule, settings, [0])
-        return [step.tokens for step in sample(*how)]
+        return torch.cat([step.tokens for step in sample(*how, methods=methods)], dim=1)
 
-    want = drawn()
+    want, kept = drawn(), drawn(ScaleKV(0.5))
     compile_blocks(model, "cpu")
     counters.clear()
-    for got, expected in zip(drawn(), want, strict=True):
-        assert torch.equal(got, expected)
+    assert torch.equal(drawn(), want)
     made = counters["stats"]["unique_graphs"]
     assert made > 0
-    drawn()
+    assert torch.equal(drawn(), want) and torch.equal(drawn(ScaleKV(0.5)), kept)
     assert counters["stats"]["unique_graphs"] == made

@@ -215,7 +215,7 @@ def test_a_lora_of_another_model_is_refused(report):
 
 
 def test_a_compiled_model_draws_the_same_tokens_also_with_a_lora(report):
-    assert report["graphs"] > 1
+    assert report["graphs"] > 1 and not report["graph breaks"]
     assert not isinstance(report["compiled"], str), report["compiled"]
     assert torch.equal(report["compiled"], report["infinity plain default"])
     torch.testing.assert_close(report["compiled lora"], report["merged half"])
