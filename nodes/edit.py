@@ -76,6 +76,7 @@ class Edit(io.ComfyNode):
                     "1 is all. 0 uses the model's official value (0.97)."
                 ),
                 inputs.guide_to(),
+                inputs.exact_batch(),
             ],
             outputs=[
                 io.Image.Output(tooltip="The edits, in the picture's own size."),
@@ -104,6 +105,7 @@ class Edit(io.ComfyNode):
         mask=None,
         method=None,
         guide_to=0,
+        exact_batch=False,
     ) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
         if not network.edits:
@@ -131,7 +133,8 @@ class Edit(io.ComfyNode):
         device = host.to_device(model, vae, schedule, *sizes)
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
-        f_hat, _ = draw(model, vae, condition, schedule, settings, seed, method or ())
+        how = (condition, schedule, settings, seed, method or (), exact_batch)
+        f_hat, _ = draw(model, vae, *how)
 
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:

@@ -45,6 +45,18 @@ def guide_to() -> io.Int.Input:
     )
 
 
+def exact_batch() -> io.Boolean.Input:
+    """Whether the pictures of a batch are computed one by one."""
+    return io.Boolean.Input(
+        "exact_batch",
+        default=False,
+        optional=True,
+        tooltip="Compute the pictures of a batch one by one, so that each is bit for bit what its "
+        "seed gives alone. Together they are faster, and once in a while a token differs.",
+        advanced=True,
+    )
+
+
 def top_k(tooltip: str) -> io.Int.Input:
     """How many tokens to draw from; 0 is the model's own."""
     return io.Int.Input("top_k", default=0, min=0, max=2**16, tooltip=tooltip, advanced=True)

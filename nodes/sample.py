@@ -204,6 +204,7 @@ class Sampler(io.ComfyNode):
                     "push what the seed makes of it. 0 is off.",
                 ),
                 inputs.guide_to(),
+                inputs.exact_batch(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode."),
@@ -241,6 +242,7 @@ class Sampler(io.ComfyNode):
         ssr=0.0,
         sar=0.0,
         guide_to=0,
+        exact_batch=False,
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
@@ -268,7 +270,7 @@ class Sampler(io.ComfyNode):
                 mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
             features = picture["samples"].to(device).float()
             methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
-        samples, seeds = draw(model, vae, condition, schedule, settings, seed, methods)
+        samples, seeds = draw(model, vae, condition, schedule, settings, seed, methods, exact_batch)
         if cls.hidden.extra_pnginfo is not None:  # a picture that is saved takes it along
             cls.hidden.extra_pnginfo.setdefault(SEEDS, {})[cls.hidden.unique_id] = seeds
         return io.NodeOutput({"samples": samples}, ", ".join(map(str, seeds)))
@@ -282,13 +284,14 @@ def draw(
     settings: Settings,
     seed: int,
     methods: Sequence[Method],
+    exact_batch: bool,
 ) -> tuple[torch.Tensor, list[int]]:
     """Choose seeds and sample; f_hat (B, D, H, W), and the seed of every picture."""
     how = (model.model, vae.tokenizer, condition, schedule, settings)
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
     bar = comfy.utils.ProgressBar(starts.candidates)
     seeds = choose_starts(starts, len(condition), *how, seed, methods, bar.update_absolute)
-    steps = sample_and_travel(*how, seeds, methods)
+    steps = sample_and_travel(*how, seeds, methods, exact_batch=exact_batch)
     travels = any(isinstance(method, Travel) for method in methods)
     drawn = drawn_maps(schedule, methods)
     return host.watch(model, steps, drawn * (1 + travels), vae), seeds

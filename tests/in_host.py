@@ -292,6 +292,13 @@ def runs(report: Report) -> None:
         picture("infinity", model, lambda patchers, room: rooms.append(room), cfg=cfg)
     report["room"] = rooms[::2]  # the sampler's, and not the decoder's
 
+    rows = []
+    hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+    for exact in (False, True):
+        report[f"batch {exact}"] = picture("infinity", model, batch_size=3, exact_batch=exact)
+        report[f"rows {exact}"], rows = set(rows), []
+    hook.remove()
+
     copy = model.clone(force_deepcopy=True)
     report["copy is another"] = copy.model is not model.model
     report["copy"] = picture("infinity", copy)

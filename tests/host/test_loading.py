@@ -264,6 +264,12 @@ def test_room_is_asked_for_the_rows_that_there_are(report):
     assert 2 * unguided == guided > 0
 
 
+def test_a_batch_is_computed_together_or_one_by_one(report):
+    assert report["rows False"] == {6} and report["rows True"] == {2}
+    for way in (False, True):
+        assert torch.equal(report[f"batch {way}"][:1], report["infinity plain default"])
+
+
 def test_the_host_can_load_a_copy(report):
     assert report["copy is another"]
     assert torch.equal(report["copy"], report["infinity plain default"])
