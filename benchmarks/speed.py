@@ -69,7 +69,10 @@ def prepare(args: Namespace) -> Bench:
 
 
 def stages(bench: Bench, args: Namespace) -> list[dict]:
-    """Every map and the decoder: median time, launches, FLOPs and bytes."""
+    """Every map and the decoder: median time, launches, FLOPs and bytes.
+
+    What is counted is counted uncompiled: torch compiles nothing while it is watched.
+    """
     flops_s, bytes_s = meter.ceilings(args.device, DTYPES[args.dtype])
     names, times = [], []
     for _ in range(args.tries + 1):  # the first is not counted
