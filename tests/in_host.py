@@ -288,8 +288,9 @@ def runs(report: Report) -> None:
     report["previews"] = [(kind, image.size, side) for kind, image, side in frames]
 
     rooms = []
-    for cfg in (1.0, 4.0):
-        picture("infinity", model, lambda patchers, room: rooms.append(room), cfg=cfg)
+    (few,) = node("ScaleKV", budget=0.1)
+    for numbers in ({"cfg": 1.0}, {"cfg": 4.0}, {"cfg": 4.0, "method": few}):
+        picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
     report["room"] = rooms[::2]  # the sampler's, and not the decoder's
 
     rows = []

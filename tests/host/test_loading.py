@@ -259,9 +259,9 @@ def test_previews_have_the_pictures_shape_and_the_hosts_size(report):
     assert sizes[-1][1] == 2 * sizes[-1][0]
 
 
-def test_room_is_asked_for_the_rows_that_there_are(report):
-    unguided, guided = report["room"]
-    assert 2 * unguided == guided > 0
+def test_room_is_asked_for_the_rows_and_keys_that_there_are(report):
+    unguided, guided, few_keys = report["room"]
+    assert 2 * unguided == guided > few_keys > 0
 
 
 def test_a_batch_is_computed_together_or_one_by_one(report):
