@@ -94,6 +94,9 @@ def rows() -> list[Row]:
         found.append(Row(f"guide_from {side}", "late guidance", methods=off, guide_from=side))
     for side in (4, 6):
         found.append(Row(f"published, guide_to {side}", "guidance", guide_to=side))
+    for cfg, tau in ((6.0, 0.5), (4.0, 0.25), (6.0, 0.25)):
+        name = f"guide_from 4, cfg {cfg:g}, tau {tau:g}"
+        found.append(Row(name, "late guidance", (cfg,), (tau,), guide_from=4))
     name = "guide_from 4, guide_to 6"
     found.append(Row(name, "late guidance", guide_from=4, guide_to=6))
     for n in (32, 64, 128, 256):
