@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._inductor import config as inductor
-from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -63,6 +61,9 @@ class Counts(TorchDispatchMode):
 
 def kernels_of_graphs(work: Callable[[], object]) -> list[int]:
     """Kernels of every graph that torch compiles during ``work``, counted in the code it writes."""
+    from torch._inductor import config as inductor  # take seconds, and only this needs them
+    from torch._inductor.utils import run_and_get_code
+
     with inductor.patch(force_disable_caches=True):
         _, codes = run_and_get_code(work)
     return [len(LAUNCH.findall(code.partition("def call(")[2])) for code in codes]

@@ -1,6 +1,6 @@
-"""Blocks compiled by ``torch.compile``: a GPU's small maps wait for launches, not for products.
+"""Blocks compiled by ``torch.compile``, for GPUs: a block then launches about half the kernels.
 
-A compiled block launches about half the kernels. All blocks and sizes of a map share a few graphs:
+All blocks and sizes of a map share a few graphs:
 one of the first map, one of those between, two of the last two; more where the number of rows
 changes, with the batch or where guidance ends.
 """

@@ -129,12 +129,12 @@ class Edit(io.ComfyNode):
 
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        sizes = batch_size, guided, len(features), method or ()
-        device = host.to_device(model, vae, schedule, *sizes)
+        methods = method or ()
+        sizes = batch_size, guided, len(features)
+        device = host.to_device(model, vae, schedule, *sizes, methods)
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
-        how = (condition, schedule, settings, seed, method or (), exact_batch)
-        f_hat, _ = draw(model, vae, *how)
+        f_hat, _ = draw(model, vae, condition, schedule, settings, seed, methods, exact_batch)
 
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:

@@ -52,9 +52,9 @@ class LoadModel(io.ComfyNode):
                     "torch_compile",
                     default=False,
                     optional=True,
-                    tooltip="For cards: compile the model with torch.compile. The first pictures "
-                    "of a size take a minute or more, later ones launch half the kernels. Weights "
-                    "are loaded whole. It needs Triton.",
+                    tooltip="For cards: compile the model with torch.compile, into about half the "
+                    "kernels. The first picture, and the first of another batch_size, wait for it. "
+                    "Weights are loaded whole. It needs Triton.",
                     advanced=True,
                 ),
             ],
@@ -67,7 +67,7 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, **kept):
+    def fingerprint_inputs(cls, model_name, **others):
         path = folders.path_of(folders.MODELS, model_name)
         return [file.stat().st_mtime_ns for file in (path, beside(path)) if file.exists()]
 
