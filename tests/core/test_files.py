@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import socket
 import struct
@@ -14,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diversevar_core.files import CheckpointError, names_in, read
+from diversevar_core.files import CheckpointError, names_in, read, read_tensors
+from diversevar_core.quote import quote
 
 MB = 2**20
 TENSORS = {"a.weight": torch.arange(60.0).reshape(6, 10), "b.bias": torch.arange(7).bfloat16()}
@@ -231,7 +233,7 @@ def test_nothing_usable_is_found(name, tmp_path):
 def test_sidecar_that_is_no_object(sidecar, tmp_path):
     save_file(TENSORS, tmp_path / "m.safetensors")
     (tmp_path / "m.json").write_text(sidecar)
-    with pytest.raises(CheckpointError, match="m.json is not a JSON object"):
+    with pytest.raises(CheckpointError, match="m.json' is not a JSON object"):
         read(tmp_path / "m.safetensors", anything)
 
 
@@ -281,10 +283,126 @@ def test_evidence_in_order(tmp_path):
     file = tmp_path / "infinity_8b_512x512_weights" / "model.safetensors"
     save_file(TENSORS, file)
     assert read(file.parent, anything).facts == {"pn": "0.25M"}
-    save_file(TENSORS, file, {"pn": "1M", "task": "draw"})
-    assert read(file.parent, anything).facts == {"pn": "1M", "task": "draw"}
+    save_file(TENSORS, file, {"pn": "1M", "task": "edit"})
+    assert read(file.parent, anything).facts == {"pn": "1M", "task": "edit"}
     (file.parent / "config.json").write_text('{"pn": "0.60M"}')
-    assert read(file.parent, anything).facts == {"pn": "0.60M", "task": "draw"}
+    assert read(file.parent, anything).facts == {"pn": "0.60M", "task": "edit"}
+
+
+@pytest.mark.parametrize("task", ["text-to-image", None, 3, [], {"a": 1}, "x" * 9999])
+def test_task_in_the_words_of_another_is_ignored_and_logged(task, tmp_path, caplog):
+    torch.save(TENSORS, tmp_path / "8B-512.pth")
+    (tmp_path / "8B-512.json").write_text(json.dumps({"task": task, "pn": "1M"}))
+    with caplog.at_level("INFO"):
+        assert read(tmp_path / "8B-512.pth", anything).facts == {"task": "edit", "pn": "1M"}
+    assert "is ignored" in caplog.text and len(caplog.text) < 1000
+
+
+def test_tensors_alone_are_read_without_a_sidecar(tmp_path):
+    save_file({f"module.{name}": tensor for name, tensor in TENSORS.items()}, tmp_path / "a.sft")
+    (tmp_path / "a.json").write_text("this is nothing")
+    found = read_tensors(tmp_path / "a.sft")
+    assert found.keys() == TENSORS.keys()
+
+
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_names_without_what_wraps_a_model(prefix, suffix, tmp_path):
+    names = {"a.weight", "block_chunks.0.module.1.fc.weight", "blocks.2._orig_mod.fc.weight"}
+    file = tmp_path / f"m.{suffix}"
+    save = torch.save if suffix == "pth" else save_file
+    save({prefix + name: torch.zeros(2) for name in names}, file)
+    plain = names - {"blocks.2._orig_mod.fc.weight"} | {"blocks.2.fc.weight"}
+    assert read(file, anything).tensors.keys() == plain
+    assert names_in(file) >= plain
+
+
+@pytest.mark.parametrize("suffix", ["SAFETENSORS", "Safetensors", "SFT", "PTH", "Bin"])
+def test_suffix_in_any_case(suffix, tmp_path):
+    safe = suffix.lower() in ("safetensors", "sft")
+    (tmp_path / "folder").mkdir()
+    for file in (tmp_path / f"M.{suffix}", tmp_path / "folder" / f"M.{suffix}"):
+        (save_file if safe else torch.save)(TENSORS, file)
+        assert names_in(file) >= TENSORS.keys()
+        assert read(file, anything).tensors.keys() == TENSORS.keys()
+    assert read(tmp_path / "folder", anything).tensors.keys() == TENSORS.keys()
+
+
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9000000000\n"
+OTHERS = {  # what a download may have brought -> words of what is said
+    "lfs.pth": (LFS.encode(), "git lfs pull"),
+    "lfs.SAFETENSORS": (LFS.encode(), "git lfs pull"),
+    "page.pth": (b"\n <!DOCTYPE html><html>Access denied</html>", "web page"),
+    "page.safetensors": (b"\xef\xbb\xbf<html><body>404", "web page"),
+    "t5.gguf": (b"GGUF" + bytes(200), "GGUF file, which is not read"),
+    "empty.ckpt": (b"", "is empty; download"),
+    "model.safetensors.index.json": (b'{"weight_map": {}}', "choose the checkpoint's file, or the"),
+    "text.pth": (b"hello", "truncated or not a checkpoint"),
+    "text.bin": (b"word embed", "truncated or not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_checkpoint_is_named(name, tmp_path):
+    content, words = OTHERS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read(tmp_path / name, anything)
+    assert quote(tmp_path / name) in str(caught.value) and "code in it" not in str(caught.value)
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("packing", ["plain", "zip", "legacy"])
+def test_code_is_named_where_there_is_code(packing, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, content = tmp_path / "m.pth", TENSORS | {"c": Code()}
+    if packing == "plain":
+        file.write_bytes(pickle.dumps({"c": Code()}, protocol))
+    else:
+        torch.save(content, file, pickle, protocol, packing == "zip")
+    with pytest.raises(CheckpointError, match="code in it is never run"):
+        read(file, anything)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["model-{}-of-00002", "part{}"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_one_shard_is_not_offered_and_its_folder_is_named(name, suffix, tmp_path):
+    save, parts = save_file if suffix == "safetensors" else torch.save, {}
+    for i, (key, tensor) in enumerate(TENSORS.items()):
+        parts[key] = f"{name.format(f'{i + 1:05}')}.{suffix}"
+        save({key: tensor}, tmp_path / parts[key])
+    index(json.dumps({"weight_map": parts}))(tmp_path / "x")
+    file = tmp_path / f"model.{suffix}.index.json"
+    (tmp_path / "x" / "model.safetensors.index.json").rename(file)
+    assert names_in(tmp_path) == TENSORS.keys() == read(tmp_path, anything).tensors.keys()
+    for part in parts.values():
+        assert names_in(tmp_path / part) == frozenset()
+        with pytest.raises(CheckpointError, match="one of several parts") as caught:
+            read(tmp_path / part, anything)
+        assert quote(tmp_path) in str(caught.value)
+    save(TENSORS, tmp_path / f"whole.{suffix}")  # beside them, and in no index
+    assert names_in(tmp_path / f"whole.{suffix}") >= TENSORS.keys()
+
+
+def test_folder_without_a_checkpoint_names_the_one_in_it(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint file; download its files"):
+        read(tmp_path, anything)
+    save_file(TENSORS, tmp_path / "vae" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint file; choose the one in it, .*vae'"):
+        read(tmp_path, anything)
 
 
 @pytest.mark.parametrize(
