@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from .attention import Attention, sdpa
 from .families import FAMILIES
 from .families.family import Family
 from .files import Checkpoint, CheckpointError, naming, read
+from .quote import quote
 from .tokenizers import TOKENIZERS
 from .tokenizers.tokenizer import Tokenizer
 
@@ -48,7 +50,7 @@ def describe(keys: Collection[str]) -> str:
         return "a text encoder"
     if any(key.startswith(("decoder.conv_in", "first_stage_model.")) for key in keys):
         return "a diffusion model's VAE"
-    some = ", ".join(f"{key!r:.60}" for key in sorted(keys)[:2])  # whatever it is, on one line
+    some = ", ".join(map(quote, sorted(keys)[:2]))
     return f"something else ({len(keys)} tensors, such as {some or 'none'})"
 
 
@@ -65,7 +67,7 @@ def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
     file = read(path, is_model)
     if not is_model(file.tensors):
         raise CheckpointError(
-            f"{path} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
+            f"{quote(path)} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
             "choose one of those."
         )
     return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
@@ -105,10 +107,11 @@ def build_model(
     tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors, device)
 
-    def build(operations: ModuleType, device: torch.device | str) -> Family:
-        return family(config, operations, attention, device=device, dtype=dtype)
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Family:
+        sizes = replace(config, depth=depth)
+        return family(sizes, operations, attention, device=device, dtype=dtype)
 
-    return filled(build, operations, tensors, device, path)
+    return filled(build, ("blocks.", config.depth), operations, tensors, device, path)
 
 
 def load_tokenizer(
@@ -121,7 +124,7 @@ def load_tokenizer(
     file = read(path, is_tokenizer)
     if not is_tokenizer(file.tensors):
         raise CheckpointError(
-            f"{path} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
+            f"{quote(path)} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
             "choose one of those."
         )
     kind = next(kind for kind in TOKENIZERS if kind.recognises(file.tensors))
@@ -130,10 +133,10 @@ def load_tokenizer(
         config = kind.read_config(tensors)
     dtype = dtype or compute_dtype(tensors, device)
 
-    def build(operations: ModuleType, device: torch.device | str) -> Tokenizer:
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Tokenizer:
         return kind(config, operations, device=device, dtype=dtype)
 
-    return filled(build, operations, tensors, device, path)
+    return filled(build, ("", 1), operations, tensors, device, path)
 
 
 def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
@@ -151,68 +154,83 @@ def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> 
 
 
 def filled(
-    build: Callable[[ModuleType, torch.device | str], nn.Module],
+    build: Callable[[ModuleType, torch.device | str, int], nn.Module],
+    blocks: tuple[str, int],
     operations: ModuleType,
     tensors: Mapping[str, Tensor],
     device: torch.device | str,
     path: str | Path,
 ) -> nn.Module:
-    """A module of these layer classes with these tensors in it; ``build`` makes it empty."""
-    plain = build(layers, "meta")
-    if operations is nn:
-        fill(plain, tensors, device, path)
-        return plain
-    # quantizing layers move what they are given to where they were made
-    module = build(operations, device if is_quantized(tensors) else "meta")
-    fill(module, tensors, device, path, plain.state_dict())
-    return module
+    """A module of these layer classes with these tensors in it.
 
-
-def fill(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    device: torch.device | str,
-    path: str | Path,
-    places: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Put the tensors into a module that has none yet, and judge by what was missing or left over.
-
-    places: tensors of the right shapes, where the module's own layers are made only as they are
-    filled; the tensors then stay as stored. None takes them from the module, and their types too.
-    Raises CheckpointError.
+    build: makes it empty, with so many blocks. blocks: what the names of their tensors begin with,
+    and how many there are. What the tensors must be is seen on a module of two, before the whole is
+    built: a small file may name very many blocks. Raises CheckpointError.
     """
-    types = {}
-    if places is None:
+    start, depth = blocks
+    with naming(path):
+        few = build(layers, "meta", min(depth, 2))
+    places = repeated(few.state_dict(), start, depth)
+    check_tensors(tensors, places, path)
+    if operations is nn:
         if is_quantized(tensors):
             raise CheckpointError(
-                f"{path} is quantized and keeps scales beside its weights, which is read in "
+                f"{quote(path)} is quantized and keeps scales beside its weights, which is read in "
                 "ComfyUI only; choose the file in float16, bfloat16 or float32."
             )
-        places = module.state_dict()
-        types = {name: place.dtype for name, place in places.items()}
+        types, operations = {name: place.dtype for name, place in places.items()}, layers
+    else:
+        types = {}  # as stored
+    # quantizing layers move what they are given to where they were made
+    module = build(operations, device if is_quantized(tensors) else "meta", depth)
+    tensors = {
+        name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
+    }
+    missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
+    if missing:  # what a layer made of these asks for besides, such as a scale
+        raise lacking(missing, places, path)
+    unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
+    if unknown:
+        raise CheckpointError(
+            f"{quote(path)} has {len(unknown)} tensors that no {type(module).__name__} release "
+            f"has, such as {quote(unknown[0])}; this variant is not supported."
+        )
+    return module.requires_grad_(False).eval()
+
+
+def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, Tensor]:
+    """The places of a module of so many blocks, from those of its first two."""
+    second, found = f"{start}1.", {}
+    for name, place in places.items():
+        if start and name.startswith(second):
+            rest = name.removeprefix(second)
+            found |= {f"{start}{i}.{rest}": place for i in range(1, depth)}
+        else:
+            found[name] = place
+    return found
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """Raise CheckpointError where tensors lack a place's name, or have another shape."""
     for name in tensors.keys() & places.keys():
         has, needs = tensors[name].shape, places[name].shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
             has, needs = has[:1], needs[:1]  # a quantized row is as long as its packing makes it
         if has != needs:
             raise CheckpointError(
-                f"{path}: {name} has shape {list(has)} where {list(needs)} is needed; "
-                "this variant is not supported."
+                f"{quote(path)}: {quote(name)} has shape {list(has)} where {list(needs)} is "
+                "needed; this variant is not supported."
             )
-    tensors = {
-        name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
-    }
-    missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
-    unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
-    if unknown:
-        raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that no {type(module).__name__} release has, such "
-            f"as {unknown[0]}; this variant is not supported."
-        )
-    missing = places.keys() - tensors.keys() | set(missing)  # not every layer tells
+    missing = places.keys() - tensors.keys()
     if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(places)} tensors, such as {min(missing)}; "
-            "download it again."
-        )
-    module.requires_grad_(False).eval()
+        raise lacking(missing, places, path)
+
+
+def lacking(missing: Collection[str], places: Collection[str], path: str | Path) -> CheckpointError:
+    """The error that says which tensors are missing."""
+    return CheckpointError(
+        f"{quote(path)} lacks {len(missing)} of {len(places)} tensors, such as "
+        f"{quote(min(missing))}; download it again."
+    )

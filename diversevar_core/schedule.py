@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from .quote import quote
+
 
 class Scale(NamedTuple):
     """One token map of a schedule: which it is, its size, and what the maps around it are."""
@@ -38,6 +40,8 @@ class Scale(NamedTuple):
 Schedule = tuple[Scale, ...]
 
 PIXELS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # pixel budget -> number of maps
+
+MOST_TOKENS = 2**16  # of all maps of a picture, 6 times the 1M schedule's
 
 SQUARE_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 
@@ -95,6 +99,30 @@ def schedule_of(maps: Sequence[tuple[int, int]], sides: Sequence[int]) -> Schedu
 def square(sides: Sequence[int]) -> Schedule:
     """The schedule of square token maps with these sides, e.g. VAR's ``patch_nums``."""
     return schedule_of([(side, side) for side in sides], sides)
+
+
+def checked_sides(sides: object, name: str) -> tuple[int, ...]:
+    """The sides of a model's own square maps; ValueError, which begins with ``name``, for others.
+
+    A first map of one token, none smaller than the one before it, and no more tokens in all than
+    ``MOST_TOKENS``, so that a number mistyped does not ask for all memory.
+    """
+    good = (
+        isinstance(sides, Sequence)
+        and all(type(side) is int for side in sides)
+        and sides[:1] in ([1], (1,))
+        and list(sides) == sorted(sides)
+    )
+    if not good:
+        raise ValueError(
+            f"{name} must be whole numbers that start with 1 and do not fall, such as "
+            f"[1, 2, 3, 4], not {quote(sides)}"
+        )
+    if sum(side * side for side in sides) > MOST_TOKENS:
+        raise ValueError(
+            f"{name} {quote(sides)} make more than {MOST_TOKENS} tokens a picture; lower them"
+        )
+    return tuple(sides)
 
 
 def nearest_aspect(aspect: float) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import layers
+from .families.family import depth_of, shape_of
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; all that are farther share a bucket
@@ -46,18 +47,19 @@ def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
     ValueError where they are no T5's.
     """
     layer = "encoder.block.0.layer"
-    vocabulary, width = tensors["shared.weight"].shape
-    buckets, heads = tensors[f"{layer}.0.SelfAttention.relative_attention_bias.weight"].shape
+    vocabulary, width = shape_of(tensors, "shared.weight", 2)
+    biases = f"{layer}.0.SelfAttention.relative_attention_bias.weight"
+    buckets, heads = shape_of(tensors, biases, 2)
     if buckets < 4:
         raise ValueError(f"it has {buckets} buckets of relative positions, where T5 has 32")
     gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
-    hidden = tensors[f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"].shape[0]
+    hidden = f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"
     return T5Config(
         vocab_size=vocabulary,
         d_model=width,
-        d_kv=tensors[f"{layer}.0.SelfAttention.q.weight"].shape[0] // heads,
-        d_ff=hidden,
-        num_layers=len({key.split(".")[2] for key in tensors if key.startswith("encoder.block.")}),
+        d_kv=shape_of(tensors, f"{layer}.0.SelfAttention.q.weight", 2)[0] // heads,
+        d_ff=shape_of(tensors, hidden, 2)[0],
+        num_layers=depth_of(tensors, "encoder.block."),
         num_heads=heads,
         is_gated_act=gated,
         buckets=buckets,

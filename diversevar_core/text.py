@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoints import compute_dtype, describe, fill
+from .checkpoints import compute_dtype, describe, filled
 from .files import CheckpointError, Sparing, naming, read, reading
+from .quote import quote
 from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
@@ -102,7 +104,7 @@ class T5File:
             tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library has no type of its own for it
             raise CheckpointError(
-                f"The tokenizer.json for {self.vocabulary} is not valid; get it again."
+                f"The tokenizer.json for {quote(self.vocabulary)} is not valid; get it again."
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -130,13 +132,16 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
     file = read(path, is_t5)
     if not is_t5(file.tensors):
         raise CheckpointError(
-            f"{path} is {describe(file.tensors)}, not a T5 text encoder; choose flan-t5-xl's."
+            f"{quote(path)} is {describe(file.tensors)}, not a T5 text encoder; "
+            "choose flan-t5-xl's."
         )
     beside = tokenizer_beside(path)
     if beside.is_file():
         vocabulary = beside
     if vocabulary is None and "tokenizer.json" not in file.facts:
-        raise CheckpointError(f"There is no {beside}; put the text encoder's tokenizer.json there.")
+        raise CheckpointError(
+            f"There is no {quote(beside)}; put the text encoder's tokenizer.json there."
+        )
     tensors = rename(file.tensors)
     with naming(path):
         return T5File(read_config(tensors), tensors, vocabulary or path, file.facts)
@@ -174,7 +179,7 @@ def load_text_encoder(
     tokenizer, words = file.tokenizer(), file.config.vocab_size
     if tokenizer.get_vocab_size() > words:
         raise CheckpointError(
-            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
+            f"The tokenizer.json of {quote(path)} has {tokenizer.get_vocab_size()} words and its "
             f"embedding {words}; put the text encoder's own there."
         )
     return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
@@ -191,6 +196,9 @@ def build_t5(
     Weights that are quantized with scales are refused: without their scales they mean nothing.
     """
     dtype = dtype or compute_dtype(file.tensors, device)
-    encoder = T5Encoder(file.config, device="meta", dtype=dtype)
-    fill(encoder, file.tensors, device, path)
-    return encoder
+
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> T5Encoder:
+        return T5Encoder(replace(file.config, num_layers=depth), operations, device, dtype)
+
+    blocks = ("encoder.block.", file.config.num_layers)
+    return filled(build, blocks, nn, file.tensors, device, path)

@@ -30,6 +30,26 @@ class TokenKind(NamedTuple):
         return f"a codebook of {self.choices} rows of {self.channels}"
 
 
+def shape_of(state_dict: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
+    """A tensor's shape; KeyError where it is missing, ValueError for other than ``dims`` sizes."""
+    shape = state_dict[name].shape
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"{name} has shape {list(shape)}, which is no model's")
+    return shape
+
+
+def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
+    """How many blocks names with this start and a number count; ValueError where one is left out.
+
+    Without any block it is 1, which then is missing by its first tensor's name.
+    """
+    numbers = {key.removeprefix(start).split(".")[0] for key in keys if key.startswith(start)}
+    for i in range(len(numbers)):
+        if str(i) not in numbers:
+            raise ValueError(f"it has {len(numbers)} blocks, but none is {start}{i}")
+    return max(len(numbers), 1)
+
+
 class State(Protocol):
     """One batch of pictures in flight: what the blocks remember from map to map."""
 

@@ -23,12 +23,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..attention import Attention, sdpa
 from ..conditions import Text
+from ..files import TASKS
+from ..quote import quote
 from ..resize import area
 from ..schedule import (
     MAPS,
     PIXELS,
     Scale,
     Schedule,
+    checked_sides,
     fixed,
     infinity_schedule,
     nearest_aspect,
@@ -47,12 +50,11 @@ from .blocks import (
     Terms,
     terms_of,
 )
-from .family import Change, Family, TokenKind
+from .family import Change, Family, TokenKind, depth_of, shape_of
 
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
-TASKS = ("generate", "edit")
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,11 @@ class CrossAttention(nn.Module):
         return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
 
 
+def head_of(width: int) -> int:
+    """Channels of the text features that a head of ``TextPool`` stands for."""
+    return 128 if width <= 4096 else 64
+
+
 class TextPool(nn.Module):
     """One learned query per head gathers the text into a vector: (rows, m, Ct) -> (rows, C)."""
 
@@ -169,7 +176,7 @@ class TextPool(nn.Module):
         self, text: int, width: int, attention: Attention, operations: ModuleType, **where
     ):
         super().__init__()
-        heads = text // (128 if width <= 4096 else 64)
+        heads = text // head_of(width)
         self.attention = attention
         self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads, **where))
         self.mat_kv = operations.Linear(text, 2 * width, bias=False, **where)
@@ -292,35 +299,46 @@ class Infinity(Family):
         facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
         ``rope2d_normalized_by_hw``, ``pn``, ``patch_nums`` for maps of the model's own, and
         ``task``, generate or edit; what is missing is as in the releases that generate. KeyError
-        where a tensor is missing.
+        where a tensor is missing, ValueError where a size or a fact cannot be.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = len(places) or len({k.split(".")[1] for k in state_dict if k.startswith("blocks.")})
+        depth = len(places) or depth_of(state_dict)
         chunks = len({chunk for chunk, _ in places}) or 1
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)
         if positions not in (0, 2):
-            raise ValueError(f"rope2d_normalized_by_hw must be 0 or 2, not {positions!r}")
-        width, bits = state_dict["word_embed.weight"].shape
+            raise ValueError(f"rope2d_normalized_by_hw must be 0 or 2, not {quote(positions)}")
+        width, bits = shape_of(state_dict, "word_embed.weight", 2)
         first = "block_chunks.0.module.0" if places else "blocks.0"
+        heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
+        if not heads or width % (4 * heads):  # a head's channels turn in pairs, by row and column
+            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+        (text,) = shape_of(state_dict, "text_norm.weight", 1)
+        pooled = text // head_of(width)
+        if not pooled or width % pooled:
+            raise ValueError(f"text_norm.weight has {text} entries, as no text encoder's features")
         sides = facts.get("patch_nums")
+        if sides is not None:
+            sides = checked_sides(sides, "patch_nums")
+            if len(sides) > LEVELS:
+                raise ValueError(f"patch_nums must be at most {LEVELS} numbers, not {len(sides)}")
         pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
-        if pixels not in PIXELS:
-            raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {pixels!r}")
-        task = facts.get("task", "generate")
+        if pixels not in list(PIXELS):
+            raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {quote(pixels)}")
+        task = facts.get("task", TASKS[0])
         if task not in TASKS:
-            raise ValueError(f"task must be {' or '.join(TASKS)}, not {task!r}")
+            raise ValueError(f"task must be {' or '.join(TASKS)}, not {quote(task)}")
         return InfinityConfig(
             width=width,
             depth=depth,
-            heads=state_dict[f"{first}.sa.scale_mul_1H11"].numel(),
+            heads=heads,
             bits=bits,
-            text=state_dict["text_norm.weight"].shape[0],
-            hidden=state_dict[f"{first}.ffn.fc1.weight"].shape[0],
-            unconditional=state_dict["cfg_uncond"].shape[0],
+            text=text,
+            hidden=shape_of(state_dict, f"{first}.ffn.fc1.weight", 2)[0],
+            unconditional=shape_of(state_dict, "cfg_uncond", 2)[0],
             level_every=depth if only_first else depth // chunks,
             full_map_positions=positions == 2,
-            sides=tuple(sides) if sides else None,
+            sides=sides,
             pixels=pixels,
             edits=task == "edit",
         )

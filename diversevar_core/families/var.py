@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
 from ..conditions import Labels
-from ..schedule import Scale, Schedule, fixed, square
+from ..schedule import Scale, Schedule, checked_sides, fixed, square
 from ..settings import Settings
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
-from .family import Change, Family, TokenKind
+from .family import Change, Family, TokenKind, depth_of, shape_of
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -151,23 +151,29 @@ class VAR(Family):
         Without that entry the sides are those of the release with as many maps and tokens;
         ValueError where there is none. KeyError where a tensor is missing.
         """
-        maps, width = state_dict["lvl_embed.weight"].shape
-        tokens = state_dict["pos_1LC"].shape[1]
-        sides = facts.get("patch_nums") or RELEASED_SIDES.get((maps, tokens))
-        if sides is None or len(sides) != maps or sum(s * s for s in sides) != tokens:
+        maps, width = shape_of(state_dict, "lvl_embed.weight", 2)
+        _, tokens, _ = shape_of(state_dict, "pos_1LC", 3)
+        sides = facts.get("patch_nums")
+        if sides is None:
+            sides = RELEASED_SIDES.get((maps, tokens), ())
+        else:
+            sides = checked_sides(sides, "patch_nums")
+        if len(sides) != maps or sum(s * s for s in sides) != tokens:
             raise ValueError(
                 f"its {maps} token maps of {tokens} tokens together are no official release's; "
                 'put {"patch_nums": [...]} with the sides of its maps into a .json file beside it'
             )
-        blocks = {key.split(".")[1] for key in state_dict if key.startswith("blocks.")}
+        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        if not heads or width % heads:
+            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
         return VARConfig(
             width=width,
-            depth=len(blocks),
-            heads=state_dict["blocks.0.attn.scale_mul_1H11"].numel(),
-            classes=state_dict["class_emb.weight"].shape[0] - 1,
-            features=state_dict["word_embed.weight"].shape[1],
-            codebook=state_dict["head.weight"].shape[0],
-            sides=tuple(sides),
+            depth=depth_of(state_dict),
+            heads=heads,
+            classes=shape_of(state_dict, "class_emb.weight", 2)[0] - 1,
+            features=shape_of(state_dict, "word_embed.weight", 2)[1],
+            codebook=shape_of(state_dict, "head.weight", 2)[0],
+            sides=sides,
             shared_ada="shared_ada_lin.1.weight" in state_dict,
         )
 

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..families.family import shape_of
+
 ENCODER_BLOCKS = 2  # residual blocks a level; the decoder has one more
+MOST_LEVELS = 9  # releases have 5
 GROUPS = 32
 EPS = 1e-6
 
@@ -43,14 +46,21 @@ class AutoencoderConfig:
 
 
 def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
-    """Widths by the shapes of a state dict in this module's names; KeyError if one is missing."""
+    """Widths by the shapes of a state dict in this module's names.
+
+    KeyError where one is missing, ValueError where they are no autoencoder's.
+    """
     channels = []
     while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
-        channels.append(state_dict[key].shape[0])
+        channels.append(shape_of(state_dict, key, 4)[0])
+    if not 1 <= len(channels) <= MOST_LEVELS:
+        raise ValueError(f"its encoder has {len(channels)} levels, where a tokenizer has 5")
     return AutoencoderConfig(
         channels=tuple(channels),
-        halvings=sum(f"encoder.down.{i}.downsample.conv.weight" in state_dict for i in range(9)),
-        latent=state_dict["decoder.conv_in.weight"].shape[1],
+        halvings=sum(
+            f"encoder.down.{i}.downsample.conv.weight" in state_dict for i in range(MOST_LEVELS)
+        ),
+        latent=shape_of(state_dict, "decoder.conv_in.weight", 4)[1],
         attention="encoder.mid.attn_1.qkv.weight" in state_dict,
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.files import CheckpointError
+from diversevar_core.text import load_text_encoder
 
 
 def same_weights(ours, theirs):
@@ -145,7 +147,7 @@ def bad_files(folder, tensors):
     save_file(tensors | scale, folder / "quantized.safetensors")
     return {
         "nowhere.pth": "There is no file",
-        "text.pth": "something other than tensors",
+        "text.pth": "truncated or not a checkpoint",
         "text.safetensors": "truncated or not a safetensors file",
         "cut.safetensors": "truncated",
         "cut.pth": "truncated",
@@ -154,9 +156,9 @@ def bad_files(folder, tensors):
         "list.pth": "no named tensors",
         "code.pth": "code in it is never run",
         "zipped_code.pth": "code in it is never run",
-        "no_blocks.safetensors": "lacks the tensor block",
+        "no_blocks.safetensors": "lacks the tensor .block",
         "no_head.safetensors": "lacks 1 of",
-        "turned.safetensors": r"head.weight has shape \[.*\] where \[.*\] is needed",
+        "turned.safetensors": r"head.weight. has shape \[.*\] where \[.*\] is needed",
         "more.safetensors": "has 1 tensors that no Infinity release has",
         "quantized.safetensors": "quantized .* ComfyUI only",
     }
@@ -177,3 +179,98 @@ def test_transformer_and_tokenizer_are_told_apart(infinity_case):
         load_model(infinity_case.tokenizer)
     with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's tok"):
         load_tokenizer(infinity_case.model)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapped_models_load(prefix, infinity_case, var_case, tmp_path):
+    for case, kind in ((infinity_case, "model"), (var_case, "model"), (var_case, "tokenizer")):
+        source, file = getattr(case, kind), tmp_path / "m.safetensors"
+        save_file({prefix + key: value for key, value in load_file(source).items()}, file)
+        shutil.copy(source.with_suffix(".json"), file.with_suffix(".json"))
+        load = load_model if kind == "model" else load_tokenizer
+        same_weights(load(file), load(source))
+
+
+LINES = [
+    [1, 100_000],
+    [1, -2, 3, 4],
+    [1.0, 2.0, 3.0, 4.0],
+    [True, 2, 3, 4],
+    [2, 3, 4],
+    [1, 3, 2],
+    "1_2_3_4",
+    {"1": 2},
+    5,
+    [],
+    [[1]],
+    [10**400],
+    [1, *range(1, 300)],
+]
+
+
+@pytest.mark.parametrize("sides", LINES)
+@pytest.mark.parametrize("where", ["header", "sidecar"])
+def test_sides_that_cannot_be_are_refused_at_load(sides, where, infinity_case, var_case, tmp_path):
+    text = json.dumps(sides)
+    for case in (infinity_case, var_case):
+        file = tmp_path / "m.safetensors"
+        save_file(load_file(case.model), file, {"patch_nums": text} if where == "header" else None)
+        if where == "sidecar":
+            file.with_suffix(".json").write_text(json.dumps({"patch_nums": sides}))
+        with pytest.raises(CheckpointError, match="cannot be read: patch_nums") as caught:
+            load_model(file)
+        assert len(str(caught.value)) < 800
+
+
+def test_more_maps_than_levels_are_refused(tensors, tmp_path):
+    save_file(tensors, tmp_path / "m.safetensors", {"patch_nums": str(list(range(1, 17)))})
+    with pytest.raises(CheckpointError, match="patch_nums must be at most 15 numbers, not 16"):
+        load_model(tmp_path / "m.safetensors")
+
+
+ODD = {
+    "text_norm.weight": torch.ones(4),
+    "word_embed.weight": torch.ones(64),
+    "cfg_uncond": torch.ones(0, 256),
+    "block_chunks.0.module.0.sa.scale_mul_1H11": torch.ones(1, 7, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes_are_refused_at_load(name, tensors, tmp_path):
+    save_file(tensors | {name: ODD[name]}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="text_norm|has shape|among 7 heads"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def plain_blocks(tensors):
+    """The first block's tensors, and all that are in no block."""
+    first = "block_chunks.0.module.0."
+    block = {k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)}
+    return block, {k: v for k, v in tensors.items() if not k.startswith("block_chunks")}
+
+
+@pytest.mark.parametrize("kind", ["empty", "small", "one tensor", "gap", "text encoder"])
+def test_many_blocks_that_are_none_are_refused_soon(kind, tensors, text_encoder, tmp_path):
+    block, rest = plain_blocks(tensors)
+    changed = {
+        "empty": {key: torch.zeros(0) for key in block},
+        "small": {key: torch.zeros((1,) * value.ndim) for key, value in block.items()},
+        "one tensor": {"sa.scale_mul_1H11": block["sa.scale_mul_1H11"]},
+        "gap": {"sa.scale_mul_1H11": block["sa.scale_mul_1H11"]},
+        "text encoder": {"layer.0.SelfAttention.q.weight": torch.zeros(1)},
+    }[kind]
+    start = "blocks."
+    if kind == "text encoder":
+        rest = load_file(text_encoder / "model.safetensors")
+        start, block = "encoder.block.", {}
+        shutil.copy(text_encoder / "tokenizer.json", tmp_path)
+    many = {f"{start}{i}.{key}": value for i in range(2, 4000) for key, value in changed.items()}
+    many |= {f"{start}{i}.{key}": value for i in range(2) for key, value in block.items()}
+    if kind == "gap":
+        del many["blocks.3.sa.scale_mul_1H11"]
+    torch.save(many | rest, tmp_path / "m.pth")
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=r"lacks|has shape|none is blocks.3"):
+        (load_text_encoder if kind == "text encoder" else load_model)(tmp_path / "m.pth")
+    assert time.process_time() - started < 10
