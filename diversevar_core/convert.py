@@ -15,15 +15,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that is open
+    fcntl = None
 
 import torch
 from torch import Tensor
 
 from .checkpoints import BUFFERS, describe, is_model, is_quantized, is_tokenizer
 from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
+from .quote import quote
 from .text import is_t5, read_tokenizer, rename, tokenizer_beside
 from .tokenizers.bsq import BSQ
 
@@ -46,6 +53,7 @@ EXACT = re.compile(
     r"(shared_ada_lin|head_nm|head|quantize)\."  # VAR's and Infinity's float32 layers, the codebook
     r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # vectors, by row
 )
+UNFINISHED = ".diversevar-"  # begins the name of a file that is being written
 BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
 
 
@@ -58,15 +66,33 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
     tokenizer.json. Raises CheckpointError, and then nothing is left behind.
     """
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise CheckpointError(f"{out} is to be a safetensors file; end its name in .safetensors.")
-    if os.path.lexists(out):
-        raise CheckpointError(f"There is a file {out} already; choose another name.")
+    check_out(out)
     checkpoint = read_whole(Path(source))
     types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
     with replacing(out) as unfinished:
         write(unfinished, checkpoint, types)
         verify(unfinished, checkpoint, types)
+
+
+def check_out(out: Path) -> None:
+    """Raise CheckpointError where a new safetensors file cannot have this name."""
+    if out.suffix.lower() != ".safetensors":
+        raise CheckpointError(
+            f"{quote(out)} is to be a safetensors file; end its name in .safetensors."
+        )
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long, a file for a folder, a null byte
+        raise unwritable(out, error) from error
+    raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
+
+
+def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
+    """The error that says why a file cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{quote(out)} cannot be written: {reason}.")
 
 
 def read_whole(source: Path) -> Checkpoint:
@@ -78,11 +104,11 @@ def read_whole(source: Path) -> Checkpoint:
     file = read(source, known)
     if not known(file.tensors):
         raise CheckpointError(
-            f"{source} is {describe(file.tensors)}; what can be converted is a VAR or Infinity "
-            "transformer, its tokenizer, or a T5 text encoder."
+            f"{quote(source)} is {describe(file.tensors)}; what can be converted is a VAR or "
+            "Infinity transformer, its tokenizer, or a T5 text encoder."
         )
     if is_quantized(file.tensors):
-        raise CheckpointError(f"{source} is quantized already; convert the original file.")
+        raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
     facts, beside = file.facts, tokenizer_beside(source)
     if is_t5(file.tensors):
         tensors = rename(file.tensors)
@@ -98,7 +124,9 @@ def read_whole(source: Path) -> Checkpoint:
         }
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES:
-            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, which is no weight's type.")
+            raise CheckpointError(
+                f"{quote(source)}: {quote(name)} is {tensor.dtype}, which is no weight's type."
+            )
     return Checkpoint(tensors, facts)
 
 
@@ -115,15 +143,34 @@ def target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A file to write that becomes ``out`` when it is complete, and else is removed."""
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
+    """A file to write that becomes ``out`` when it is complete, and else is removed.
+
+    So are those that killed conversions left in the folder: nobody holds their lock any more.
+    """
     try:
-        yield unfinished
-        os.replace(unfinished, out)
+        for left in out.parent.glob(f"{UNFINISHED}*.part"):
+            with suppress(OSError):
+                remove_unlocked(left)
+        unfinished = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}.part")
+        try:
+            with unfinished.open("xb") as file:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                yield unfinished
+            os.replace(unfinished, out)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        raise unwritable(out, error) from error
+
+
+def remove_unlocked(file: Path) -> None:
+    """Remove a file unless somebody holds its lock; OSError where that is so."""
+    with file.open("rb") as opened:
+        if fcntl:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+    file.unlink(missing_ok=True)
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,7 +182,8 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         low, high = tensor.detach().aminmax()
         if max(-low, high) > limit:
             raise CheckpointError(
-                f"{name} has values beyond {limit:g}, the largest of {dtype}; use --dtype bf16."
+                f"{quote(name)} has values beyond {limit:g}, the largest of {dtype}; "
+                "use --dtype bf16."
             )
     return tensor.detach().to(dtype).contiguous()
 
@@ -146,7 +194,7 @@ def raw(tensor: Tensor) -> Tensor:
 
 
 def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
-    """Write a new safetensors file: 8 bytes with the header's length, header, tensors.
+    """Write a safetensors file: 8 bytes with the header's length, header, tensors.
 
     github.com/huggingface/safetensors, "Format"; the largest types first, so that all are aligned.
     """
@@ -162,7 +210,7 @@ def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) 
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(raw(cast(name, tensors[name], types[name])).numpy())

@@ -226,7 +226,7 @@ def test_values_that_do_not_fit_are_refused(tensors, tmp_path):
     tensors[f"{CHUNK}.ffn.fc1.weight"][0, 0] = 500.0
     save_file(tensors, tmp_path / "m.safetensors")
     convert(tmp_path / "m.safetensors", tmp_path / "half.safetensors", FP16)
-    with pytest.raises(CheckpointError, match="ffn.fc1.weight has values beyond 448"):
+    with pytest.raises(CheckpointError, match="ffn.fc1.weight. has values beyond 448"):
         convert(tmp_path / "m.safetensors", tmp_path / "out.safetensors", FP8)
     assert {file.name for file in tmp_path.iterdir()} == {"m.safetensors", "half.safetensors"}
 
@@ -257,7 +257,10 @@ def refusals(folder: Path, tensors) -> dict[str, tuple[Path, Path, str]]:
         "a folder that is not there": (good, folder / "no" / "o.safetensors", "cannot be written"),
         "a LoRA": (folder / "lora.safetensors", out, "is a LoRA; what can be converted"),
         "a quantized file": (folder / "scaled.safetensors", out, "quantized already"),
-        "an odd type": (folder / "odd.pth", out, "head.bias is torch.complex64"),
+        "an odd type": (folder / "odd.pth", out, "head.bias. is torch.complex64"),
+        "a name too long": (good, folder / ("a" * 300 + ".safetensors"), "File name too long"),
+        "a null byte": (good, folder / "a\0.safetensors", "cannot be written"),
+        "below a file": (good, good / "a.safetensors", "cannot be written: Not a directory"),
         "nothing": (folder / "nowhere.pth", out, "There is no file"),
     }
 
@@ -286,6 +289,39 @@ def test_full_disk_leaves_nothing(infinity_case, tmp_path):
     assert done.returncode != 0
     assert "cannot be written: File too large" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [243, 255])
+def test_longest_names_are_written(length, infinity_case, tmp_path):
+    out = tmp_path / ("m" * (length - len(".safetensors")) + ".safetensors")
+    convert(infinity_case.model, out)
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+
+
+def test_what_a_killed_conversion_left_is_removed_and_what_runs_stays(infinity_case, tmp_path):
+    script = """
+import os, signal, sys
+from pathlib import Path
+from diversevar_core.convert import replacing
+with replacing(Path(sys.argv[1])) as unfinished:
+    unfinished.write_bytes(b"much")
+    print("written", flush=True)
+    sys.stdin.read() or os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", script, tmp_path / "m.safetensors"]
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **piped) as killed:
+        killed.stdout.readline()
+    (left,) = tmp_path.iterdir()
+    with subprocess.Popen(command, cwd=ROOT, **piped) as running:
+        running.stdout.readline()
+        (unfinished,) = tmp_path.iterdir()  # the other is gone
+        assert unfinished != left
+        convert(infinity_case.model, tmp_path / "new.safetensors")
+        assert unfinished.exists()
+        running.communicate("go on")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"m.safetensors", "new.safetensors"}
 
 
 def test_what_is_written_wrong_is_noticed(infinity_case, tmp_path):
