@@ -22,7 +22,7 @@ from .calibrate import Task, calibrate, choose
 from .checkpoints import load_model, load_tokenizer
 from .compiled import compile_blocks
 from .conditions import Condition, Labels, Text
-from .convert import DTYPES, convert
+from .convert import DTYPES, check_out, convert
 from .families.family import Family
 from .families.infinity import TASKS
 from .front import front_plot
@@ -45,8 +45,9 @@ from .pictures import (
     to_pil,
 )
 from .presets import PRESETS, Preset, beside, calibrated_preset
+from .quote import quote
 from .sampler import Step
-from .schedule import PIXELS, Schedule, square
+from .schedule import PIXELS, Schedule, checked_sides, square
 from .settings import Settings
 from .spectral import SITES, DiverseVAR
 from .starts import Starts, choose_starts
@@ -55,6 +56,7 @@ from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
 from .travel import Travel, sample_and_travel
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what pictures are written as
 CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves
 
 
@@ -71,6 +73,8 @@ def integers(text: str) -> tuple[int, ...]:
 def aspect(text: str) -> float:
     """``4:3`` or ``1.333``, height to width."""
     height, _, width = text.partition(":")
+    if width and float(width) == 0:
+        raise ValueError("there is no width")
     return float(height) / float(width or 1)
 
 
@@ -251,11 +255,45 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def fastest_device() -> str:
-    """cuda, mps or cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def devices() -> list[str]:
+    """The devices there are, the fastest first."""
+    cards = [
+        name
+        for kind in ("cuda", "xpu")
+        if getattr(torch, kind).is_available()
+        for name in (kind, *(f"{kind}:{i}" for i in range(getattr(torch, kind).device_count())))
+    ]
+    return [*cards, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def device_of(name: str | None) -> str:
+    """The device of this name, or the fastest one; ValueError where it is not there."""
+    there = devices()
+    if name and name not in there:
+        raise ValueError(f"There is no device {quote(name)} here; choose of {', '.join(there)}.")
+    return name or there[0]
+
+
+def place(path: Path, *suffixes: str) -> Path:
+    """Where to write a file: with the first suffix if it has none of these, its folder made.
+
+    ValueError where nothing can be written there, so that it is said before the work.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file; name one in it, or another")
+        if path.suffix.lower() not in suffixes:
+            path = path.with_name(path.name + suffixes[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{quote(path)} cannot be written: {reason}.") from error
+    return path
 
 
 def dtype_of(name: str | None, device: str) -> torch.dtype | None:
@@ -274,9 +312,9 @@ def read_text_features(path: str) -> Text:
             negative = tensors["negative_text"].split(tensors["negative_lens"].tolist())
         return Text(tensors["text"].split(tensors["lens"].tolist()), negative)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the tensor {error.args[0]}; add it.") from error
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path} does not hold text features ({error}).") from error
+        raise ValueError(f"{quote(path)} lacks the tensor {error.args[0]}; add it.") from error
+    except (SafetensorError, RuntimeError, TypeError, OSError) as error:
+        raise ValueError(f"{quote(path)} does not hold text features ({error}).") from error
 
 
 def read_source_features(path: str, device: str) -> Tensor:
@@ -284,9 +322,11 @@ def read_source_features(path: str, device: str) -> Tensor:
     try:
         features = load_file(path)["features"].to(device, torch.float32)
     except (KeyError, SafetensorError, OSError) as error:
-        raise ValueError(f"{path} does not hold source features ({error}).") from error
+        raise ValueError(f"{quote(path)} does not hold source features ({error}).") from error
     if features.ndim != 4 or len(features) != 1:
-        raise ValueError(f"The features of {path} are {list(features.shape)}, not (1, d, H, W).")
+        raise ValueError(
+            f"The features of {quote(path)} are {list(features.shape)}, not (1, d, H, W)."
+        )
     return features
 
 
@@ -337,6 +377,8 @@ def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tens
 
 def run_sample(args: argparse.Namespace) -> None:
     """Make pictures, save them, print the path."""
+    args.out = place(args.out, *PICTURES)
+    args.trace = args.trace and place(args.trace, ".safetensors")
     job, chain = prepare(args), chain_of(args)
     settings = job.settings
     if args.preset:
@@ -354,6 +396,7 @@ def run_sample(args: argparse.Namespace) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Make a batch as published and with every preset, save a row of each, print the path."""
+    args.out = place(args.out, *PICTURES)
     job = prepare(args)
     rows = []
     for name in ("as published", *args.presets):
@@ -366,7 +409,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_calibrate(args: argparse.Namespace) -> None:
     """Measure every strength, save the choice beside the model, plot, print what was chosen."""
-    device = args.device or fastest_device()
+    args.out, device = place(args.out, *PICTURES), device_of(args.device)
     model, tokenizer = load_pair(args, device)
     lines = read_lines(args.prompts)
     if model.reads is Labels:
@@ -393,10 +436,10 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty; ValueError where there are none."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{quote(path)} cannot be read as text ({error}).") from error
     if not lines:
-        raise ValueError(f"{path} is empty; write a few prompts, one a line.")
+        raise ValueError(f"{quote(path)} is empty; write a few prompts, one a line.")
     return lines
 
 
@@ -468,7 +511,7 @@ def load_pair(args: argparse.Namespace, device: str) -> tuple[Family, Tokenizer]
 
 def prepare(args: argparse.Namespace) -> Job:
     """Load what the options name."""
-    device = args.device or fastest_device()
+    device = device_of(args.device)
     model, tokenizer = load_pair(args, device)
     schedule = model.schedule(args.aspect, args.pixels)
     source = source_of(args, model, tokenizer, schedule, device)
@@ -535,8 +578,10 @@ def save_picture(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
 @torch.no_grad()
 def run_encode(args: argparse.Namespace) -> None:
     """Take a picture through the tokenizer and back."""
+    args.out = place(args.out, *PICTURES)
+    args.trace = args.trace and place(args.trace, ".safetensors")
+    schedule = square(checked_sides(args.sides, "--sides"))
     tokenizer = load_tokenizer(args.vq)
-    schedule = square(args.sides)
     size = schedule[-1].w * tokenizer.stride
     features = tokenizer.features(read_picture(args.image, size, size))
     maps, f_hat = tokenizer.quantize_maps(features, schedule), None
@@ -551,16 +596,21 @@ def run_encode(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """Write one safetensors file, print the path."""
+    args.out = args.out if args.out.suffix else place(args.out, ".safetensors")
+    check_out(args.out)
+    place(args.out, ".safetensors")
     convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
     print(args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; a ValueError is the user's to put right and is told in its one sentence."""
+    """Run a command; what the user can put right is told in the error's one sentence."""
     args = parser().parse_args(argv)
+    if sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a path that it cannot show
     try:
         args.run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a full disk, at the end
         sys.exit(f"error: {error}")
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+
+from .quote import quote
 
 FEATHER = 2  # pixels; an edge rises over twice as many and one
 
@@ -61,11 +63,20 @@ def caption(text: str, height: int, width: int) -> Tensor:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture file in RGB; ValueError if it is none."""
+    """A picture file in RGB, turned as its camera was held; ValueError if it is none.
+
+    16-bit grey is read by its full range, as the host's Load Image does.
+    """
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} is not a picture ({error}).") from error
+        picture = ImageOps.exif_transpose(Image.open(path))
+        if picture.mode.startswith("I"):
+            grey = np.asarray(picture).astype(np.float32) * (255 / 65535)
+            picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+        return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no picture {quote(path)}; check the name.") from error
+    except Exception as error:  # a broken file can bring out any of many
+        raise ValueError(f"{quote(path)} is not a picture that can be read.") from error
 
 
 def read_picture(path: str | Path, width: int, height: int) -> Tensor:

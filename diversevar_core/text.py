@@ -179,7 +179,7 @@ def load_text_encoder(
     tokenizer, words = file.tokenizer(), file.config.vocab_size
     if tokenizer.get_vocab_size() > words:
         raise CheckpointError(
-            f"The tokenizer.json of {quote(path)} has {tokenizer.get_vocab_size()} words and its "
+            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
             f"embedding {words}; put the text encoder's own there."
         )
     return TextEncoder(build_t5(file, path, device, dtype), tokenizer)

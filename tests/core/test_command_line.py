@@ -1,7 +1,11 @@
 """What a person at a terminal sees when something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diversevar_core import included
+from diversevar_core.pictures import open_picture
 from diversevar_core.presets import Preset
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -43,11 +50,14 @@ def test_prompt_and_negative_make_a_picture(command_line, common):
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": "cat " * 600}, "The prompt is 601 tokens long and the model reads at most 512"),
         ({"prompt": None}, "give --prompt"),
-        ({"text_encoder": "nowhere"}, "There is no file nowhere"),
+        ({"text_encoder": "nowhere"}, "There is no file 'nowhere'"),
         ({"batch": 0}, "--batch must be 1 or more"),
         ({"ssr": "nan"}, "ssr must be a finite number"),
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
         ({"aspect": "-1"}, "aspect ratio"),
+        ({"aspect": "4:0"}, "argument --aspect: invalid aspect value: '4:0'"),
+        ({"device": "gpu"}, "There is no device 'gpu' here; choose of "),
+        ({"device": "cuda:99"}, "There is no device 'cuda:99' here; choose of "),
         ({"adaptive": 3}, "adaptive scaling is 0 to 1"),
         ({"starts": 0}, "need 1 candidate or more"),
     ],
@@ -140,3 +150,109 @@ def test_starts_compare_pictures_of_one_class(command_line, var_case, tmp_path, 
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
     done = command_line("sample", *files, *options, "--batch", "2", "--starts", "8")
     assert "Diverse starts compare pictures of one prompt or class" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "made"),
+    [
+        ("new/folder/a.png", "new/folder/a.png"),
+        ("a", "a.png"),
+        ("v1.2", "v1.2.png"),
+        ("A.PNG", "A.PNG"),
+        ("a.jpg", "a.jpg"),
+        ("name\udcff.png", "name\udcff.png"),
+    ],
+)
+def test_a_picture_is_never_lost_at_the_end(command_line, tmp_path, out, made):
+    done = command_line("sample", "--prompt", "octopus", "--out", tmp_path / out)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / made).size == (64, 64)
+
+
+@pytest.mark.parametrize("command", ["sample", "compare", "calibrate", "encode", "convert"])
+@pytest.mark.parametrize("out", ["", "a.png/b", "x" * 300, "a\0", "folder"])
+def test_what_cannot_be_written_is_said_before_the_work(command_line, tmp_path, command, out):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "folder").mkdir()
+    more = {
+        "sample": ["--prompt", "octopus", "--model", "nowhere"],
+        "compare": ["--model", "nowhere"],
+        "calibrate": ["--model", "nowhere", "--prompts", "nowhere"],
+        "encode": ["--vq", "nowhere", "--image", "nowhere", "--sides", "1,2"],
+        "convert": ["nowhere"],
+    }[command]
+    done = command_line(command, *more, "--out", tmp_path / out)
+    assert done.returncode != 0 and "cannot be written: " in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "folder"}
+
+
+def test_a_trace_is_written_beside_a_picture(command_line, tmp_path):
+    files = ["--out", tmp_path / "a", "--trace", tmp_path / "new" / "b"]
+    assert command_line("sample", "--prompt", "octopus", *files).returncode == 0
+    assert (tmp_path / "new" / "b.safetensors").exists()
+
+
+def test_convert_sets_the_suffix_and_makes_the_folder(command_line, tmp_path):
+    done = command_line("convert", included.TOKENIZER, "--out", tmp_path / "new" / "vae")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "vae.safetensors").exists()
+
+
+def test_a_path_that_the_output_cannot_print(tmp_path):
+    out = tmp_path / "模型.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-m", "diversevar_core", "convert", included.TOKENIZER, "--out", out],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert out.exists() and "\\u6a21" in done.stdout
+
+
+@pytest.mark.parametrize("sides", ["0", "1,100000", "2,4", "1,3,2", "1,-2"])
+def test_sides_of_an_encoded_picture(command_line, tmp_path, sides):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(image)
+    files = ["--vq", included.TOKENIZER, "--image", image, "--out", tmp_path / "out.png"]
+    done = command_line("encode", *files, f"--sides={sides}")
+    assert done.returncode != 0 and "--sides" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_the_camera_was_held(tmp_path, orientation):
+    seen = Image.new("RGB", (80, 40), "red")
+    seen.paste("blue", (0, 0, 20, 20))  # in the upper left
+    stored = {
+        1: lambda picture: picture,
+        2: lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: lambda picture: picture.rotate(180),
+        4: lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: lambda picture: picture.transpose(Image.Transpose.TRANSPOSE),
+        6: lambda picture: picture.rotate(90, expand=True),
+        7: lambda picture: picture.transpose(Image.Transpose.TRANSVERSE),
+        8: lambda picture: picture.rotate(-90, expand=True),
+    }[orientation](seen)
+    about = Image.Exif()
+    about[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=about)
+    assert open_picture(tmp_path / "a.png").tobytes() == seen.tobytes()
+
+
+def test_grey_of_16_bits_keeps_its_range(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype("uint16")
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    found = np.asarray(open_picture(tmp_path / "a.png")).astype(float)
+    np.testing.assert_allclose(found, np.repeat(ramp[..., None] / 257, 3, axis=2), atol=0.51)
+
+
+def test_a_broken_picture_is_told_in_a_sentence(tmp_path):
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"hello", whole[:60], whole[:2000], whole[:40] + bytes(20) + whole[60:]):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match="is not a picture that can be read"):
+            open_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="There is no picture"):
+        open_picture(tmp_path / "b.png")
