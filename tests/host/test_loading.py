@@ -235,7 +235,7 @@ def test_weights_may_stay_on_another_device(report, family):
 
 def test_wrong_files_are_refused_by_layers_that_start_empty(report):
     assert report["made empty"]
-    assert "where" in report["transposed"] and "fc2.weight has shape" in report["transposed"]
+    assert "where" in report["transposed"] and "fc2.weight' has shape" in report["transposed"]
     assert "lacks 1 of" in report["lacking"]
     assert "lacks 1 of" in report["quantized and lacking"]
     assert "has 1 tensors that no Infinity release has" in report["unknown"]
