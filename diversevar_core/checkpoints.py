@@ -14,7 +14,7 @@ from . import layers
 from .attention import Attention, sdpa
 from .families import FAMILIES
 from .families.family import Family
-from .files import Checkpoint, CheckpointError, naming, read
+from .files import Checkpoint, CheckpointError, check_depth, naming, read
 from .tokenizers import TOKENIZERS
 from .tokenizers.tokenizer import Tokenizer
 
@@ -102,6 +102,7 @@ def build_model(
     family = next(family for family in FAMILIES if family.recognises(file.tensors))
     with naming(path):
         config = family.read_config(file.tensors, file.facts)
+        check_depth(config.depth)
     tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors, device)
 

@@ -34,6 +34,7 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
 LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's have 0.2M
 OPCODES = 1_000_000  # of a pickle's program that are looked at for names; trainers' have 0.1M
+BLOCKS = 256  # of a transformer; Infinity-8B has 40
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
 
 
@@ -288,6 +289,21 @@ def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
         and not value.is_quantized
         and value.nbytes <= value.untyped_storage().nbytes()
     }
+
+
+def version_of(path: Path) -> list[list[object]]:
+    """Name, size and time of every file that reading this one or this folder may read, as JSON."""
+    files = [path, path.with_suffix(".json"), path.with_name("tokenizer.json")]
+    if os.path.isdir(path):
+        files = sorted(path.iterdir())
+    found = [(file.name, os.stat(file)) for file in files if os.path.isfile(file)]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in found]
+
+
+def check_depth(blocks: int) -> None:
+    """ValueError where a file names so many blocks that to build them would take minutes."""
+    if blocks > BLOCKS:
+        raise ValueError(f"it has {blocks} blocks, and no model has more than {BLOCKS}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import layers
+from .files import check_depth
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; all that are farther share a bucket
@@ -51,13 +52,15 @@ def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
     if buckets < 4:
         raise ValueError(f"it has {buckets} buckets of relative positions, where T5 has 32")
     gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
+    depth = len({key.split(".")[2] for key in tensors if key.startswith("encoder.block.")})
+    check_depth(depth)
     hidden = tensors[f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"].shape[0]
     return T5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=tensors[f"{layer}.0.SelfAttention.q.weight"].shape[0] // heads,
         d_ff=hidden,
-        num_layers=len({key.split(".")[2] for key in tensors if key.startswith("encoder.block.")}),
+        num_layers=depth,
         num_heads=heads,
         is_gated_act=gated,
         buckets=buckets,
