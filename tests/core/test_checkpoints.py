@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 
 import pytest
 import torch
@@ -177,3 +178,16 @@ def test_transformer_and_tokenizer_are_told_apart(infinity_case):
         load_model(infinity_case.tokenizer)
     with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's tok"):
         load_tokenizer(infinity_case.model)
+
+
+@pytest.mark.parametrize("block", ["block_chunks.0.module.{}.x", "blocks.{}.x"])
+def test_more_blocks_than_any_model_has_are_refused_at_once(
+    tensors, infinity_case, tmp_path, block
+):
+    tensors |= {block.format(i): torch.zeros(0) for i in range(100, 20_100)}
+    save_file(tensors, tmp_path / "many.safetensors")
+    shutil.copy(infinity_case.model.with_suffix(".json"), tmp_path / "many.json")
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"it has 20\d* blocks, and no model has more than"):
+        load_model(tmp_path / "many.safetensors")
+    assert time.monotonic() - began < 10

@@ -193,7 +193,9 @@ def test_starts_by_clip_vision_are_those_picked_of_finished_pictures(host):
 
 def test_calibrate_compares_by_clip_vision(host):
     """Its first rung, as published, says of the pictures what Measure Diversity says of them."""
-    calibration = host.base / "models" / "diffusion_models" / "emoji_copy.diversity.json"
+    calibration = (
+        host.base / "models" / "diffusion_models" / "emoji_copy.safetensors.diversity.json"
+    )
     calibration.unlink(missing_ok=True)
     prompt = included()
     inputs = {name: [name, 0] for name in ("model", "vae", "clip")}
