@@ -92,18 +92,22 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
             raise ValueError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
         if not tensor.float().isfinite().all():
             raise ValueError(f"{quote(path)}: {quote(name)} holds NaN or infinity; it is broken.")
-    weights = model.model.state_dict()
+    weights, named = model.model.state_dict(), layers(model)
     try:
-        patches = comfy.lora.load_lora(tensors, layers(model))
+        patches = comfy.lora.load_lora(tensors, named)
     except KeyError as error:
         raise ValueError(
-            f"{quote(path)} lacks {quote(error.args[0])}, the other half of a layer; it is broken."
+            f"{quote(path)} lacks {quote(error.args[0])}, half of a layer; it is broken."
         ) from error
     patches = {name: patch for name, patch in patches.items() if name in weights}
     if not patches:
         raise ValueError(
             f"{quote(path)} has no weights for this model; choose a LoRA that was trained on it."
         )
+    for name in tensors:
+        layer, lora, _ = name.partition(".lora")
+        if lora and layer in named and named[layer] not in patches:
+            raise ValueError(f"{quote(path)} has {quote(name)} without its other half.")
     for name, patch in patches.items():
         shape = weights[name].shape
         if not fits(patch, shape, name):
@@ -124,19 +128,14 @@ def fits(patch: WeightAdapterBase | tuple, shape: torch.Size, name: str) -> bool
     """
     if not isinstance(patch, WeightAdapterBase):
         return host.parts_of(patch)[0].shape == shape
-    changes = []
-
-    def change(difference: Tensor) -> Tensor:
-        changes.append(difference)
-        return difference
-
-    try:
-        rotates = isinstance(patch, (OFTAdapter, BOFTAdapter))
+    rotates = isinstance(patch, (OFTAdapter, BOFTAdapter))
+    with torch.inference_mode(False):  # where torch counts the changes of a tensor
         weight = torch.zeros(shape, device="cpu" if rotates else "meta")
-        patch.calculate_weight(weight, name, 1.0, 1.0, None, change)
-    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return False
-    return [difference.shape for difference in changes] == [shape]
+        try:
+            changed = patch.calculate_weight(weight, name, 1.0, 1.0, None, lambda change: change)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return False
+        return changed is weight and weight._version > 0
 
 
 def layers(model: ModelPatcher) -> dict[str, str]:
