@@ -247,6 +247,18 @@ def figures(report: Report) -> None:
     report["figures"] = {name: ours.figures_of(model) for name, model in found.items()}
 
 
+def measured(report: Report) -> None:
+    """What is said of batches of odd pictures."""
+    shapes = {f"{c} channels": (2, 8, 8, c) for c in (1, 2, 3, 4)}
+    shapes |= {"no pictures": (0, 8, 8, 3), "no pixels": (2, 0, 8, 3), "no batch": (8, 8, 3)}
+    batches = {name: torch.rand(shape) for name, shape in shapes.items()}
+    batches["nan"] = torch.full((2, 8, 8, 3), torch.nan)
+    for name, images in batches.items():
+        for kind, inputs in (("Measure", {}), ("Pick", {"count": 1})):
+            with report.errors(f"{kind} {name}"):
+                report[f"{kind} {name}"] = node(kind, images=images, **inputs)
+
+
 def stream(patchers: list, room: float) -> None:
     """Load no weight, as a host with too little room on its card; patch each as it is used."""
     for patcher in patchers:
@@ -410,6 +422,7 @@ def main() -> None:
             quantized,
             loras,
             figures,
+            measured,
             files,
             runs,
             as_on_a_card,

@@ -308,6 +308,16 @@ def test_what_figures_depend_on_tells_models_apart(report):
     assert len({json.dumps(figures[name]) for name in changed}) == len(changed)
 
 
+@pytest.mark.parametrize("kind", ["Measure", "Pick"])
+def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
+    for channels in (1, 3, 4):
+        assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
+    for odd in ("2 channels", "no pictures", "no pixels", "no batch"):
+        words = r"ValueError: images must be pictures of 1, 3 or 4 channels, not a batch \[.*\]\."
+        assert re.fullmatch(words, report[f"{kind} {odd}"])
+    assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
+
+
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
     assert "kohya.safetensors' has no weights for this model" in words
