@@ -86,7 +86,7 @@ def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
     """
     shape = list(images.shape)
     if images.ndim != 4 or 0 in shape or shape[-1] == 2:
-        raise ValueError(f"images must be pictures of 1, 3 or 4 channels, not a batch {shape}.")
+        raise ValueError(f"images must be one or more pictures of 1, 3 or 4 channels, not {shape}.")
     images = images[..., :3].expand(-1, -1, -1, 3)
     if clip_vision is None:
         return pixel_features(images.movedim(-1, 1))

@@ -313,7 +313,9 @@ def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
     for odd in ("2 channels", "no pictures", "no pixels", "no batch"):
-        words = r"ValueError: images must be pictures of 1, 3 or 4 channels, not a batch \[.*\]\."
+        words = (
+            r"ValueError: images must be one or more pictures of 1, 3 or 4 channels, not \[.*\]\."
+        )
         assert re.fullmatch(words, report[f"{kind} {odd}"])
     assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
 
