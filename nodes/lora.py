@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import comfy.lora
+import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -92,14 +93,15 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
             raise ValueError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
         if not tensor.float().isfinite().all():
             raise ValueError(f"{quote(path)}: {quote(name)} holds NaN or infinity; it is broken.")
-    weights, named = model.model.state_dict(), layers(model)
+    named = layers(model)
     try:
         patches = comfy.lora.load_lora(tensors, named)
     except KeyError as error:
         raise ValueError(
             f"{quote(path)} lacks {quote(error.args[0])}, half of a layer; it is broken."
         ) from error
-    patches = {name: patch for name, patch in patches.items() if name in weights}
+    held = model.model.state_dict()
+    patches = {name: patch for name, patch in patches.items() if name in held}
     if not patches:
         raise ValueError(
             f"{quote(path)} has no weights for this model; choose a LoRA that was trained on it."
@@ -109,7 +111,7 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
         if lora and layer in named and named[layer] not in patches:
             raise ValueError(f"{quote(path)} has {quote(name)} without its other half.")
     for name, patch in patches.items():
-        shape = weights[name].shape
+        shape = comfy.utils.get_attr(model.model, name).shape  # not as a quantized one is packed
         if not fits(patch, shape, name):
             has = " and ".join(
                 str(list(part.shape)) for part in host.parts_of(patch) if isinstance(part, Tensor)
