@@ -25,6 +25,7 @@ from .conditions import Condition, Labels, Text
 from .convert import DTYPES, check_out, convert
 from .families.family import Family
 from .families.infinity import TASKS
+from .files import version_of
 from .front import front_plot
 from .methods import Method, drawn_maps
 from .methods.adaptive import AdaptiveScaling
@@ -419,7 +420,10 @@ def run_calibrate(args: argparse.Namespace) -> None:
         conditions = [Text(encoder([line])) for line in lines]
     path, started = beside(Path(args.model)), time.monotonic()
     task = Task(model, tokenizer, conditions, model.schedule(), model.defaults(), args.seeds)
+    files = [args.model, args.vq, *([] if model.reads is Labels else [args.text_encoder])]
     about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
+    about["files"] = [version_of(Path(file)) for file in files]
+    about["types"] = [str(model.dtype), str(tokenizer.dtype)]
     begun = 0.0
     for rungs, done in calibrate(task, path, about):
         begun = begun or done

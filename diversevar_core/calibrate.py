@@ -8,9 +8,11 @@ is the model's own judgement (``judge.py``).
 from __future__ import annotations
 
 import json
+import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -19,8 +21,11 @@ from torch import Tensor
 from .conditions import Condition
 from .diversity import mean_distance, pixel_features
 from .families.family import Family
+from .files import CheckpointError, read_object
 from .judge import self_alignment
-from .presets import Preset
+from .methods import Method
+from .presets import Preset, preset_of
+from .quote import quote
 from .sampler import sample
 from .schedule import Schedule
 from .settings import Settings
@@ -70,67 +75,129 @@ class Task:
     features: Callable[[Tensor], Tensor] = pixel_features
 
 
-def measure(task: Task, preset: Preset) -> Iterator[tuple[float, float, float]]:
-    """Diversity, alignment and likelihood of every prompt under a preset."""
+def measure(
+    task: Task, preset: Preset, ready: Callable[[Sequence[Method]], None]
+) -> Iterator[tuple[float, float, float]]:
+    """Diversity, alignment and likelihood of every prompt under a preset.
+
+    ready: called before each prompt is sampled, with the methods. ValueError where a number is not
+    finite.
+    """
     settings, chain = preset.settings(task.settings), preset.methods()
     starts = next((method for method in chain if isinstance(method, Starts)), Starts(1))
     for i, condition in enumerate(task.conditions):
+        ready(chain)
         models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)
         seeds = choose_starts(starts, task.seeds, *models, settings, 1000 * i, chain)
         steps = list(sample(*models, settings, seeds, methods=chain))
-        with torch.no_grad():
-            pictures = to_image(task.tokenizer.decode(steps[-1].f_hat))
+        with torch.no_grad():  # one by one: a decoder needs gigabytes for a million pixels
+            decoded = [task.tokenizer.decode(one) for one in steps[-1].f_hat.split(1)]
+        pictures = to_image(torch.cat(decoded))
         judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
         distance = mean_distance(task.features(pictures))
-        yield distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
+        found = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
+        if not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"With {preset} what the model says of prompt {i + 1} is NaN or infinite; its "
+                "weights or a LoRA's are broken, or their type is too narrow."
+            )
+        yield found
 
 
 def calibrate(
-    task: Task, path: Path, about: dict[str, object], ladder: Sequence[Preset] = LADDER
+    task: Task,
+    path: Path,
+    about: dict[str, object],
+    ladder: Sequence[Preset] = LADDER,
+    ready: Callable[[Sequence[Method]], None] = lambda methods: None,
 ) -> Iterator[tuple[list[Rung], float]]:
     """Measure every rung that ``path`` does not hold yet, save it there, and at last the choice.
 
-    about: what the figures depend on, saved with them; where the file's differs, it starts over.
-    Yields the rungs so far and the share of the work that is done, after every prompt.
+    about: what the figures depend on, as JSON, saved with them; where the file's differs, it starts
+    over. ready: called before each sampling with its methods; features may have taken the models'
+    place. Yields the rungs so far and the share of the work that is done, after every prompt. A
+    file that says all of it already is left as it is.
     """
-    rungs = [rung for rung in read(path, about) if rung.preset in ladder]
-    measured = {rung.preset for rung in rungs}
-    done, total = len(rungs) * len(task.conditions), len(ladder) * len(task.conditions)
+    before = saved_at(path)
+    measured = {rung.preset: rung for rung in rungs_of(before, about, len(task.conditions))}
+
+    def rungs() -> list[Rung]:
+        return [measured[preset] for preset in ladder if preset in measured]
+
+    done, total = len(rungs()) * len(task.conditions), len(ladder) * len(task.conditions)
     for preset in ladder:
         if preset in measured:
             continue
         found = []
-        for numbers in measure(task, preset):
+        for numbers in measure(task, preset, ready):
             found.append(numbers)
             done += 1
-            yield rungs, done / total
-        rungs.append(Rung(preset, *map(list, zip(*found, strict=True))))
-        write(path, about, rungs, None)
-    write(path, about, rungs, choose(rungs))
-    yield rungs, 1.0
+            yield rungs(), done / total
+        measured[preset] = Rung(preset, *map(list, zip(*found, strict=True)))
+        write(path, content(about, rungs(), None))
+    finished = content(about, rungs(), choose(rungs()))
+    if finished != before:
+        write(path, finished)
+    yield rungs(), 1.0
 
 
-def read(path: Path, about: dict[str, object]) -> list[Rung]:
-    """The rungs of a file that was written for the same ``about``; none where there is none."""
+def saved_at(path: Path) -> dict[str, object]:
+    """What a calibration's file holds; nothing where there is none that can be read."""
     try:
-        saved = json.loads(path.read_text())
-        if saved["about"] != about:
-            return []
-        return [Rung(**rung | {"preset": Preset(**rung["preset"])}) for rung in saved["rungs"]]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return read_object(path)
+    except CheckpointError:
+        return {}
+
+
+def rungs_of(saved: dict[str, object], about: dict[str, object], prompts: int) -> list[Rung]:
+    """The rungs of a file that was written for the same ``about``, but for broken ones."""
+    if saved.get("about") != about or not isinstance(saved.get("rungs"), list):
         return []
+    rungs = []
+    for rung in saved["rungs"]:
+        try:
+            preset, *figures = (rung[field.name] for field in fields(Rung))
+            rungs.append(
+                Rung(preset_of(preset), *(a_prompt(values, prompts) for values in figures))
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+    return rungs
 
 
-def write(path: Path, about: dict[str, object], rungs: Sequence[Rung], chosen: Rung | None) -> None:
-    """Save what is measured; ValueError where the folder cannot be written to."""
+def a_prompt(values: object, prompts: int) -> list[float]:
+    """The list itself; ValueError or TypeError where it is not a finite number a prompt."""
+    if (
+        not isinstance(values, list)
+        or len(values) != prompts
+        or not all(map(math.isfinite, values))
+    ):
+        raise ValueError(f"{quote(values)} is not a number a prompt")
+    return values
+
+
+def content(
+    about: dict[str, object], rungs: Sequence[Rung], chosen: Rung | None
+) -> dict[str, object]:
+    """What is saved."""
     saved = {"chosen": chosen and asdict(chosen.preset), "about": about}
-    saved["rungs"] = [asdict(rung) for rung in rungs]
-    draft = path.with_suffix(".part")
+    return saved | {"rungs": [asdict(rung) for rung in rungs]}
+
+
+def write(path: Path, saved: dict[str, object]) -> None:
+    """Save what is measured, whole or not at all; ValueError where the folder cannot be written to.
+
+    The draft's name is its own: several may write at once, and the last one's stays.
+    """
+    draft = path.with_name(f"{secrets.token_hex(8)}.part")
     try:
-        draft.write_text(json.dumps(saved, indent=1) + "\n")
-        os.replace(draft, path)
+        try:
+            draft.write_text(json.dumps(saved, indent=1) + "\n")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"The calibration cannot be saved to {path} ({error}).") from error
+        raise ValueError(f"The calibration cannot be saved to {quote(path)} ({error}).") from error
 
 
 def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
@@ -138,7 +205,7 @@ def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
 
     The first rung is the published one. A rung may lose ``tolerance`` of its alignment, and of its
     likelihood as much again in nats. Of rungs that differ as much, within TIE, it is the one that
-    follows best.
+    follows best. All numbers are finite.
     """
     alignment, likelihood = mean(rungs[0].alignment), mean(rungs[0].likelihood)
     loss = tolerance * abs(alignment)

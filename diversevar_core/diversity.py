@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .resize import area
 
@@ -18,9 +17,22 @@ def pixel_features(images: Tensor) -> Tensor:
 
 
 def similarity(features: Tensor) -> Tensor:
-    """Cosine similarity of every pair of features (B, C) -> (B, B), float64."""
-    unit = F.normalize(features.cpu().double(), dim=1)
-    return unit @ unit.T
+    """Cosine similarity of every pair of features (B, C) -> (B, B), float64.
+
+    Features of zeros, as of a mid-grey picture, point nowhere: they resemble each other only.
+    ValueError where features are not finite.
+    """
+    features = features.cpu().double()
+    for i, finite in enumerate(features.isfinite().all(dim=1).tolist()):
+        if not finite:
+            raise ValueError(
+                f"Picture {i + 1} of {len(features)} cannot be compared: it has numbers that are "
+                "NaN or infinite; look at what made it."
+            )
+    length = features.norm(dim=1, keepdim=True)
+    nowhere = (length == 0).double()
+    unit = features / (length + nowhere)
+    return (unit @ unit.T + nowhere @ nowhere.T).clamp(-1, 1)
 
 
 def vendi_score(features: Tensor) -> float:

@@ -448,6 +448,15 @@ def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
     }
 
 
+def version_of(path: Path) -> list[list[object]]:
+    """Name, size and time of every file that reading this one or this folder may read, as JSON."""
+    files = [path, path.with_suffix(".json"), path.with_name("tokenizer.json")]
+    if os.path.isdir(path):
+        files = sorted(path.iterdir())
+    found = [(file.name, os.stat(file)) for file in files if os.path.isfile(file)]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in found]
+
+
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Put the file's name to what the code inside finds missing or wrong in it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .files import CheckpointError, read_object
 from .methods import Method
 from .methods.repulsion import Repulsion
+from .quote import quote
 from .settings import Settings
 from .spectral import DiverseVAR
 from .starts import Starts
@@ -46,7 +48,8 @@ class Preset:
         return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "as published"
 
 
-DEFAULTS = asdict(Preset())
+DEFAULTS = asdict(Preset())  # the least that there is, too
+MOST = Preset(guide_from=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)  # as the nodes offer
 
 
 def acts(method: Method) -> bool:
@@ -64,26 +67,44 @@ PRESETS = {
 }
 
 
+def preset_of(saved: object) -> Preset:
+    """A preset that was saved as JSON; ValueError where it is none, or out of the nodes' ranges."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"a preset is an object, not {quote(saved)}")
+    for name, value in saved.items():
+        if name not in DEFAULTS:
+            raise ValueError(f"there is no strength {quote(name)}")
+        least, most = DEFAULTS[name], getattr(MOST, name)
+        whole = isinstance(least, int)
+        kinds = (int,) if whole else (int, float)
+        if type(value) not in kinds or not least <= value <= most:
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(
+                f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}"
+            )
+    return Preset(**saved)
+
+
 def beside(model: Path) -> Path:
     """Where a model's calibration lies: ``<name>.diversity.json`` beside its file or folder."""
-    return model.with_name(f"{model.name if model.is_dir() else model.stem}.diversity.json")
+    return model.with_name(f"{model.name}.diversity.json")
 
 
 def calibrated_preset(model: Path) -> Preset:
     """What calibration chose for the model; ValueError where there is none."""
     path = beside(model)
     try:
-        chosen = json.loads(path.read_text())["chosen"]
-    except FileNotFoundError:
-        chosen = None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a calibration ({error}); calibrate again.") from error
+        chosen = read_object(path)["chosen"] if os.path.lexists(path) else None
+    except (CheckpointError, KeyError) as error:
+        raise ValueError(f"{quote(path)} is not a calibration; calibrate again.") from error
     if chosen is None:
         raise ValueError(
-            f"There is no finished calibration {path}; run Calibrate Diversity (or the command "
-            "calibrate) once for this model."
+            f"There is no finished calibration {quote(path)}; run Calibrate Diversity (or the "
+            "command calibrate) once for this model."
         )
     try:
-        return Preset(**chosen)
-    except TypeError as error:
-        raise ValueError(f"{path} is of another version ({error}); calibrate again.") from error
+        return preset_of(chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"{quote(path)} is of another version ({error}); calibrate again."
+        ) from error

@@ -1,5 +1,7 @@
 """Find the strengths that suit a model."""
 
+from collections.abc import Sequence
+
 import comfy.utils
 from comfy_api.latest import io, ui
 
@@ -7,11 +9,12 @@ from ..diversevar_core.calibrate import Task, calibrate, choose
 from ..diversevar_core.conditions import Text
 from ..diversevar_core.families.family import Family
 from ..diversevar_core.front import front_plot
+from ..diversevar_core.methods import Method
 from ..diversevar_core.presets import beside
-from ..diversevar_core.starts import TOGETHER
+from ..diversevar_core.quote import quote
 from . import host
 from .class_label import LABEL
-from .load import FILE, VARModel
+from .load import VARModel
 from .measure import features_of
 from .sample import condition_of, settings_of
 
@@ -71,14 +74,15 @@ class Calibrate(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
-        schedule, path = network.schedule(), beside(model.get_attachment(FILE))
+        schedule, path = network.schedule(), beside(model.get_attachment(host.FILE))
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("There are no prompts; write a few, one a line.")
+        if not 2 <= seeds <= 64:
+            raise ValueError(f"seeds must be from 2 to 64, not {quote(seeds)}.")
         encoded = None if clip is None else [encode(clip, line) for line in lines]
-        device = host.to_device(model, vae, schedule, max(seeds, TOGETHER))
         conditions = [
-            condition_of(network, positive, None, 1, device)
+            condition_of(network, positive, None, 1, model.load_device)
             for positive in encoded or classes(network, lines)
         ]
         task = Task(
@@ -91,15 +95,25 @@ class Calibrate(io.ComfyNode):
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
         about = {"prompts": lines, "seeds": seeds, "features": "pixels"}
+        about["models"] = [host.figures_of(model), host.figures_of(vae.patcher)]
+        if clip is not None:
+            about["models"].append(host.figures_of(clip.patcher))
         if clip_vision is not None:
             about["features"] = "CLIP vision"
+            about["models"].append(host.figures_of(clip_vision.patcher))
+
+        def ready(methods: Sequence[Method]) -> None:
+            host.to_device(model, vae, schedule, seeds, methods=methods)
+
         bar = comfy.utils.ProgressBar(1000)
-        for measured, done in calibrate(task, path, about):
+        for measured, done in calibrate(task, path, about, ready=ready):
             rungs = measured
             bar.update_absolute(round(1000 * done))
         chosen = choose(rungs)
         plot = front_plot(rungs, chosen).movedim(0, -1)[None]
-        report = f"Of {len(rungs)} strengths, {chosen.preset} suits this model; saved to {path}."
+        report = (
+            f"Of {len(rungs)} strengths, {chosen.preset} suits this model; saved to {quote(path)}."
+        )
         return io.NodeOutput(plot, report, ui=ui.PreviewImage(plot, cls=cls))
 
 
@@ -112,7 +126,7 @@ def classes(network: Family, lines: list[str]) -> list[list]:
     """A conditioning for every class number; ValueError where they are not numbers, or needed."""
     if network.reads is Text:
         raise ValueError(f"{network.name} paints from text; connect Load VAR Text Encoder to clip.")
-    if not all(line.isdecimal() for line in lines):
+    if not all(line.isdecimal() and len(line) < 10 for line in lines):
         raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
     return [[[None, {LABEL: int(line)}]] for line in lines]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,13 @@ from ..diversevar_core.attention import sdpa
 from ..diversevar_core.checkpoints import build_model, is_quantized, load_tokenizer, read_model
 from ..diversevar_core.compiled import compile_blocks
 from ..diversevar_core.families.family import Family
-from ..diversevar_core.files import Checkpoint, CheckpointError
-from ..diversevar_core.methods import Method
+from ..diversevar_core.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.methods import Method, drawn_maps
 from ..diversevar_core.pictures import to_pil
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
 from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.starts import TOGETHER, Starts
 from ..diversevar_core.text import check_length, read_t5
 from ..diversevar_core.tokenizers.autoencoder import to_image
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ WEIGHT_TYPES = {
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
+FILE = "diversevar_file"  # a patcher's attachment: where it was loaded from
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: its weights' names in the file
 
 
@@ -331,18 +334,77 @@ def to_device(
     """Have both models ready, with room for this many pictures; returns their device.
 
     guided: whether every picture has a second row, without its condition. sources: how many
-    pictures are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps.
+    pictures are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps;
+    Starts draw more pictures through the first of them, before the others. The candidates of a
+    path search share what is kept.
     """
-    network: Family = model.model
-    width, last, cached = network.width, schedule[-1].tokens, schedule[-1].begin
+    drawn = drawn_maps(schedule, methods)
+    stages = [(batch, drawn)]
+    for starts in (method for method in methods if isinstance(method, Starts)):
+        if starts.candidates > batch > 1:
+            first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
+            stages.append((min(starts.candidates, TOGETHER), first))
     share = min((method.cached for method in methods), default=1.0)
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + sources * last)
-    cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = 32 * rows * last * width  # float32 streams of the last map
-    if sources:  # one block's keys and values, the source's in front
-        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
-    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=cache + work)
+    source = sources * schedule[-1].tokens
+    room = max(room_of(model.model, maps, guided, n, share, source) for n, maps in stages)
+    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
     return model.load_device
+
+
+def room_of(
+    network: Family, maps: Schedule, guided: bool, batch: int, share: float, source: int
+) -> float:
+    """Bytes that pictures need through these maps: keys and values, and the last map's streams.
+
+    share: of the keys and values that are kept. source: tokens of all edited pictures.
+    """
+    width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
+    cache = 2 * kept * width * network.depth * network.dtype.itemsize
+    work = 32 * rows * last * width  # float32
+    if source:  # one block's keys and values, the source's in front
+        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
+    return cache + work
+
+
+def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
+    """What a model's output depends on, as JSON: its files, how its layers keep weights and
+    compute, and the LoRAs on it.
+    """
+    file = patcher.get_attachment(FILE)
+    layers = set()
+    for layer in patcher.model.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor):
+            kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
+            layers.add(f"{type(layer).__qualname__} {kept}")
+    digest = hashlib.sha256()
+    if file is None:  # a model of another node's, known by its small weights
+        for weight in patcher.model.parameters():
+            digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
+    for name, added in sorted(patcher.patches.items()):
+        for strength, patch, *_ in added:
+            digest.update(f"{name} {strength}".encode())
+            for part in parts_of(patch):
+                digest.update(bytes_of(part))
+    return {
+        "file": file and version_of(file),
+        "layers": sorted(layers),
+        "computes": str(getattr(patcher.model, "dtype", None)),
+        "weights": digest.hexdigest(),
+    }
+
+
+def parts_of(patch: object) -> Sequence[object]:
+    """The tensors and numbers of one patch of the host's, by which a LoRA changes a weight."""
+    return getattr(patch, "weights", None) or patch[-1]
+
+
+def bytes_of(part: object) -> bytes:
+    """A tensor's, or a number's in words."""
+    if not isinstance(part, Tensor):
+        return repr(part).encode()
+    return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def watch(

@@ -1,13 +1,14 @@
 """Load a VAR or Infinity transformer, its tokenizer, and the text encoder."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..diversevar_core.families.infinity import TASKS
-from ..diversevar_core.presets import beside
+from ..diversevar_core.presets import calibrated_preset
 from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
-FILE = "diversevar_file"  # a model's attachment: where it was loaded from
 
 
 class LoadModel(io.ComfyNode):
@@ -67,17 +68,21 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, **others):
-        path = folders.path_of(folders.MODELS, model_name)
-        return [file.stat().st_mtime_ns for file in (path, beside(path)) if file.exists()]
+    def validate_inputs(cls, model_name=None):
+        return folders.check(folders.model_path, model_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name=None, **others):
+        version = folders.version(folders.model_path, model_name)
+        return version and [*version, calibration(folders.model_path(model_name))]
 
     @classmethod
     def execute(
         cls, model_name, weight_dtype="default", task="auto", torch_compile=False
     ) -> io.NodeOutput:
-        path, told = folders.path_of(folders.MODELS, model_name), None if task == "auto" else task
+        path, told = folders.model_path(model_name), None if task == "auto" else task
         model = host.load_transformer(path, weight_dtype, told, torch_compile)
-        model.set_attachments(FILE, path)
+        model.set_attachments(host.FILE, path)
         return io.NodeOutput(model)
 
 
@@ -107,12 +112,19 @@ class LoadTokenizer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name):
-        return folders.path_of(folders.TOKENIZERS, vae_name).stat().st_mtime_ns
+    def validate_inputs(cls, vae_name=None):
+        return folders.check(folders.tokenizer_path, vae_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name=None):
+        return folders.version(folders.tokenizer_path, vae_name)
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_vae(folders.path_of(folders.TOKENIZERS, vae_name)))
+        path = folders.tokenizer_path(vae_name)
+        vae = host.load_vae(path)
+        vae.patcher.set_attachments(host.FILE, path)
+        return io.NodeOutput(vae)
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -138,14 +150,27 @@ class LoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder_name):
-        return folders.path_of(folders.TEXT_ENCODERS, text_encoder_name).stat().st_mtime_ns
+    def validate_inputs(cls, text_encoder_name=None):
+        return folders.check(folders.text_encoder_path, text_encoder_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder_name=None):
+        return folders.version(folders.text_encoder_path, text_encoder_name)
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        return io.NodeOutput(
-            host.load_clip(folders.path_of(folders.TEXT_ENCODERS, text_encoder_name))
-        )
+        path = folders.text_encoder_path(text_encoder_name)
+        clip = host.load_clip(path)
+        clip.patcher.set_attachments(host.FILE, path)
+        return io.NodeOutput(clip)
+
+
+def calibration(path: Path) -> str | None:
+    """What the preset my calibration stands for, which a sampler reads from beside the model."""
+    try:
+        return str(calibrated_preset(path))
+    except ValueError:
+        return None
 
 
 NODES = [LoadModel, LoadTokenizer, LoadTextEncoder]

@@ -22,7 +22,7 @@ from ..diversevar_core.travel import Travel, sample_and_travel
 from . import host, inputs
 from .class_label import LABEL
 from .encode import fit_mask
-from .load import FILE, VARModel
+from .load import VARModel
 from .spectral import Method
 
 # width:height as artists say it -> height / width as the schedules have it
@@ -300,7 +300,7 @@ def draw(
 def preset_of(name: str, custom: Preset, model: ModelPatcher) -> Preset:
     """The preset of a name; ValueError where the model was not calibrated."""
     if name == CALIBRATION:
-        return calibrated_preset(model.get_attachment(FILE))
+        return calibrated_preset(model.get_attachment(host.FILE))
     return custom if name == CUSTOM else PRESETS[name]
 
 

@@ -76,7 +76,8 @@ class StartsNode(io.ComfyNode):
 
         def features(step: Step) -> torch.Tensor:
             small = area(step.f_hat, step.scale.h, step.scale.w)
-            return features_of(to_image(tokenizer.decode(small)).movedim(1, -1), clip_vision)
+            pictures = torch.cat([tokenizer.decode(one) for one in small.split(1)])
+            return features_of(to_image(pictures).movedim(1, -1), clip_vision)
 
         return io.NodeOutput((*method, Starts(candidates, side, features)))
 

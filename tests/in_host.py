@@ -217,8 +217,46 @@ def loras(report: Report) -> None:
     comfy.model_management.unload_all_models()
     after = weights(model)
     report["lora restores"] = all(torch.equal(before[name], after[name]) for name in before)
+    for file in sorted((models / "loras").glob("*.safetensors")):
+        if (name := f"lora {file.stem}") not in report:
+            with report.errors(name):
+                (other,) = node("LoadLora", model=model, lora_name=file.name, strength=0.5)
+                report[name] = picture("infinity", other)
+    with report.errors("lora nan"):
+        node("LoadLora", model=model, lora_name="kohya.safetensors", strength=float("nan"))
+    for name in ("", ".", "../vae/var.safetensors"):
+        with report.errors(f"lora at {name}"):
+            node("LoadLora", model=model, lora_name=name, strength=1.0)
     with report.errors("lora of another model"):
         node("LoadLora", model=load("var.safetensors"), lora_name="kohya.safetensors", strength=1.0)
+
+
+def figures(report: Report) -> None:
+    """What a calibration depends on, of several models."""
+    ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
+    found = {way: load("infinity.safetensors", weight_dtype=way) for way in ("default", TYPES[0])}
+    found |= {"again": load("infinity.safetensors"), "var": load("var.safetensors")}
+    plain = found["default"]
+    for name, lora, strength in (
+        ("lora", "official", 0.5),
+        ("stronger", "official", 0.75),
+        ("another lora", "lighter", 0.5),
+    ):
+        inputs = {"model": plain, "lora_name": f"{lora}.safetensors", "strength": strength}
+        (found[name],) = node("LoadLora", **inputs)
+    report["figures"] = {name: ours.figures_of(model) for name, model in found.items()}
+
+
+def measured(report: Report) -> None:
+    """What is said of batches of odd pictures."""
+    shapes = {f"{c} channels": (2, 8, 8, c) for c in (1, 2, 3, 4)}
+    shapes |= {"no pictures": (0, 8, 8, 3), "no pixels": (2, 0, 8, 3), "no batch": (8, 8, 3)}
+    batches = {name: torch.rand(shape) for name, shape in shapes.items()}
+    batches["nan"] = torch.full((2, 8, 8, 3), torch.nan)
+    for name, images in batches.items():
+        for kind, inputs in (("Measure", {}), ("Pick", {"count": 1})):
+            with report.errors(f"{kind} {name}"):
+                report[f"{kind} {name}"] = node(kind, images=images, **inputs)
 
 
 def stream(patchers: list, room: float) -> None:
@@ -292,6 +330,19 @@ def runs(report: Report) -> None:
     for numbers in ({"cfg": 1.0}, {"cfg": 4.0}, {"cfg": 4.0, "method": few}):
         picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
     report["room"] = rooms[::2]  # the sampler's, and not the decoder's
+    report["room of starts"] = []
+    for batch, candidates, side in (
+        (2, 1, 128),
+        (16, 1, 128),
+        (2, 64, 1),
+        (2, 64, 128),
+        (1, 64, 9),
+    ):
+        (starts,) = node("Starts", candidates=candidates, side=side, compare="token maps")
+        first = len(rooms)
+        numbers = {"batch_size": batch, "method": starts}
+        picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
+        report["room of starts"].append(rooms[first])
 
     rows = []
     hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
@@ -366,7 +417,18 @@ def main() -> None:
     asyncio.run(nodes.load_custom_node(str(pack)))
     report = Report()
     with torch.inference_mode():
-        for part in (matrix, quantized, loras, files, runs, as_on_a_card, compiled, elsewhere):
+        for part in (
+            matrix,
+            quantized,
+            loras,
+            figures,
+            measured,
+            files,
+            runs,
+            as_on_a_card,
+            compiled,
+            elsewhere,
+        ):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)

@@ -1,15 +1,29 @@
 """The model's own judgement, what calibration makes of it, and what a preset stands for."""
 
 import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.distributions import Categorical
 
 from diversevar_core import included
-from diversevar_core.calibrate import Rung, Task, calibrate, choose
+from diversevar_core.calibrate import (
+    Rung,
+    Task,
+    calibrate,
+    choose,
+    content,
+    rungs_of,
+    saved_at,
+    write,
+)
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import pixel_features
 from diversevar_core.front import front_plot
 from diversevar_core.judge import self_alignment
 from diversevar_core.methods.repulsion import Repulsion
@@ -93,7 +107,7 @@ LADDER = (Preset(), Preset(guide_from=4), Preset(ssr=8.0, sar=4.0))
 
 
 def test_calibration_takes_what_differs_and_still_follows(task, tmp_path):
-    path = tmp_path / "emoji.diversity.json"
+    path = beside(tmp_path / "emoji.safetensors")
     *_, (rungs, done) = calibrate(task, path, ABOUT, LADDER)
     assert done == 1.0
     assert [rung.preset for rung in rungs] == list(LADDER)
@@ -102,7 +116,7 @@ def test_calibration_takes_what_differs_and_still_follows(task, tmp_path):
 
 
 def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
-    path = tmp_path / "emoji.diversity.json"
+    path = beside(tmp_path / "emoji.safetensors")
     shares = []
     for rungs, share in calibrate(task, path, ABOUT, LADDER[:2]):
         shares.append(share)
@@ -115,6 +129,92 @@ def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
     assert len(again) == 3  # two prompts of the second rung, and the end
     assert json.loads(path.read_text())["rungs"][:1] == first
     assert len(list(calibrate(task, path, ABOUT | {"seeds": 3}, LADDER[:1]))) == 3
+
+
+def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
+    path = beside(tmp_path / "emoji.safetensors")
+    (*_, (first, _)) = calibrate(task, path, ABOUT, LADDER[:1])
+    written = path.stat()
+    ((again, done),) = calibrate(task, path, ABOUT, LADDER[:1])
+    assert (again, done) == (first, 1.0)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_models_are_made_ready_before_every_sampling(task, tmp_path):
+    made = []
+
+    def features(pictures):  # as CLIP vision, which may take the models' place
+        made.append("features")
+        return pixel_features(pictures)
+
+    task = replace(task, features=features)
+    path = beside(tmp_path / "emoji.safetensors")
+    list(calibrate(task, path, ABOUT, LADDER[1:2], made.append))
+    assert made == 2 * [(), "features"]
+
+
+def test_pictures_are_decoded_one_by_one(task, tmp_path, monkeypatch):
+    sizes, decode = [], task.tokenizer.decode
+    monkeypatch.setattr(task.tokenizer, "decode", lambda f: sizes.append(len(f)) or decode(f))
+    list(calibrate(task, tmp_path / "x.diversity.json", ABOUT, LADDER[:1]))
+    assert sizes == 6 * [1]
+
+
+@pytest.mark.parametrize("part", ["head", "word_embed"])
+def test_a_model_of_nan_is_told(task, tmp_path, part):
+    model = load_model(included.MODEL)
+    getattr(model, part).weight.data[:] = torch.nan
+    path = tmp_path / "x.diversity.json"
+    with pytest.raises(ValueError, match="NaN or infinite|finite"):
+        list(calibrate(replace(task, model=model), path, ABOUT, LADDER[:1]))
+    assert not path.exists()
+
+
+def saved(**figures):
+    return {"preset": asdict(LADDER[0]), **{name: [0.1, 0.2] for name in FIGURES}} | figures
+
+
+FIGURES = ("diversity", "alignment", "likelihood")
+BROKEN = [
+    *(saved(**{name: wrong}) for name in FIGURES for wrong in ([], [0.1], "ab", ["a", "b"], None)),
+    *(saved(alignment=[0.1, number]) for number in (math.nan, math.inf)),
+    *(saved(preset=preset) for preset in ({"ssr": [1]}, {"guide_from": "0"}, {"x": 1}, [], None)),
+    {},
+    "x",
+]
+
+
+def test_broken_rungs_are_measured_again(task, tmp_path):
+    path = tmp_path / "x.diversity.json"
+    list(calibrate(task, path, ABOUT, LADDER[:1]))
+    whole = json.loads(path.read_text())
+    for rungs in ([rung] for rung in BROKEN):
+        path.write_text(json.dumps(whole | {"rungs": rungs}))
+        assert not rungs_of(saved_at(path), ABOUT, 2)
+    list(calibrate(task, path, ABOUT, LADDER[:1]))
+    assert json.loads(path.read_text()) == whole
+
+
+def test_the_published_rung_comes_first_whatever_the_file_says(task, tmp_path):
+    path = tmp_path / "x.diversity.json"
+    list(calibrate(task, path, ABOUT, LADDER[1:2]))
+    *_, (rungs, _) = calibrate(task, path, ABOUT, LADDER[:2])
+    assert [rung.preset for rung in rungs] == list(LADDER[:2])
+
+
+def test_several_may_write_at_once_and_readers_see_whole_files(tmp_path):
+    path = tmp_path / "x.diversity.json"
+    rungs = [Rung(Preset(), *(3 * [50 * [0.1]]))]
+
+    def work(i):
+        for _ in range(100):
+            write(path, content(ABOUT | {"i": i}, 5 * rungs, None))
+            assert len(rungs_of(json.loads(path.read_text()), ABOUT | {"i": 0}, 50)) in (0, 5)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def rung(diversity, alignment, likelihood):
@@ -161,7 +261,18 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
         (None, "no finished calibration"),
         ("{", "is not a calibration"),
         ("[]", "is not a calibration"),
+        ("{}", "is not a calibration"),
+        ("[" * 100_000, "is not a calibration"),
         ('{"chosen": {"magic": 1}}', "of another version"),
+        ('{"chosen": [1]}', "a preset is an object, not '.1.'"),
+        ('{"chosen": {"starts": 1000000000}}', "a whole number from 1 to 1024, not '1000000000'"),
+        ('{"chosen": {"starts": 8.5}}', "starts must be a whole number"),
+        ('{"chosen": {"starts": true}}', "starts must be a whole number"),
+        ('{"chosen": {"starts": null}}', "starts must be a whole number"),
+        ('{"chosen": {"guide_from": "4"}}', "guide_from must be a whole number"),
+        ('{"chosen": {"ssr": NaN}}', "ssr must be a number from 0 to 8, not 'nan'"),
+        ('{"chosen": {"sar": Infinity}}', "sar must be a number from 0 to 4"),
+        ('{"chosen": {"repulsion": -1}}', "repulsion must be a number from 0 to 16"),
     ],
 )
 def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
@@ -170,3 +281,26 @@ def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
         beside(model).write_text(content)
     with pytest.raises(ValueError, match=words):
         calibrated_preset(model)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
+    model = tmp_path / "model.safetensors"
+    path = beside(model)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**30)
+    with pytest.raises(ValueError, match="is not a calibration"):
+        calibrated_preset(model)
+    assert saved_at(path) == {}
+
+
+def test_every_file_has_a_calibration_of_its_own(tmp_path):
+    names = ("a.safetensors", "a.pth", "a")
+    assert len({beside(tmp_path / name) for name in names}) == len(names)

@@ -140,7 +140,7 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
     assert done.returncode == 0, done.stderr
     assert "s left" in done.stderr
     assert Image.open(plot).width > 600
-    chosen = json.loads((tmp_path / "transformer.diversity.json").read_text())["chosen"]
+    chosen = json.loads((tmp_path / "transformer.safetensors.diversity.json").read_text())["chosen"]
     assert chosen != asdict(Preset())
     assert command_line("sample", *files, *one).returncode == 0
 

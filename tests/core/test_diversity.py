@@ -53,3 +53,26 @@ def test_pixels_tell_pictures_apart():
     same = vendi_score(pixel_features(torch.stack((one, one))))
     assert same == pytest.approx(1)
     assert vendi_score(pixel_features(torch.stack((one, other)))) > 1.5
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.25, 0.5, 1.0])
+def test_equal_pictures_are_one_picture(grey):
+    features = pixel_features(torch.full((3, 3, 64, 64), grey))
+    assert vendi_score(features) == pytest.approx(1)
+    assert mean_distance(features) == pytest.approx(0)
+    assert most_different(features, 2)
+
+
+def test_grey_differs_from_a_picture_by_a_right_angle():
+    features = torch.cat((torch.zeros(1, 4), torch.ones(1, 4)))
+    assert mean_distance(features) == 1
+    assert vendi_score(features) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("measure", [vendi_score, mean_distance, lambda f: most_different(f, 2)])
+def test_pictures_of_nan_are_told(measure, number):
+    features = clusters((2, 1))
+    features[1, 0] = number
+    with pytest.raises(ValueError, match="Picture 2 of 3 cannot be compared: .* NaN or infinite"):
+        measure(features)

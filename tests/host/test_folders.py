@@ -2,21 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from cases import write_case, write_text_encoder
 from comfy_host import HOW_TO, ROOT, find
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 # the pack's own modules of these names, in the host's Python, without its nodes
-LIST = """
+START = """
 import json, sys, types
 host, pack, models = sys.argv[1:]
 sys.path.insert(0, host)
 sys.argv = ["main.py"]
 import folder_paths
-for folder in ("diffusion_models", "vae", "text_encoders", "checkpoints"):
+for folder in ("diffusion_models", "vae", "text_encoders", "checkpoints", "loras"):
     folder_paths.folder_names_and_paths[folder][0][:] = [f"{models}/{folder}"]
 for name, path in (("pack", pack), ("pack.nodes", f"{pack}/nodes")):
     sys.modules[name] = types.ModuleType(name)
@@ -24,17 +26,69 @@ for name, path in (("pack", pack), ("pack.nodes", f"{pack}/nodes")):
 from pack.nodes import folders
 folders.register()
 kinds = (folders.MODELS, folders.TOKENIZERS, folders.TEXT_ENCODERS)
+"""
+LISTED = """
 print(json.dumps([folders.choices(kind) for kind in kinds]))
 try:
     folders.path_of(folders.MODELS, "x" * 999 + ".safetensors")
 except ValueError as error:
     print(error)
 """
+NAMES = """
+from pathlib import Path
+def found(name):
+    try:
+        return str(folders.model_path(name).relative_to(models))
+    except ValueError as error:
+        return str(error)
+print(json.dumps([found(name) for name in json.loads(sys.stdin.read())]))
+"""
+READ = """
+import os, time
+from pathlib import Path
+read, names_in = [], folders.names_in
+folders.names_in = lambda path: read.append(str(path)) or names_in(path)
+def listing():
+    read.clear()
+    began = time.monotonic()
+    choices = [folders.choices(kind) for kind in kinds]
+    return sum(map(len, choices)), len(read), time.monotonic() - began
+first, again = listing(), listing()
+changed = Path(models, "diffusion_models", "7.safetensors")
+changed.write_bytes(changed.read_bytes() + b" ")
+folder_paths.filename_list_cache.clear()
+print(json.dumps([first, again, listing(), len(folders.verdicts)]))
+"""
+VERSIONS = """
+import os
+from pathlib import Path
+def change(file):
+    Path(file).write_text((Path(file).read_text() if Path(file).exists() else "{}") + " ")
+seen = []
+for name, kind, changed in json.loads(sys.stdin.read()):
+    before = folders.version(kind := getattr(folders, kind), name)
+    assert folders.version(kind, name) == before and json.loads(json.dumps(before)) == before
+    change(f"{models}/{changed}")
+    seen.append(folders.version(kind, name) != before)
+print(json.dumps([*seen, folders.version(folders.model_path, None)]))
+"""
+
+
+def run_in_host(script: str, models: Path, given: object = None) -> str:
+    """What the script prints at last in the host's Python, with ``given`` at its input."""
+    found = find()
+    if found is None:
+        pytest.skip(HOW_TO)
+    command = [found[1], "-c", START + script, found[0], ROOT, models]
+    text = json.dumps(given)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
 def models(tmp_path):
-    for folder in ("diffusion_models", "vae", "text_encoders", "checkpoints"):
+    for folder in ("diffusion_models", "vae", "text_encoders", "checkpoints", "loras"):
         (tmp_path / folder).mkdir()
     case = write_case("infinity_plain", tmp_path)
     case.model.rename(tmp_path / "diffusion_models" / "good.safetensors")
@@ -44,9 +98,6 @@ def models(tmp_path):
 
 
 def test_odd_files_are_passed_over(models):
-    found = find()
-    if found is None:
-        pytest.skip(HOW_TO)
     for folder in ("diffusion_models", "vae", "text_encoders"):
         here = models / folder
         os.mkfifo(here / "pipe.safetensors")
@@ -58,11 +109,7 @@ def test_odd_files_are_passed_over(models):
         (here / "listed").mkdir()
         (here / "listed" / "model.safetensors.index.json").write_text("[[1]]")
         save_file({}, here / "listed" / "nothing.safetensors")
-    done = subprocess.run(
-        [found[1], "-c", LIST, found[0], ROOT, models], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    listed, refused = done.stdout.splitlines()[-2:]
+    listed, refused = run_in_host(LISTED, models).splitlines()[-2:]
     in_doubt = {"null.safetensors", "\udcff.safetensors"}
     kinds = [set(names) - in_doubt for names in json.loads(listed)]
     assert kinds == [
@@ -70,4 +117,52 @@ def test_odd_files_are_passed_over(models):
         {"emoji", "good.safetensors"},
         {"emoji", "emoji-edit", "good", "good/model.safetensors"},
     ]
-    assert refused.startswith("There is no xxx")
+    assert refused.startswith("There is no 'xxx")
+
+
+def test_only_names_of_the_list_are_taken_with_any_systems_separators(models):
+    here = models / "diffusion_models"
+    for file in ("sub/one.safetensors", "back\\slash.safetensors"):
+        (here / file).parent.mkdir(exist_ok=True)
+        shutil.copy(here / "good.safetensors", here / file)
+    outside = models / "outside.safetensors"
+    shutil.copy(here / "good.safetensors", outside)
+    good = ["good.safetensors", "sub/one.safetensors", "back\\slash.safetensors"]
+    names = [*good, "sub\\one.safetensors"]
+    odd = [str(outside), "../outside.safetensors", "..\\outside.safetensors", "", ".", "sub/.."]
+    odd += ["sub/../good.safetensors", "good.safetensors\0", 7]
+    found = json.loads(run_in_host(NAMES, models, names + odd).splitlines()[-1])
+    assert found[:4] == [f"diffusion_models/{name}" for name in [*good, good[1]]]
+    assert all("refresh and choose again" in words for words in found[4:]), found[4:]
+
+
+def test_a_listing_reads_what_has_changed_however_many_files_there_are(models):
+    here = models / "diffusion_models"
+    for i in range(4200):
+        os.link(here / "good.safetensors", here / f"{i}.safetensors")
+    (here / "7.safetensors").unlink()
+    shutil.copy(here / "good.safetensors", here / "7.safetensors")
+    first, again, changed, kept = json.loads(run_in_host(READ, models).splitlines()[-1])
+    assert first[1] > 4200 and again[1] == 0
+    assert changed[1] == 1
+    assert first[0] == again[0] == changed[0] > 4200
+    assert again[2] < 5
+    assert kept == first[1]
+
+
+def test_a_choice_has_another_version_after_any_of_its_files_changed(models):
+    case = models / "diffusion_models" / "good.safetensors"
+    folder = models / "diffusion_models" / "many"
+    folder.mkdir()
+    shutil.copy(case, folder / "one.safetensors")
+    index = {name: "one.safetensors" for name in load_file(case)}
+    (folder / "x.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    changes = [
+        ["good.safetensors", "model_path", "diffusion_models/good.json"],
+        ["many", "model_path", "diffusion_models/many/x.safetensors.index.json"],
+        ["many", "model_path", "diffusion_models/many/config.json"],
+        ["good.safetensors", "tokenizer_path", "vae/good.json"],
+        ["good", "text_encoder_path", "text_encoders/good/tokenizer.json"],
+    ]
+    found = json.loads(run_in_host(VERSIONS, models, changes).splitlines()[-1])
+    assert found == [*(len(changes) * [True]), None]

@@ -37,6 +37,33 @@ WAYS = {
 QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # how a file tells its scales
 
 
+# how else trainers call the same layers: of which LoRA, what of its names, and what in its place
+SPELLINGS = {
+    "module": ("official", "diffusion_model.", "module."),
+    "wrapped": ("official", "diffusion_model.", "base_model.model._orig_mod.module."),
+    "compiled": ("official", "diffusion_model.", "transformer._orig_mod."),
+    "lycoris": ("kohya", "lora_unet_", "lycoris_"),
+    "lora_transformer": ("kohya", "lora_unet_", "lora_transformer_"),
+}
+LARGER = r"' was made for another model: for blocks\.0.*weight it has \[(\d+), 4\] and \[4, (\d+)\]"
+# a broken LoRA -> what is said of it
+ODD = {
+    "of a larger model": LARGER + r", and this model's is \[\d+, \d+\]; choose",
+    "of two ranks": r"it has \[\d+, 3\] and \[4, \d+\], and this model's is",
+    "of rank 0": "lora_[AB].weight' is empty; the file is broken",
+    "of scalars": r"it has \[\] and \[\], and this model's is",
+    "of nan": "lora_B.weight' holds NaN or infinity",
+    "of inf": "lora_A.weight' holds NaN or infinity",
+    "of one half": "lacks '.*lora_A.weight', half of a layer; it is broken",
+    "of the other half": "has '.*lora_A.weight' without its other half",
+    "of a vector alpha": "alpha' has 3 numbers, not one",
+    "of a nan alpha": "alpha' holds NaN or infinity",
+    "of wrong dora": "was made for another model",
+    "of a wrong difference": r"it has \[3, 3\], and this model's is",
+    "of other hadamard factors": r"it has \[4, 4\] and .*, and this model's is",
+}
+
+
 def is_matrix(name: str, tensor: torch.Tensor) -> bool:
     """Whether this is one of the blocks' matrices."""
     return "block" in name and name.endswith(".weight") and tensor.ndim == 2
@@ -127,10 +154,55 @@ def write_loras(models: Path, model: Path) -> None:
         kohya |= {f"{under}.lora_up.weight": up, f"{under}.lora_down.weight": down.T.contiguous()}
         for strength, whole in merged.items():
             whole[name] = tensor + strength * (up @ down.T)
+    save_odd_loras(models / "loras", official, kohya)
     save_file(official, models / "loras" / "official.safetensors")
     save_file(kohya, models / "loras" / "kohya.safetensors")
     write(models, "merged half", merged[0.5], model)
     write(models, "merged three quarters", merged[0.75], model)
+
+
+def save_odd_loras(folder: Path, official: dict, kohya: dict) -> None:
+    """The LoRA under other prefixes, and its first layer broken in every way."""
+    for name, (like, before, after) in SPELLINGS.items():
+        lora = official if like == "official" else kohya
+        renamed = {key.replace(before, after, 1): tensor for key, tensor in lora.items()}
+        save_file(renamed, folder / f"{name}.safetensors")
+    lighter = {name: tensor / 2 for name, tensor in official.items()}
+    save_file(lighter, folder / "lighter.safetensors")
+    (folder / "module.json").write_text("[1]")  # a model's would be refused
+    first = next(iter(official)).removesuffix(".lora_B.weight")
+    up, down = (official[f"{first}.lora_{half}.weight"] for half in "BA")
+    odd = {
+        "of a larger model": (up.repeat(2, 1), down.repeat(1, 2)),
+        "of two ranks": (up[:, :3].contiguous(), down),
+        "of rank 0": (up[:, :0].contiguous(), down[:0].contiguous()),
+        "of scalars": (up[0, 0].clone(), down[0, 0].clone()),
+        "of nan": (up * torch.nan, down),
+        "of inf": (up, down * torch.inf),
+        "of one half": (up, None),
+        "of the other half": (None, down),
+        "of a vector alpha": (up, down),
+        "of a nan alpha": (up, down),
+        "of wrong dora": (up, down),
+    }
+    more = {
+        "of a vector alpha": {"alpha": torch.ones(3)},
+        "of a nan alpha": {"alpha": torch.tensor(torch.nan)},
+        "of wrong dora": {"dora_scale": torch.ones(7)},
+        "of a wrong difference": {"diff": torch.zeros(3, 3)},
+        "of other hadamard factors": {
+            f"hada_w{i}_{half}": torch.ones(4, 4) for i in (1, 2) for half in "ab"
+        },
+    }
+    assert set(ODD) == odd.keys() | more.keys()
+    for name in ODD:
+        halves = zip(("lora_B.weight", "lora_A.weight"), odd.get(name, (None, None)), strict=True)
+        tensors = {half: tensor for half, tensor in halves if tensor is not None}
+        tensors |= more.get(name, {})
+        lora = official | {f"{first}.{part}": tensor for part, tensor in tensors.items()}
+        for half in {"lora_B.weight", "lora_A.weight"} - tensors.keys():
+            del lora[f"{first}.{half}"]
+        save_file(lora, folder / f"{name}.safetensors")
 
 
 def write_wrong(models: Path, model: Path) -> None:
@@ -209,9 +281,48 @@ def test_a_lora_comes_off_without_a_trace(report):
     assert torch.equal(report["lora off"], report["infinity plain default"])
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_lora_is_read_under_every_trainers_names(report, spelling):
+    found = report[f"lora {spelling}"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report["lora official"])
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_broken_lora_is_refused_with_its_reason(report, odd):
+    found = report[f"lora {odd}"]
+    assert found.startswith("ValueError: ") and f"{odd}.safetensors'" in found
+    assert re.search(ODD[odd], found), found
+
+
+def test_a_lora_has_a_finite_strength_and_a_listed_name(report):
+    assert report["lora nan"] == "ValueError: strength must be a finite number, not nan."
+    for name in ("", ".", "../vae/var.safetensors"):
+        assert "in models/loras any more" in report[f"lora at {name}"]
+
+
+def test_what_figures_depend_on_tells_models_apart(report):
+    figures = report["figures"]
+    assert figures["default"] == figures["again"]
+    changed = ("default", "fp8_e4m3fn", "var", "lora", "stronger", "another lora")
+    assert len({json.dumps(figures[name]) for name in changed}) == len(changed)
+
+
+@pytest.mark.parametrize("kind", ["Measure", "Pick"])
+def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
+    for channels in (1, 3, 4):
+        assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
+    for odd in ("2 channels", "no pictures", "no pixels", "no batch"):
+        words = (
+            r"ValueError: images must be one or more pictures of 1, 3 or 4 channels, not \[.*\]\."
+        )
+        assert re.fullmatch(words, report[f"{kind} {odd}"])
+    assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
+
+
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
-    assert "kohya.safetensors has no weights for this model" in words
+    assert "kohya.safetensors' has no weights for this model" in words
 
 
 def test_a_compiled_model_draws_the_same_tokens_also_with_a_lora(report):
@@ -262,6 +373,11 @@ def test_previews_have_the_pictures_shape_and_the_hosts_size(report):
 def test_room_is_asked_for_the_rows_and_keys_that_there_are(report):
     unguided, guided, few_keys = report["room"]
     assert 2 * unguided == guided > few_keys > 0
+
+
+def test_room_is_asked_for_the_starts_that_are_drawn_at_once(report):
+    two, sixteen, small, sixteen_at_once, one = report["room of starts"]
+    assert two == small < sixteen_at_once == sixteen and one == two / 2
 
 
 def test_a_batch_is_computed_together_or_one_by_one(report):
