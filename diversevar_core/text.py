@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checkpoints import compute_dtype, describe, fill
 from .files import CheckpointError, Sparing, naming, read, reading
+from .quote import quote
 from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
@@ -96,7 +97,10 @@ class T5File:
     facts: dict[str, object]  # of the file's header and sidecar
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which neither pads nor cuts. Raises CheckpointError."""
+        """The tokenizer, which neither pads nor cuts.
+
+        Raises CheckpointError, also where it has more words than the encoder.
+        """
         text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
         try:
             tokenizer = Tokenizer.from_str(text)
@@ -104,6 +108,12 @@ class T5File:
             raise CheckpointError(
                 f"The tokenizer.json for {self.vocabulary} is not valid; get it again."
             ) from error
+        if tokenizer.get_vocab_size() > self.config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer.json for {quote(self.vocabulary)} has {tokenizer.get_vocab_size()} "
+                f"words and the text encoder's embedding {self.config.vocab_size}; put its own "
+                "tokenizer.json beside it."
+            )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -171,13 +181,7 @@ def load_text_encoder(
     dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
     """
     file = read_t5(path)
-    tokenizer, words = file.tokenizer(), file.config.vocab_size
-    if tokenizer.get_vocab_size() > words:
-        raise CheckpointError(
-            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
-            f"embedding {words}; put the text encoder's own there."
-        )
-    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
+    return TextEncoder(build_t5(file, path, device, dtype), file.tokenizer())
 
 
 def build_t5(

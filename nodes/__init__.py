@@ -26,6 +26,7 @@ from . import (
     text_noise,
     travel,
 )
+from .checks import checked
 
 NODES = [
     *load.NODES,
@@ -59,7 +60,7 @@ class DiverseVARExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        return [checked(node) for node in NODES]
 
 
 async def comfy_entrypoint() -> DiverseVARExtension:

@@ -10,7 +10,7 @@ from ..diversevar_core.front import front_plot
 from ..diversevar_core.presets import beside
 from ..diversevar_core.starts import TOGETHER
 from . import host
-from .class_label import LABEL
+from .class_label import labelled
 from .load import FILE, VARModel
 from .measure import features_of
 from .sample import condition_of, settings_of
@@ -114,7 +114,7 @@ def classes(network: Family, lines: list[str]) -> list[list]:
         raise ValueError(f"{network.name} paints from text; connect Load VAR Text Encoder to clip.")
     if not all(line.isdecimal() for line in lines):
         raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
-    return [[[None, {LABEL: int(line)}]] for line in lines]
+    return [labelled(int(line)) for line in lines]
 
 
 NODES = [Calibrate]

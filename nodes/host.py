@@ -33,6 +33,7 @@ from ..diversevar_core.families.family import Family
 from ..diversevar_core.files import Checkpoint, CheckpointError
 from ..diversevar_core.methods import Method
 from ..diversevar_core.pictures import to_pil
+from ..diversevar_core.quote import quote
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
 from ..diversevar_core.schedule import Schedule
@@ -229,6 +230,24 @@ class GivenTokenizer:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+class Tokens(dict):
+    """A prompt's tokens by encoder; nodes that write for several ask for encoders there are not."""
+
+    def __missing__(self, name: str):
+        raise ValueError(
+            "This node writes for a diffusion model with other text encoders (it asks for "
+            f"{quote(name)}), and a VAR model reads T5 alone; use VAR Encode Text or CLIP Text "
+            "Encode."
+        )
+
+
+class PromptTokenizer(sd1_clip.SD1Tokenizer):
+    """What the host's CLIP object has as its tokenizer."""
+
+    def tokenize_with_weights(self, *arguments, **options) -> Tokens:
+        return Tokens(super().tokenize_with_weights(*arguments, **options))
+
+
 class T5Tokenizer(sd1_clip.SDTokenizer):
     """T5's tokens with the host's prompt weights, never padded; too long a prompt is an error."""
 
@@ -288,7 +307,7 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         "model_type": "t5",
     }
     tokenizer = partial(
-        sd1_clip.SD1Tokenizer,
+        PromptTokenizer,
         name="t5",
         tokenizer=partial(T5Tokenizer, file.tokenizer(), file.config.d_model),
     )

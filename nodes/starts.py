@@ -78,7 +78,7 @@ class StartsNode(io.ComfyNode):
             small = area(step.f_hat, step.scale.h, step.scale.w)
             return features_of(to_image(tokenizer.decode(small)).movedim(1, -1), clip_vision)
 
-        return io.NodeOutput((*method, Starts(candidates, side, features)))
+        return io.NodeOutput((*method, Starts(candidates, side, features, tokenizer)))
 
 
 NODES = [StartsNode]
