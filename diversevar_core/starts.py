@@ -17,7 +17,6 @@ from .conditions import Condition
 from .diversity import most_different
 from .families.family import Family
 from .methods import Method
-from .pairing import check_pair
 from .resize import area
 from .sampler import Step, sample
 from .schedule import Schedule
@@ -81,8 +80,12 @@ def choose_starts(
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))
-    if starts.tokenizer is not None:
-        check_pair(model, starts.tokenizer)
+    if starts.tokenizer is not None and starts.tokenizer.token_kind != tokenizer.token_kind:
+        raise ValueError(
+            f"Diverse starts would decode small pictures with {starts.tokenizer.name}'s tokenizer "
+            f"({starts.tokenizer.token_kind}), and this model's has {tokenizer.token_kind}; "
+            "connect the same tokenizer to both."
+        )
     candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))

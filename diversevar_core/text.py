@@ -72,8 +72,16 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_characters(name: str, text: str) -> None:
+    """Raise ValueError where a text has a surrogate, half a character: nothing can write it."""
+    half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+    if half:
+        raise ValueError(f"{name} has half a character, {quote(half)}; type it again.")
+
+
 def check_prompt(prompt: str) -> None:
-    """Raise ValueError where there is nothing to read."""
+    """Raise ValueError where there is nothing to read, or what is no text."""
+    check_characters("The prompt", prompt)
     if not prompt.strip():
         raise ValueError("The prompt is empty; write what the picture should show.")
 
@@ -181,7 +189,8 @@ def load_text_encoder(
     dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
     """
     file = read_t5(path)
-    return TextEncoder(build_t5(file, path, device, dtype), file.tokenizer())
+    tokenizer = file.tokenizer()
+    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
 
 
 def build_t5(

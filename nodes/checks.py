@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..diversevar_core.methods import Method
 from ..diversevar_core.quote import quote
+from ..diversevar_core.text import check_characters
 
 # what tells the objects of each type of socket
 SOCKETS = {
@@ -63,7 +64,9 @@ def check(given: io.Input, value: object) -> None:
                 more = ", ..." if len(given.options) > LISTED else ""
                 raise ValueError(f"{given.id} has no {quote(value)}, only {choices}{more}.")
         case io.String.Input():
-            check_text(given, value)
+            if not isinstance(value, str):
+                raise ValueError(f"{given.id} must be a text, not {quote(value)}.")
+            check_characters(given.id, value)
         case _:
             check_object(given, value)
 
@@ -74,15 +77,6 @@ def check_number(given: io.Input, value: object, kind: type, words: str) -> None
         raise ValueError(f"{given.id} must be {words}, not {quote(value)}.")
     if not given.min <= value <= given.max:
         raise ValueError(f"{given.id} must be from {given.min} to {given.max}, not {value}.")
-
-
-def check_text(given: io.Input, value: object) -> None:
-    """A text that can be written down: surrogates, halves of a character, can not."""
-    if not isinstance(value, str):
-        raise ValueError(f"{given.id} must be a text, not {quote(value)}.")
-    broken = next((c for c in value if "\ud800" <= c <= "\udfff"), None)
-    if broken:
-        raise ValueError(f"{given.id} has half a character, {quote(broken)}; type it again.")
 
 
 def check_object(given: io.Input, value: object) -> None:

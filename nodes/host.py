@@ -37,7 +37,7 @@ from ..diversevar_core.quote import quote
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
 from ..diversevar_core.schedule import Schedule
-from ..diversevar_core.text import check_length, read_t5
+from ..diversevar_core.text import check_characters, check_length, read_t5
 from ..diversevar_core.tokenizers.autoencoder import to_image
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 
@@ -244,8 +244,9 @@ class Tokens(dict):
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
     """What the host's CLIP object has as its tokenizer."""
 
-    def tokenize_with_weights(self, *arguments, **options) -> Tokens:
-        return Tokens(super().tokenize_with_weights(*arguments, **options))
+    def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
+        check_characters("The prompt", text)
+        return Tokens(super().tokenize_with_weights(text, *arguments, **options))
 
 
 class T5Tokenizer(sd1_clip.SDTokenizer):

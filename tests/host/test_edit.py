@@ -4,25 +4,8 @@ import time
 
 import numpy as np
 import pytest
-
-HIGH, WIDE = 60, 96  # the picture's own size; the model's square is 256
-
-
-def graph(**edit) -> dict:
-    """A prompt that edits a picture; the rest stays at its default."""
-    image = {"width": WIDE, "height": HIGH, "color": 0x4080C0}
-    text = {"clip": ["clip", 0], "prompt": "a red apple on the moon", "negative": ""}
-    inputs = {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0]}
-    nodes = {
-        "model": ("DiverseVARLoadModel", {"model_name": "edit_tiny.pth"}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": "infinity_tiny.safetensors"}),
-        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"}),
-        "text": ("DiverseVAREncodeText", text),
-        "image": ("EmptyImage", image),
-        "edit": ("DiverseVAREdit", {**inputs, "picture": ["image", 0], **edit}),
-        "save": ("PreviewImage", {"images": ["edit", 0]}),
-    }
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+from prompts import HIGH, WIDE, pixels
+from prompts import edit_graph as graph
 
 
 def masked(value: float = 1.0, **edit) -> dict:
@@ -34,11 +17,6 @@ def masked(value: float = 1.0, **edit) -> dict:
     inputs = {"destination": ["none", 0], "source": ["left", 0], "x": 0, "y": 0, "operation": "add"}
     prompt["mask"] = {"class_type": "MaskComposite", "inputs": inputs}
     return prompt
-
-
-def pixels(outcome) -> list[np.ndarray]:
-    assert outcome.error is None
-    return [np.asarray(picture) for picture in outcome.pictures]
 
 
 def test_the_edit_has_the_pictures_size_and_its_seed(host):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_host import Refused
+from prompts import PIXELS, TOKENIZERS, encoded, graph, pixels
 from safetensors.torch import load_file
 
 from diversevar_core.checkpoints import load_tokenizer
@@ -15,33 +16,8 @@ from diversevar_core.included import TOKENIZER
 from diversevar_core.schedule import square
 from diversevar_core.tokenizers.autoencoder import to_image
 
-MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
-TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
-TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
 MAPS = {"emoji": [1, 2, 4, 6, 8], "var": [1, 2, 3, 4, 6]}
-PIXELS = {"infinity": 256, "var": 96, "emoji": 64}  # along a side
-
-
-def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
-    """A text-to-image (infinity) or class-to-image (var) prompt; the rest stays at its default."""
-    nodes = {
-        "model": ("DiverseVARLoadModel", {"model_name": MODELS[family]}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": TOKENIZERS[family]}),
-        "sampler": (
-            "DiverseVARSampler",
-            {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0], **sampler},
-        ),
-        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
-        "save": ("PreviewImage", {"images": ["decode", 0]}),
-    }
-    if family == "var":
-        nodes["text"] = ("DiverseVARClassLabel", {"label": 3})
-    else:
-        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": TEXT_ENCODERS[family]})
-        inputs = {"clip": ["clip", 0], "prompt": prompt, "negative": ""}
-        nodes["text"] = ("DiverseVAREncodeText", inputs)
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
 def advanced(family: str, **numbers) -> dict:
@@ -49,11 +25,6 @@ def advanced(family: str, **numbers) -> dict:
     prompt = graph(family, method=["method", 0])
     prompt["method"] = {"class_type": "DiverseVARSpectral", "inputs": numbers}
     return prompt
-
-
-def pixels(outcome) -> list[np.ndarray]:
-    assert outcome.error is None
-    return [np.asarray(picture) for picture in outcome.pictures]
 
 
 def test_every_node_explains_itself(host):
@@ -256,20 +227,6 @@ def test_stock_conditioning_nodes_work(host):
     (mixed,) = pixels(host.run(prompt))
     (plain,) = pixels(host.run(graph("infinity")))
     assert not np.array_equal(mixed, plain)
-
-
-def encoded(family: str, **sampler) -> dict:
-    """A prompt whose sampler varies a picture of its size, red on the left, blue on the right."""
-    prompt, side = graph(family, picture=["encode", 0], **sampler), PIXELS[family]
-    for name, color in (("image", 0xC04020), ("blue", 0x2040C0)):
-        inputs = {"width": side, "height": side, "color": color}
-        prompt[name] = {"class_type": "EmptyImage", "inputs": inputs}
-    both = {"destination": ["image", 0], "source": ["blue", 0], "x": side // 2, "y": 0}
-    both |= {"resize_source": False}
-    prompt["both"] = {"class_type": "ImageCompositeMasked", "inputs": both}
-    inputs = {"pixels": ["both", 0], "vae": ["vae", 0], "model": ["model", 0]}
-    prompt["encode"] = {"class_type": "DiverseVAREncode", "inputs": inputs}
-    return prompt
 
 
 def through_tokens(host, family: str) -> np.ndarray:
