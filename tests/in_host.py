@@ -230,6 +230,29 @@ def stream(patchers: list, room: float) -> None:
         assert bool(patched) == bool(patcher.patches)
 
 
+class Vision:
+    """CLIP vision; where it evicts, the host takes every other model off the card for it."""
+
+    def __init__(self, evicts: bool):
+        self.evicts = evicts
+
+    def encode_image(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.evicts:
+            comfy.model_management.unload_all_models()
+        return {"image_embeds": images.mean(dim=(1, 2))}
+
+
+def evicted(report: Report) -> None:
+    """Starts compared by a model that takes the place of the others, which have a LoRA."""
+    model = load("infinity.safetensors")
+    (tuned,) = node("LoadLora", model=model, lora_name="official.safetensors", strength=0.5)
+    vae, _ = others("infinity", False)
+    inputs = {"candidates": 20, "side": 4, "compare": "small pictures", "vae": vae}
+    for evicts in (False, True):
+        (starts,) = node("Starts", **inputs, clip_vision=Vision(evicts))
+        report[f"evicts {evicts}"] = picture("infinity", tuned, batch_size=2, method=starts)
+
+
 def elsewhere(report: Report) -> None:
     """Weights that stay on another device."""
 
@@ -291,7 +314,7 @@ def runs(report: Report) -> None:
     (few,) = node("ScaleKV", budget=0.1)
     for numbers in ({"cfg": 1.0}, {"cfg": 4.0}, {"cfg": 4.0, "method": few}):
         picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
-    report["room"] = rooms[::2]  # the sampler's, and not the decoder's
+    report["room"] = rooms[1::3]  # as the pictures are drawn, and not decoded
 
     rows = []
     hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
@@ -366,7 +389,17 @@ def main() -> None:
     asyncio.run(nodes.load_custom_node(str(pack)))
     report = Report()
     with torch.inference_mode():
-        for part in (matrix, quantized, loras, files, runs, as_on_a_card, compiled, elsewhere):
+        for part in (
+            matrix,
+            quantized,
+            loras,
+            evicted,
+            files,
+            runs,
+            as_on_a_card,
+            compiled,
+            elsewhere,
+        ):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)

@@ -209,6 +209,11 @@ def test_a_lora_comes_off_without_a_trace(report):
     assert torch.equal(report["lora off"], report["infinity plain default"])
 
 
+def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
+    assert "evicted" not in report, report["evicted"]
+    assert torch.equal(report["evicts True"], report["evicts False"])
+
+
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
     assert "kohya.safetensors has no weights for this model" in words
