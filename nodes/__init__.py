@@ -19,6 +19,7 @@ from . import (
     path_search,
     repulsion,
     sample,
+    save,
     scalekv,
     spectral,
     spectrum,
@@ -48,6 +49,7 @@ NODES = [
     *decode.NODES,
     *encode.NODES,
     *compare.NODES,
+    *save.NODES,
     *measure.NODES,
     *spectrum.NODES,
 ]

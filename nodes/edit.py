@@ -85,6 +85,7 @@ class Edit(io.ComfyNode):
                     tooltip="The edits before the mask, in the model's square, with the white "
                     "that fills it up."
                 ),
+                io.String.Output(display_name="seeds", tooltip="The seed of every edit."),
             ],
         )
 
@@ -137,12 +138,13 @@ class Edit(io.ComfyNode):
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
         how = condition, schedule, settings, seed, methods, exact_batch
-        f_hat, _ = draw(model, vae, *how, ready)
+        f_hat, seeds = draw(model, vae, *how, ready)
 
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(picture, edited, mask)
-        return io.NodeOutput(edited.movedim(1, -1), {"samples": f_hat})
+        edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
+        return io.NodeOutput(edited, {"samples": f_hat}, seeds)
 
 
 NODES = [Edit]

@@ -27,6 +27,14 @@ def test_the_edit_has_the_pictures_size_and_its_seed(host):
     np.testing.assert_allclose(second, alone.astype(int), atol=1)  # same bits; a rounding
 
 
+def test_the_seeds_of_edits_are_saved_with_them(host):
+    prompt = graph(seed=5, batch_size=2)
+    inputs = {"images": ["edit", 0], "seeds": ["edit", 2], "filename_prefix": "edits"}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    seeds = [picture.text["diversevar_seed"] for picture in host.run(prompt).pictures]
+    assert seeds == ["5", "6"]
+
+
 def test_instruction_and_picture_and_method_change_the_edit(host):
     prompts = [graph(), graph(), graph(), graph(method=["method", 0], guide_from=4)]
     prompts[1]["text"]["inputs"]["prompt"] = "a cat"

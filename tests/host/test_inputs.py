@@ -280,3 +280,14 @@ def test_seeds_past_the_last_start_over(host):
     (_, second), (first,) = pixels(host.run(prompt)), pixels(host.run(graph("emoji", seed=0)))
     np.testing.assert_allclose(second, first.astype(int), atol=1)
     assert json.loads(f"[{shown(host, graph('emoji', seed=5, batch_size=2))}]") == [5, 6]
+
+
+def test_seeds_of_other_pictures_are_not_saved(host):
+    prompt = given(graph("emoji", batch_size=2), "decode.samples", "None")
+    prompt["decode"]["inputs"]["samples"] = ["sampler", 0]
+    inputs = {"images": ["decode", 0], "seeds": ["object", 0], "filename_prefix": "wrong"}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    for seeds in ("5", "5, six", "5, 6, 7", ""):
+        prompt["object"]["inputs"]["code"] = repr(seeds)
+        assert "seeds must be 2 numbers" in fails(host, prompt)
+    assert not list((host.base / "output").glob("wrong*"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_host import Refused
+from PIL import Image
 from prompts import PIXELS, TOKENIZERS, encoded, graph, pixels
 from safetensors.torch import load_file
 
@@ -71,21 +72,43 @@ def test_a_preset_sets_the_numbers(host):
     assert not np.array_equal(published, paper)
 
 
+def saved(host, prompt: dict, name: str) -> dict[str, int]:
+    """Save with Seeds under a name: the seed in the metadata of every file."""
+    inputs = {"images": ["decode", 0], "seeds": ["sampler", 1], "filename_prefix": name}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    about = {"workflow": {"nodes": []}}
+    assert len(host.run(prompt, extra_pnginfo=about).pictures) > 0
+    assert about == {"workflow": {"nodes": []}}
+    seeds = {}
+    for path in sorted((host.base / "output").glob(f"{name}_*.png")):
+        text = Image.open(path).text
+        assert json.loads(text["prompt"])["sampler"] and json.loads(text["workflow"])
+        seeds[path.name] = int(text["diversevar_seed"])
+    return seeds
+
+
 def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
     prompt = graph("infinity", starts=12, batch_size=2, seed=100)
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}}
-    prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0]}}
-    prompt["save"]["inputs"]["filename_prefix"] = "starts"
-    outcome = host.run(prompt, extra_pnginfo={})
+    outcome = host.run(prompt)
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "sampler"]
     assert (steps[0], steps[-1]) == (12, sum(side**2 for side in SIDES))  # starts, then maps
     both = pixels(outcome)
     (shown,) = [data for data in outcome.of("executed") if data["node"] == "show"]
     seeds = [int(seed) for seed in shown["output"]["text"][0].split(", ")]
-    assert json.loads(outcome.pictures[0].text["diversevar_seeds"]) == {"sampler": seeds}
+    del prompt["show"]
+    for name in ("once", "cached"):
+        assert list(saved(host, prompt, name).values()) == seeds
     assert seeds != [100, 101] and all(100 <= seed < 112 for seed in seeds)
     (second,) = pixels(host.run(graph("infinity", seed=seeds[1])))
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)
+
+
+def test_pictures_of_a_list_of_seeds_are_saved_with_their_own(host):
+    prompt = graph("emoji", batch_size=2)
+    prompt["list"] = {"class_type": "AnyList", "inputs": {"code": "[11, 22]"}}
+    prompt["sampler"]["inputs"]["seed"] = ["list", 0]
+    assert list(saved(host, prompt, "list").values()) == [11, 12, 22, 23]
 
 
 METHODS = {
@@ -457,7 +480,7 @@ def two_encoded_pictures() -> dict:
         (advanced("infinity", sides="4,7"), "7"),
         (advanced("infinity", sides="four"), "four"),
         (advanced("infinity", ssr=float("nan")), "nan"),
-        (graph("infinity", diversity=float("nan")), "ssr must be a finite"),
+        (graph("infinity", diversity=float("nan")), "diversity must be from 0.0 to 4.0"),
         (graph("var", top_p=float("nan")), "nan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
