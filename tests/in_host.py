@@ -253,6 +253,20 @@ def evicted(report: Report) -> None:
         report[f"evicts {evicts}"] = picture("infinity", tuned, batch_size=2, method=starts)
 
 
+def half_pictures(report: Report) -> None:
+    """The host's --fp16-intermediates: pictures in half precision, edited within a mask."""
+    model, (vae,) = load("emoji-edit"), node("LoadTokenizer", vae_name="emoji-edit")
+    inputs = {"model": model, "vae": vae, "positive": text("emoji-edit"), "seed": 1}
+    inputs |= {"batch_size": 1, "cfg": 0, "tau": 0, "guide_from": 0, "top_k": 0, "top_p": 0}
+    shades, mask = torch.linspace(0, 1, 64)[:, None].expand(1, 64, 64, 3), torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    for kind in (torch.float32, torch.float16):
+        half = kind == torch.float16
+        with patched(args, "fp16_intermediates", half):
+            edited, *_ = node("Edit", **inputs, picture=shades.to(kind), mask=mask.to(kind))
+        report[f"edited in half {half}"] = edited.float()
+
+
 def elsewhere(report: Report) -> None:
     """Weights that stay on another device."""
 
@@ -394,6 +408,7 @@ def main() -> None:
             quantized,
             loras,
             evicted,
+            half_pictures,
             files,
             runs,
             as_on_a_card,

@@ -214,6 +214,13 @@ def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
     assert torch.equal(report["evicts True"], report["evicts False"])
 
 
+def test_pictures_in_half_precision_are_edited_within_a_mask(report):
+    assert "half_pictures" not in report, report["half_pictures"]
+    whole, half = (report[f"edited in half {half}"] for half in (False, True))
+    assert (whole - half).abs().mean() < 0.02
+    assert not torch.equal(half[:, :32], half[:, 32:])
+
+
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
     assert "kohya.safetensors has no weights for this model" in words
