@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from .quote import quote
+
 FEATHER = 2  # pixels; an edge rises over twice as many and one
 BAND = 256  # pixels of a picture's side that are resized at once
 
@@ -66,7 +68,7 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} is not a picture ({error}).") from error
+        raise ValueError(f"{quote(path)} is not a picture ({error}).") from error
 
 
 def read_picture(path: str | Path, width: int, height: int) -> Tensor:

@@ -44,9 +44,11 @@ class Save(io.ComfyNode):
                 f"seeds must be {len(images)} numbers with commas, one for each picture; connect "
                 "the seeds output that goes with these pictures."
             )
+        given = cls.hidden.extra_pnginfo  # whatever the client sent
+        extra = given if isinstance(given, dict) else {}
         saved = []
         for i, (image, number) in enumerate(zip(images, numbers, strict=True)):
-            about = {**(cls.hidden.extra_pnginfo or {}), SEED: int(number)}
+            about = {**extra, SEED: int(number)}
             node = SimpleNamespace(
                 hidden=SimpleNamespace(prompt=cls.hidden.prompt, extra_pnginfo=about)
             )

@@ -255,7 +255,7 @@ def evicted(report: Report) -> None:
 
 def half_pictures(report: Report) -> None:
     """The host's --fp16-intermediates: pictures in half precision, edited within a mask."""
-    model, (vae,) = load("emoji-edit"), node("LoadTokenizer", vae_name="emoji-edit")
+    model, (vae,) = load("emoji-edit"), node("LoadTokenizer", vae_name="emoji")
     inputs = {"model": model, "vae": vae, "positive": text("emoji-edit"), "seed": 1}
     inputs |= {"batch_size": 1, "cfg": 0, "tau": 0, "guide_from": 0, "top_k": 0, "top_p": 0}
     shades, mask = torch.linspace(0, 1, 64)[:, None].expand(1, 64, 64, 3), torch.zeros(1, 64, 64)

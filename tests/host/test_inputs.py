@@ -282,6 +282,15 @@ def test_seeds_past_the_last_start_over(host):
     assert json.loads(f"[{shown(host, graph('emoji', seed=5, batch_size=2))}]") == [5, 6]
 
 
+@pytest.mark.parametrize("odd", [None, [], "x", 5, {"diversevar_seed": "x"}])
+def test_seeds_are_saved_whatever_else_a_client_sends(host, odd):
+    prompt = graph("emoji", seed=9)
+    inputs = {"images": ["decode", 0], "seeds": ["sampler", 1], "filename_prefix": "odd"}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    (picture,) = host.run(prompt, extra_pnginfo=odd).pictures
+    assert picture.text["diversevar_seed"] == "9"
+
+
 def test_seeds_of_other_pictures_are_not_saved(host):
     prompt = given(graph("emoji", batch_size=2), "decode.samples", "None")
     prompt["decode"]["inputs"]["samples"] = ["sampler", 0]
