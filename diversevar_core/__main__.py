@@ -27,6 +27,7 @@ from .families.family import Family
 from .families.infinity import TASKS
 from .files import version_of
 from .front import front_plot
+from .job import draw
 from .methods import Method, drawn_maps
 from .methods.adaptive import AdaptiveScaling
 from .methods.fastvar import FastVAR
@@ -51,11 +52,11 @@ from .sampler import Step
 from .schedule import PIXELS, Schedule, checked_sides, square
 from .settings import Settings
 from .spectral import SITES, DiverseVAR
-from .starts import Starts, choose_starts
+from .starts import Starts
 from .text import load_text_encoder
 from .tokenizers.autoencoder import to_image
 from .tokenizers.tokenizer import Tokenizer
-from .travel import Travel, sample_and_travel
+from .travel import Travel
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what pictures are written as
 CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves
@@ -471,7 +472,6 @@ class Job:
     seed: int
     shared: bool
     exact_batch: bool
-    alike: bool  # whether all pictures show the same
     size: tuple[int, int] | None  # width and height of the source picture
 
     def run(
@@ -479,17 +479,9 @@ class Job:
     ) -> tuple[list[int], list[Step]]:
         """Choose seeds and sample; the seeds, and what every map left behind."""
         how = (self.model, self.tokenizer, self.condition, self.schedule, settings)
-        starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
-        if starts.candidates > 1 and (self.shared or not self.alike):
-            raise ValueError(
-                "Diverse starts compare pictures of one prompt or class with seeds of their own; "
-                "give one, without --rng shared."
-            )
-        seeds = choose_starts(starts, len(self.condition), *how, self.seed, methods)
-        steps = sample_and_travel(
-            *how, seeds, methods, shared=self.shared, exact_batch=self.exact_batch
-        )
-        return seeds, list(steps)[-len(drawn_maps(self.schedule, methods)) :]
+        options = {"shared": self.shared, "exact_batch": self.exact_batch}
+        drawn = draw(*how, self.seed, methods, **options)
+        return drawn.seeds, list(drawn.steps)[-len(drawn_maps(self.schedule, methods)) :]
 
     @torch.no_grad()
     def picture(self, steps: list[Step]) -> Tensor:
@@ -523,11 +515,7 @@ def prepare(args: argparse.Namespace) -> Job:
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     settings = replace(model.defaults(), **given)
-    first, *rest = [
-        part.labels if isinstance(part, Labels) else part.positive[0] for part in condition.split()
-    ]
-    alike = all(torch.equal(first, other) for other in rest)
-    draws = args.seed, args.rng == "shared", args.exact_batch, alike
+    draws = args.seed, args.rng == "shared", args.exact_batch
     size = open_picture(args.source).size if args.source else None
     return Job(model, tokenizer, condition, schedule, settings, *draws, size)
 

@@ -1,6 +1,7 @@
 """What a batch of pictures shows: class labels, or text, with a picture to edit where there is one.
 
-Both know how many pictures they are, their device, and the condition of each picture alone.
+Both know how many pictures they are, whether all show the same, their device, and the condition of
+each picture alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ class Labels:
     @property
     def device(self) -> torch.device:
         return self.labels.device
+
+    @property
+    def alike(self) -> bool:
+        """Whether all pictures show the same."""
+        return bool((self.labels == self.labels[0]).all())
 
     def split(self) -> list[Labels]:
         """The condition of every picture alone."""
@@ -52,6 +58,13 @@ class Text:
     @property
     def device(self) -> torch.device:
         return self.positive[0].device
+
+    @property
+    def alike(self) -> bool:
+        """Whether all pictures show the same: text, negative text and source."""
+        texts = [self.positive, *([self.negative] if self.negative else [])]
+        same = all(one is text[0] or torch.equal(one, text[0]) for text in texts for one in text)
+        return same and (self.source is None or len(self.source) == 1)
 
     def split(self) -> list[Text]:
         """The condition of every picture alone."""

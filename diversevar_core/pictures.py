@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .quote import quote
 
 FEATHER = 2  # pixels; an edge rises over twice as many and one
+BAND = 256  # pixels of a picture's side that are resized at once
 
 
 def feathered(mask: Tensor) -> Tensor:
@@ -25,8 +26,8 @@ def feathered(mask: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One picture (3, H, W) in 0..1 -> 8-bit RGB, rounded."""
-    pixels = rearrange(image, "c h w -> h w c").mul(255).round().to(torch.uint8)
+    """One picture (3, H, W), clamped to 0..1 -> 8-bit RGB, rounded."""
+    pixels = rearrange(image, "c h w -> h w c").clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(pixels.cpu().numpy())
 
 
@@ -93,16 +94,30 @@ def resized(picture: Image.Image, width: int, height: int) -> Tensor:
 def into_square(picture: Image.Image, side: int) -> Tensor:
     """A picture with white at its right or bottom up to a square -> (1, 3, side, side) in -1..1.
 
-    As ``infer.py`` of HiDream-ai/VAREdit; ``out_of_square`` undoes it.
+    As ``infer.py`` of HiDream-ai/VAREdit, to the bit, but never with the whole square in memory:
+    Pillow resizes rows, then columns. ``out_of_square`` undoes it.
     """
-    longer = max(picture.size)
-    square = Image.new("RGB", (longer, longer), "white")
-    square.paste(picture, (0, 0))
-    return resized(square, side, side)
+    width, height = picture.size
+    longer = max(width, height)
+    narrow = Image.new("RGB", (side, longer), "white")
+    for top in range(0, height, BAND):
+        rows = Image.new("RGB", (longer, min(BAND, height - top)), "white")
+        rows.paste(picture.crop((0, top, width, top + rows.height)))
+        narrow.paste(rows.resize((side, rows.height), Image.Resampling.LANCZOS), (0, top))
+    return resized(narrow, side, side)
 
 
 def out_of_square(images: Tensor, width: int, height: int) -> Tensor:
     """Squares (B, 3, S, S) in 0..1 -> the pictures in their upper left, (B, 3, height, width)."""
-    longer = max(width, height)
-    squares = [resized(to_pil(image), longer, longer) for image in images.clamp(0, 1)]
-    return torch.cat(squares)[:, :, :height, :width].add(1).div(2)
+    longer, side = max(width, height), images.shape[-1]
+    pictures = []
+    for image in images:
+        wide = to_pil(image).resize((longer, side), Image.Resampling.LANCZOS)
+        picture = Image.new("RGB", (width, height))
+        for left in range(0, width, BAND):
+            right = min(left + BAND, width)
+            columns = wide.crop((left, 0, right, side))
+            columns = columns.resize((right - left, longer), Image.Resampling.LANCZOS)
+            picture.paste(columns.crop((0, 0, right - left, height)), (left, 0))
+        pictures.append(torch.from_numpy(np.array(picture)))
+    return rearrange(torch.stack(pictures).float() / 255, "b h w c -> b c h w")

@@ -36,12 +36,14 @@ class Starts(Method):
     """How starts are chosen; it acts on no map itself.
 
     candidates: seeds that are drawn, 1 is off. side: up to which map. compare: features (B, C) of
-    the last step of a group of candidates, whose cosines say how near they lie.
+    the last step of a group of candidates, whose cosines say how near they lie. tokenizer: what
+    ``compare`` decodes with, where it does.
     """
 
     candidates: int = 64
     side: int = 6
     compare: Callable[[Step], Tensor] = small_map
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.side < 1:
@@ -49,6 +51,10 @@ class Starts(Method):
                 "Diverse starts need 1 candidate or more and a side of 1 or more; "
                 f"not {self.candidates} and {self.side}."
             )
+
+    def chooses(self, count: int) -> bool:
+        """Whether there is something to choose for so many pictures."""
+        return 1 < count < self.candidates
 
 
 def choose_starts(
@@ -62,23 +68,32 @@ def choose_starts(
     seed: int,
     methods: Sequence[Method] = (),
     progress: Callable[[int], None] = lambda done: None,
+    ready: Callable[[], object] = lambda: None,
 ) -> list[int]:
     """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
 
     condition: of all pictures, which show the same; its first is taken. Methods that act on a batch
     together are left out, as the company is not known yet. progress: told how many candidates are
-    drawn, after each group. With ``count`` candidates or fewer, or
-    for one picture, there is nothing to choose: the first seeds.
+    drawn, after each group. ready: has the models where they compute, before each group. With
+    ``count`` candidates or fewer, or for one picture, there is nothing to choose: the first seeds.
+    Raises ValueError where ``starts`` compares with another model's tokenizer.
     """
-    candidates = range(seed, seed + starts.candidates)
-    if count == 1 or len(candidates) <= count:
+    if not starts.chooses(count):
         return list(range(seed, seed + count))
+    if starts.tokenizer is not None and starts.tokenizer.token_kind != tokenizer.token_kind:
+        raise ValueError(
+            f"Diverse starts would decode small pictures with {starts.tokenizer.name}'s tokenizer "
+            f"({starts.tokenizer.token_kind}), and this model's has {tokenizer.token_kind}; "
+            "connect the same tokenizer to both."
+        )
+    candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))
     found = []
     for first in range(0, len(candidates), TOGETHER):
         seeds = candidates[first : first + TOGETHER]
         models = (model, tokenizer, condition.repeat(len(seeds)))
+        ready()
         *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
         found.append(starts.compare(last))
         progress(first + len(seeds))

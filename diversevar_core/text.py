@@ -73,8 +73,16 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_characters(name: str, text: str) -> None:
+    """Raise ValueError where a text has a surrogate, half a character: nothing can write it."""
+    half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+    if half:
+        raise ValueError(f"{name} has half a character, {quote(half)}; type it again.")
+
+
 def check_prompt(prompt: str) -> None:
-    """Raise ValueError where there is nothing to read."""
+    """Raise ValueError where there is nothing to read, or what is no text."""
+    check_characters("The prompt", prompt)
     if not prompt.strip():
         raise ValueError("The prompt is empty; write what the picture should show.")
 
@@ -98,7 +106,10 @@ class T5File:
     facts: dict[str, object]  # of the file's header and sidecar
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which neither pads nor cuts. Raises CheckpointError."""
+        """The tokenizer, which neither pads nor cuts.
+
+        Raises CheckpointError, also where it has more words than the encoder.
+        """
         text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
         try:
             tokenizer = Tokenizer.from_str(text)
@@ -106,6 +117,12 @@ class T5File:
             raise CheckpointError(
                 f"The tokenizer.json for {quote(self.vocabulary)} is not valid; get it again."
             ) from error
+        if tokenizer.get_vocab_size() > self.config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer.json for {quote(self.vocabulary)} has {tokenizer.get_vocab_size()} "
+                f"words and the text encoder's embedding {self.config.vocab_size}; put its own "
+                "tokenizer.json beside it."
+            )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -176,12 +193,7 @@ def load_text_encoder(
     dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
     """
     file = read_t5(path)
-    tokenizer, words = file.tokenizer(), file.config.vocab_size
-    if tokenizer.get_vocab_size() > words:
-        raise CheckpointError(
-            f"The tokenizer.json of {path} has {tokenizer.get_vocab_size()} words and its "
-            f"embedding {words}; put the text encoder's own there."
-        )
+    tokenizer = file.tokenizer()
     return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
 
 

@@ -19,6 +19,7 @@ from . import (
     path_search,
     repulsion,
     sample,
+    save,
     scalekv,
     spectral,
     spectrum,
@@ -26,6 +27,7 @@ from . import (
     text_noise,
     travel,
 )
+from .checks import checked
 
 NODES = [
     *load.NODES,
@@ -47,6 +49,7 @@ NODES = [
     *decode.NODES,
     *encode.NODES,
     *compare.NODES,
+    *save.NODES,
     *measure.NODES,
     *spectrum.NODES,
 ]
@@ -59,7 +62,7 @@ class DiverseVARExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        return [checked(node) for node in NODES]
 
 
 async def comfy_entrypoint() -> DiverseVARExtension:

@@ -13,7 +13,7 @@ from ..diversevar_core.methods import Method
 from ..diversevar_core.presets import beside
 from ..diversevar_core.quote import quote
 from . import host
-from .class_label import LABEL
+from .class_label import labelled
 from .load import VARModel
 from .measure import features_of
 from .sample import condition_of, settings_of
@@ -128,7 +128,7 @@ def classes(network: Family, lines: list[str]) -> list[list]:
         raise ValueError(f"{network.name} paints from text; connect Load VAR Text Encoder to clip.")
     if not all(line.isdecimal() and len(line) < 10 for line in lines):
         raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
-    return [[[None, {LABEL: int(line)}]] for line in lines]
+    return [labelled(int(line)) for line in lines]
 
 
 NODES = [Calibrate]

@@ -36,7 +36,12 @@ class ClassLabel(io.ComfyNode):
 
     @classmethod
     def execute(cls, label) -> io.NodeOutput:
-        return io.NodeOutput([[torch.zeros(1, 1, 1), {LABEL: label}]])
+        return io.NodeOutput(labelled(label))
+
+
+def labelled(label: int) -> list:
+    """The conditioning of a class; its features (1, 1, 1) are the label, so that mixing shows."""
+    return [[torch.tensor([[[float(label)]]]), {LABEL: label}]]
 
 
 NODES = [ClassLabel]

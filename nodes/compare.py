@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.pictures import captioned_rows
+from . import inputs
 
 
 class Compare(io.ComfyNode):
@@ -28,8 +29,13 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, above, below, caption_above, caption_below) -> io.NodeOutput:
-        rows = [(caption_above, above), (caption_below, below)]
-        rows = [(text, images.movedim(-1, 1)[:, :3].cpu()) for text, images in rows]
+        rows = [
+            (caption, inputs.rgb(socket, images).cpu())
+            for caption, socket, images in (
+                (caption_above, "above", above),
+                (caption_below, "below", below),
+            )
+        ]
         return io.NodeOutput(captioned_rows(rows).movedim(0, -1)[None])
 
 

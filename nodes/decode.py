@@ -1,5 +1,6 @@
 """Latent -> picture."""
 
+import torch
 from comfy_api.latest import io
 
 from . import host
@@ -25,6 +26,7 @@ class Decode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae) -> io.NodeOutput:
+        check_latent(samples["samples"])
         channels = host.tokenizer_of(vae).token_kind.channels
         if samples["samples"].shape[1] != channels:
             raise ValueError(
@@ -32,6 +34,15 @@ class Decode(io.ComfyNode):
                 f"{channels}; connect the tokenizer that the sampler used."
             )
         return io.NodeOutput(vae.decode(samples["samples"]))
+
+
+def check_latent(samples: torch.Tensor) -> None:
+    """Raise ValueError where a latent is not pictures (B, D, H, W)."""
+    if samples.ndim != 4:
+        raise ValueError(
+            f"The latent is of a video or another kind ({samples.ndim} dimensions, where pictures "
+            "have 4); connect one of a VAR model."
+        )
 
 
 NODES = [Decode]

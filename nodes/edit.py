@@ -1,6 +1,7 @@
 """Picture and instruction -> the picture, edited."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from comfy_api.latest import io
@@ -84,6 +85,7 @@ class Edit(io.ComfyNode):
                     tooltip="The edits before the mask, in the model's square, with the white "
                     "that fills it up."
                 ),
+                io.String.Output(display_name="seeds", tooltip="The seed of every edit."),
             ],
         )
 
@@ -119,10 +121,10 @@ class Edit(io.ComfyNode):
                 f"picture is a batch of {len(picture)} and batch_size is {batch_size}; connect "
                 "one, or as many as batch_size."
             )
-        picture, schedule = picture[..., :3].movedim(-1, 1).cpu(), network.schedule()
+        picture, schedule = inputs.rgb("picture", picture).cpu().float(), network.schedule()
         height, width = picture.shape[2:]
         if mask is not None:
-            mask = weights(fit_mask(mask, batch_size, height, width))
+            mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
         _, side = picture_size(network, tokenizer, schedule)
         squares = torch.cat([into_square(to_pil(image), side) for image in picture])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
@@ -130,25 +132,19 @@ class Edit(io.ComfyNode):
         settings = settings_of(network, cfg, tau, top_k, top_p, guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         methods = method or ()
-        sizes = batch_size, guided, len(features)
-        device = host.to_device(model, vae, schedule, *sizes, methods)
+        sizes = schedule, batch_size, guided, len(features)
+        ready = partial(host.to_device, model, vae, *sizes, methods)
+        device = ready()
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())
-        f_hat, _ = draw(model, vae, condition, schedule, settings, seed, methods, exact_batch)
+        how = condition, schedule, settings, seed, methods, exact_batch
+        f_hat, seeds = draw(model, vae, *how, ready)
 
         edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(picture, edited, mask)
-        return io.NodeOutput(edited.movedim(1, -1), {"samples": f_hat})
-
-
-def weights(mask: torch.Tensor) -> torch.Tensor:
-    """Mask (B, H, W) -> how much of the edit each pixel takes, (B, 1, H, W)."""
-    if not mask.any():
-        raise ValueError(
-            "The mask is empty, so nothing could change; paint where to edit, or disconnect it."
-        )
-    return feathered(mask[:, None].float().cpu())
+        edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
+        return io.NodeOutput(edited, {"samples": f_hat}, seeds)
 
 
 NODES = [Edit]

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diversevar_core.pairing import check_pair, picture_size
-from . import host
+from . import host, inputs
 from .load import VARModel
 
 
@@ -39,10 +39,11 @@ class Encode(io.ComfyNode):
     def execute(cls, pixels, vae, model, mask=None) -> io.NodeOutput:
         tokenizer, network = host.tokenizer_of(vae), model.model
         check_pair(network, tokenizer)
-        height, width = pixels.shape[1:3]
+        pictures = inputs.rgb("pixels", pixels)
+        height, width = pictures.shape[2:]
         nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))
         size = picture_size(network, tokenizer, network.schedule(nearest))
-        fitted = host.fit(pixels[..., :3].movedim(-1, 1), *size)
+        fitted = host.fit(pictures, *size)
         latent = {"samples": vae.encode(fitted.movedim(1, -1))}
         if mask is not None:
             latent["noise_mask"] = fit_mask(mask, len(pixels), *size)
@@ -52,14 +53,22 @@ class Encode(io.ComfyNode):
 def fit_mask(mask: torch.Tensor, pictures: int, height: int, width: int) -> torch.Tensor:
     """A mask (1 or B, [1,] H, W) through its picture's crop and resize -> (1 or B, height, width).
 
-    Raises ValueError where there are neither one nor as many masks as pictures.
+    In 0..1. Raises ValueError where there are neither one nor as many masks as pictures, or nothing
+    is painted.
     """
-    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    if mask.isnan().any():
+        raise ValueError("The mask holds values that are not numbers; paint another.")
     if len(mask) not in (1, pictures):
         raise ValueError(
             f"There are {len(mask)} masks for {pictures} pictures; give one, or one a picture."
         )
-    return host.fit(mask, height, width, "area").squeeze(1)
+    mask = host.fit(mask.clamp(0, 1), height, width, "area").squeeze(1)
+    if not mask.any():
+        raise ValueError(
+            "The mask is empty, so nothing could change; paint where to draw, or disconnect it."
+        )
+    return mask
 
 
 NODES = [Encode]

@@ -34,11 +34,12 @@ from ..diversevar_core.families.family import Family
 from ..diversevar_core.files import Checkpoint, CheckpointError, version_of
 from ..diversevar_core.methods import Method, drawn_maps
 from ..diversevar_core.pictures import to_pil
+from ..diversevar_core.quote import quote
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampler import Step
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.starts import TOGETHER, Starts
-from ..diversevar_core.text import check_length, read_t5
+from ..diversevar_core.text import check_characters, check_length, read_t5
 from ..diversevar_core.tokenizers.autoencoder import to_image
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
 
@@ -232,6 +233,25 @@ class GivenTokenizer:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+class Tokens(dict):
+    """A prompt's tokens by encoder; nodes that write for several ask for encoders there are not."""
+
+    def __missing__(self, name: str):
+        raise ValueError(
+            "This node writes for a diffusion model with other text encoders (it asks for "
+            f"{quote(name)}), and a VAR model reads T5 alone; use VAR Encode Text or CLIP Text "
+            "Encode."
+        )
+
+
+class PromptTokenizer(sd1_clip.SD1Tokenizer):
+    """What the host's CLIP object has as its tokenizer."""
+
+    def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
+        check_characters("The prompt", text)
+        return Tokens(super().tokenize_with_weights(text, *arguments, **options))
+
+
 class T5Tokenizer(sd1_clip.SDTokenizer):
     """T5's tokens with the host's prompt weights, never padded; too long a prompt is an error."""
 
@@ -291,7 +311,7 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         "model_type": "t5",
     }
     tokenizer = partial(
-        sd1_clip.SD1Tokenizer,
+        PromptTokenizer,
         name="t5",
         tokenizer=partial(T5Tokenizer, file.tokenizer(), file.config.d_model),
     )

@@ -1,5 +1,6 @@
-"""Inputs that several nodes have, each with words of its own."""
+"""Inputs that several nodes have, each with words of its own, and how they are read."""
 
+import torch
 from comfy_api.latest import io
 
 
@@ -67,3 +68,14 @@ def top_p(tooltip: str) -> io.Float.Input:
     return io.Float.Input(
         "top_p", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=True
     )
+
+
+def rgb(socket: str, images: torch.Tensor) -> torch.Tensor:
+    """The host's pictures (B, H, W, C) in colour, without transparency, as (B, 3, H, W)."""
+    channels = images.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"{socket} has {channels} channels, and a picture has 1 (grey), 3 (colour) or 4 (with "
+            "transparency); connect a picture."
+        )
+    return images[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)

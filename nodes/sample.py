@@ -1,26 +1,28 @@
 """The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..diversevar_core import job
 from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.families.family import Family
-from ..diversevar_core.methods import drawn_maps
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
 from ..diversevar_core.presets import PRESETS, Preset, calibrated_preset
 from ..diversevar_core.schedule import PIXELS, Schedule
 from ..diversevar_core.settings import Settings, guidance
-from ..diversevar_core.starts import Starts, choose_starts
+from ..diversevar_core.starts import Starts
+from ..diversevar_core.text import check_length
 from ..diversevar_core.tokenizers.tokenizer import Tokenizer
-from ..diversevar_core.travel import Travel, sample_and_travel
 from . import host, inputs
 from .class_label import LABEL
+from .decode import check_latent
 from .encode import fit_mask
 from .load import VARModel
 from .spectral import Method
@@ -45,12 +47,10 @@ ASPECTS = {
 }
 OWN = "the model's own"
 CUSTOM, CALIBRATION = "custom", "my calibration"
-SEEDS = "diversevar_seeds"  # in a saved picture's metadata: the seeds of each sampler node
 # what stock nodes ask for by an entry of the conditioning, and no VAR model can follow
 UNREAD = {
     "area": "an area",
     "mask": "a mask",
-    "start_percent": "a range of steps",
     "control": "a ControlNet",
     "hooks": "hooks",
 }
@@ -213,7 +213,6 @@ class Sampler(io.ComfyNode):
                     tooltip="The seed of every picture: each alone, with starts 1, makes it again.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -262,7 +261,9 @@ class Sampler(io.ComfyNode):
             schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
         settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        device = host.to_device(model, vae, schedule, batch_size, guided, methods=methods)
+        sizes = schedule, batch_size, guided
+        ready = partial(host.to_device, model, vae, *sizes, methods=methods.copy())
+        device = ready()
         condition = condition_of(network, positive, negative, batch_size, device)
         if picture is not None:
             mask = picture.get("noise_mask") if mask is None else mask
@@ -270,9 +271,8 @@ class Sampler(io.ComfyNode):
                 mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
             features = picture["samples"].to(device).float()
             methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
-        samples, seeds = draw(model, vae, condition, schedule, settings, seed, methods, exact_batch)
-        if cls.hidden.extra_pnginfo is not None:  # a picture that is saved takes it along
-            cls.hidden.extra_pnginfo.setdefault(SEEDS, {})[cls.hidden.unique_id] = seeds
+        how = condition, schedule, settings, seed, methods, exact_batch
+        samples, seeds = draw(model, vae, *how, ready)
         return io.NodeOutput({"samples": samples}, ", ".join(map(str, seeds)))
 
 
@@ -285,16 +285,15 @@ def draw(
     seed: int,
     methods: Sequence[Method],
     exact_batch: bool,
+    ready: Callable[[], object],
 ) -> tuple[torch.Tensor, list[int]]:
-    """Choose seeds and sample; f_hat (B, D, H, W), and the seed of every picture."""
-    how = (model.model, vae.tokenizer, condition, schedule, settings)
+    """``job.draw`` with the host's progress; f_hat (B, D, H, W), and the seed of every picture."""
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
     bar = comfy.utils.ProgressBar(starts.candidates)
-    seeds = choose_starts(starts, len(condition), *how, seed, methods, bar.update_absolute)
-    steps = sample_and_travel(*how, seeds, methods, exact_batch=exact_batch)
-    travels = any(isinstance(method, Travel) for method in methods)
-    drawn = drawn_maps(schedule, methods)
-    return host.watch(model, steps, drawn * (1 + travels), vae), seeds
+    how = (model.model, vae.tokenizer, condition, schedule, settings, seed, methods)
+    options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
+    drawn = job.draw(*how, **options)
+    return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
 
 
 def preset_of(name: str, custom: Preset, model: ModelPatcher) -> Preset:
@@ -309,7 +308,8 @@ def schedule_of_latent(
 ) -> Schedule:
     """The token maps of an encoded picture (1 or B, D, H, W)."""
     channels = tokenizer.token_kind.channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    check_latent(samples)
+    if samples.shape[1] != channels:
         raise ValueError(
             f"picture has {samples.shape[1]} channels and this model's have {channels}; it comes "
             "from another kind of model: connect VAR Encode."
@@ -355,12 +355,16 @@ def condition_of(
     """What every picture shows, as the model reads it."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
-    label = positive[0][1].get(LABEL)
-    if label is None:
+    features, extras = one_of(positive, "positive")
+    if LABEL not in extras:
         raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
+    if features.flatten().tolist() != [extras[LABEL]]:
+        raise ValueError(
+            "positive mixes classes, and a VAR model paints one; connect a VAR Class Label."
+        )
     if negative is not None:
         raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
-    return Labels(torch.full((batch,), label, device=device))
+    return Labels(torch.full((batch,), extras[LABEL], device=device))
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
@@ -376,23 +380,33 @@ def text(positive: list, negative: list | None, batch: int, device: torch.device
 
 def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
-    if LABEL in conditioning[0][1]:
+    features, extras = one_of(conditioning, socket)
+    if LABEL in extras:
         raise ValueError(
             "Infinity paints prompts, not classes; connect VAR Encode Text or CLIP Text Encode."
         )
-    if len(conditioning) > 1:
+    check_length(len(features))
+    return features.float()
+
+
+def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
+    """The features (length, Ct) and extras of a conditioning that is one, for the whole picture."""
+    count = sum(len(features) for features, _ in conditioning)
+    if count != 1:
         raise ValueError(
-            f"{socket} has {len(conditioning)} conditionings and a VAR model reads one; "
-            "use Conditioning Concat or Average in place of Combine."
+            f"{socket} has {count} conditionings and a VAR model reads one; use Conditioning "
+            "Concat or Average in place of Combine, or one class."
         )
     features, extras = conditioning[0]
-    for name, asks in UNREAD.items():
-        if name in extras:
-            raise ValueError(
-                f"{socket} asks for {asks}, and a VAR model paints the whole picture at every "
-                "step; remove the node that sets it."
-            )
-    return features[0].float()
+    asks = [words for name, words in UNREAD.items() if extras.get(name) is not None]
+    if extras.get("start_percent", 0.0) > 0 or extras.get("end_percent", 1.0) < 1:
+        asks.append("a range of steps")
+    if asks:
+        raise ValueError(
+            f"{socket} asks for {asks[0]}, and a VAR model paints the whole picture at every "
+            "step; remove the node that sets it."
+        )
+    return features[0], extras
 
 
 NODES = [Sampler]

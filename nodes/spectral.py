@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.quote import quote
 from ..diversevar_core.spectral import SITES, DiverseVAR
 
 Method = io.Custom("DIVERSEVAR_METHOD")
@@ -112,10 +113,10 @@ def read_sides(text: str) -> tuple[int, ...]:
     """``4,6`` -> (4, 6)."""
     try:
         return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
+    except ValueError:
         raise ValueError(
-            f"sides must be whole numbers with commas, as in 4,6; not {text}."
-        ) from error
+            f"sides must be whole numbers with commas, as in 4,6; not {quote(text)}."
+        ) from None
 
 
 NODES = [Spectral]

@@ -79,7 +79,7 @@ class StartsNode(io.ComfyNode):
             pictures = torch.cat([tokenizer.decode(one) for one in small.split(1)])
             return features_of(to_image(pictures).movedim(1, -1), clip_vision)
 
-        return io.NodeOutput((*method, Starts(candidates, side, features)))
+        return io.NodeOutput((*method, Starts(candidates, side, features, tokenizer)))
 
 
 NODES = [StartsNode]

@@ -268,6 +268,43 @@ def stream(patchers: list, room: float) -> None:
         assert bool(patched) == bool(patcher.patches)
 
 
+class Vision:
+    """CLIP vision; where it evicts, the host takes every other model off the card for it."""
+
+    def __init__(self, evicts: bool):
+        self.evicts = evicts
+
+    def encode_image(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.evicts:
+            comfy.model_management.unload_all_models()
+        return {"image_embeds": images.mean(dim=(1, 2))}
+
+
+def evicted(report: Report) -> None:
+    """Starts compared by a model that takes the place of the others, which have a LoRA."""
+    model = load("infinity.safetensors")
+    (tuned,) = node("LoadLora", model=model, lora_name="official.safetensors", strength=0.5)
+    vae, _ = others("infinity", False)
+    inputs = {"candidates": 20, "side": 4, "compare": "small pictures", "vae": vae}
+    for evicts in (False, True):
+        (starts,) = node("Starts", **inputs, clip_vision=Vision(evicts))
+        report[f"evicts {evicts}"] = picture("infinity", tuned, batch_size=2, method=starts)
+
+
+def half_pictures(report: Report) -> None:
+    """The host's --fp16-intermediates: pictures in half precision, edited within a mask."""
+    model, (vae,) = load("emoji-edit"), node("LoadTokenizer", vae_name="emoji")
+    inputs = {"model": model, "vae": vae, "positive": text("emoji-edit"), "seed": 1}
+    inputs |= {"batch_size": 1, "cfg": 0, "tau": 0, "guide_from": 0, "top_k": 0, "top_p": 0}
+    shades, mask = torch.linspace(0, 1, 64)[:, None].expand(1, 64, 64, 3), torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    for kind in (torch.float32, torch.float16):
+        half = kind == torch.float16
+        with patched(args, "fp16_intermediates", half):
+            edited, *_ = node("Edit", **inputs, picture=shades.to(kind), mask=mask.to(kind))
+        report[f"edited in half {half}"] = edited.float()
+
+
 def elsewhere(report: Report) -> None:
     """Weights that stay on another device."""
 
@@ -329,7 +366,7 @@ def runs(report: Report) -> None:
     (few,) = node("ScaleKV", budget=0.1)
     for numbers in ({"cfg": 1.0}, {"cfg": 4.0}, {"cfg": 4.0, "method": few}):
         picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
-    report["room"] = rooms[::2]  # the sampler's, and not the decoder's
+    report["room"] = rooms[1::3]  # as the pictures are drawn, and not decoded
     report["room of starts"] = []
     for batch, candidates, side in (
         (2, 1, 128),
@@ -423,6 +460,8 @@ def main() -> None:
             loras,
             figures,
             measured,
+            evicted,
+            half_pictures,
             files,
             runs,
             as_on_a_card,

@@ -44,6 +44,7 @@ class Method:
 
     together = False  # whether the pictures of a batch must be computed together
     order = 0  # of several methods, lower ones act first
+    alike = True  # whether it does the same to every picture of a batch
     cached = 1.0  # share of the keys and values that is kept from map to map
 
     def drawn(self, schedule: Schedule) -> int:

@@ -27,6 +27,13 @@ class Keep(Method):
     mask: Tensor | None = None  # (1 or B, H, W), above 0 where the picture is drawn; None is all
     order = 3
 
+    @property
+    def alike(self) -> bool:
+        """Whether one picture and one mask serve the whole batch."""
+        return all(
+            len(one) == 1 for one in (*self.maps, *([] if self.mask is None else [self.mask]))
+        )
+
     def begin(self, context: Context) -> Keep:
         """Raises ValueError where the picture's maps are not the schedule's."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]

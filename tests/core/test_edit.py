@@ -1,12 +1,15 @@
 """Editing by instruction: what a batch, a fork, a file and the command line make of it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from cases import state_dict
+from comfy_host import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +18,7 @@ from diversevar_core.attention import sdpa
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Text
 from diversevar_core.methods import Method
-from diversevar_core.pictures import into_square, out_of_square
+from diversevar_core.pictures import into_square, out_of_square, to_pil
 from diversevar_core.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.spectral import DiverseVAR
@@ -252,6 +255,52 @@ def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):
     assert back.shape == (1, 3, 180, 300)
     want = torch.from_numpy(np.array(source)).permute(2, 0, 1) / 255
     assert (back[0] - want).abs().mean() < 0.01
+
+
+def whole_square(picture: Image.Image, side: int) -> np.ndarray:
+    """``infer.py`` of HiDream-ai/VAREdit: white around the picture, then one resize."""
+    longer = max(picture.size)
+    square = Image.new("RGB", (longer, longer), (255, 255, 255))
+    square.paste(picture, (0, 0))
+    return np.array(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize("side", [16, 64, 256])
+@pytest.mark.parametrize("size", [(1, 9), (64, 64), (300, 7), (257, 900), (900, 256), (513, 511)])
+def test_the_square_is_the_originals_to_the_bit(size, side):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    found = into_square(picture, side)[0].add(1).mul(127.5).round().movedim(0, -1).numpy()
+    np.testing.assert_array_equal(found, whole_square(picture, side))
+    small = picture.resize((side, side))
+    pixels = torch.from_numpy(np.array(small)).movedim(-1, 0) / 255
+    back = out_of_square(pixels[None], *size)[0].mul(255).round().movedim(0, -1).numpy()
+    whole = np.array(small.resize((max(size), max(size)), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(back, whole[: size[1], : size[0]])
+
+
+MEMORY = """
+import resource, torch
+from diversevar_core.pictures import into_square, out_of_square, to_pil
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for height, width in ((128, 8192), (8192, 128)):
+    into_square(to_pil(torch.rand(3, height, width)), 64)
+    out_of_square(torch.rand(4, 3, 64, 64), width, height)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are Linux's unit")
+def test_a_long_picture_takes_memory_by_its_pixels():
+    """Four of them are 50 MB in float32; one of their squares would be 800 MB."""
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 256 * 1024
+
+
+def test_a_picture_beyond_the_range_is_clamped_and_not_wrapped():
+    beyond = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.1]).expand(3, 1, 5)
+    assert np.array(to_pil(beyond))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_training_sees_what_the_sampler_computes():

@@ -196,7 +196,10 @@ BAD = {
     "of another shape": (change(KEYS, torch.ones(3)), "has shape"),
     "with no heads": (change(BIAS.format(0), torch.ones(32, 0)), "cannot be read"),
     "with one bucket": (change(BIAS.format(0), torch.ones(1, 4)), "1 buckets of relative"),
-    "with another's words": (change("shared.weight", torch.ones(5, 256)), "has 12 words and its e"),
+    "with another's words": (
+        change("shared.weight", torch.ones(5, 256)),
+        "has 12 words and the text",
+    ),
     "with a flat embedding": (change("shared.weight", torch.ones(12)), "cannot be read"),
 }
 

@@ -12,8 +12,11 @@ from comfy_host import HOW_TO, ROOT, Host, chromium, find
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
-# the host's loader knows the large models only
-TINY_CLIP_VISION = """
+# a CLIP vision model, as the host's loader knows the large ones only, and any Python object on a
+# socket that fits every other, as other packs have
+BESIDE = """
+import math
+
 import torch
 from comfy.clip_vision import ClipVisionModel
 
@@ -33,7 +36,21 @@ class TinyCLIPVision:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"TinyCLIPVision": TinyCLIPVision}
+class AnyObject:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"code": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "make", "tests"
+
+    def make(self, code):
+        return (eval(code, {"torch": torch, "math": math}),)
+
+
+class AnyList(AnyObject):
+    OUTPUT_IS_LIST = (True,)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TinyCLIPVision": TinyCLIPVision, "AnyObject": AnyObject, "AnyList": AnyList
+}
 """
 
 
@@ -51,7 +68,7 @@ def host(tmp_path_factory):
     write_edit(models)
     emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
-    host = Host(*found, base, TINY_CLIP_VISION)
+    host = Host(*found, base, BESIDE)
     yield host
     host.stop()
     assert not host.complaints(), "\n\n".join(host.complaints())

@@ -4,25 +4,8 @@ import time
 
 import numpy as np
 import pytest
-
-HIGH, WIDE = 60, 96  # the picture's own size; the model's square is 256
-
-
-def graph(**edit) -> dict:
-    """A prompt that edits a picture; the rest stays at its default."""
-    image = {"width": WIDE, "height": HIGH, "color": 0x4080C0}
-    text = {"clip": ["clip", 0], "prompt": "a red apple on the moon", "negative": ""}
-    inputs = {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0]}
-    nodes = {
-        "model": ("DiverseVARLoadModel", {"model_name": "edit_tiny.pth"}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": "infinity_tiny.safetensors"}),
-        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"}),
-        "text": ("DiverseVAREncodeText", text),
-        "image": ("EmptyImage", image),
-        "edit": ("DiverseVAREdit", {**inputs, "picture": ["image", 0], **edit}),
-        "save": ("PreviewImage", {"images": ["edit", 0]}),
-    }
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+from prompts import HIGH, WIDE, pixels
+from prompts import edit_graph as graph
 
 
 def masked(value: float = 1.0, **edit) -> dict:
@@ -36,17 +19,20 @@ def masked(value: float = 1.0, **edit) -> dict:
     return prompt
 
 
-def pixels(outcome) -> list[np.ndarray]:
-    assert outcome.error is None
-    return [np.asarray(picture) for picture in outcome.pictures]
-
-
 def test_the_edit_has_the_pictures_size_and_its_seed(host):
     first, second = pixels(host.run(graph(seed=5, batch_size=2, tau=1.0)))
     (alone,) = pixels(host.run(graph(seed=6, tau=1.0)))
     assert first.shape == (HIGH, WIDE, 3)
     assert not np.array_equal(first, second)
     np.testing.assert_allclose(second, alone.astype(int), atol=1)  # same bits; a rounding
+
+
+def test_the_seeds_of_edits_are_saved_with_them(host):
+    prompt = graph(seed=5, batch_size=2)
+    inputs = {"images": ["edit", 0], "seeds": ["edit", 2], "filename_prefix": "edits"}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    seeds = [picture.text["diversevar_seed"] for picture in host.run(prompt).pictures]
+    assert seeds == ["5", "6"]
 
 
 def test_instruction_and_picture_and_method_change_the_edit(host):

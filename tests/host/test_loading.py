@@ -320,6 +320,18 @@ def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
     assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
 
 
+def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
+    assert "evicted" not in report, report["evicted"]
+    assert torch.equal(report["evicts True"], report["evicts False"])
+
+
+def test_pictures_in_half_precision_are_edited_within_a_mask(report):
+    assert "half_pictures" not in report, report["half_pictures"]
+    whole, half = (report[f"edited in half {half}"] for half in (False, True))
+    assert (whole - half).abs().mean() < 0.02
+    assert not torch.equal(half[:, :32], half[:, 32:])
+
+
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
     assert "kohya.safetensors' has no weights for this model" in words

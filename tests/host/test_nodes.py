@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from comfy_host import Refused
+from PIL import Image
+from prompts import PIXELS, TOKENIZERS, encoded, graph, pixels
 from safetensors.torch import load_file
 
 from diversevar_core.checkpoints import load_tokenizer
@@ -15,33 +17,8 @@ from diversevar_core.included import TOKENIZER
 from diversevar_core.schedule import square
 from diversevar_core.tokenizers.autoencoder import to_image
 
-MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
-TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
-TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
 MAPS = {"emoji": [1, 2, 4, 6, 8], "var": [1, 2, 3, 4, 6]}
-PIXELS = {"infinity": 256, "var": 96, "emoji": 64}  # along a side
-
-
-def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
-    """A text-to-image (infinity) or class-to-image (var) prompt; the rest stays at its default."""
-    nodes = {
-        "model": ("DiverseVARLoadModel", {"model_name": MODELS[family]}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": TOKENIZERS[family]}),
-        "sampler": (
-            "DiverseVARSampler",
-            {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0], **sampler},
-        ),
-        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
-        "save": ("PreviewImage", {"images": ["decode", 0]}),
-    }
-    if family == "var":
-        nodes["text"] = ("DiverseVARClassLabel", {"label": 3})
-    else:
-        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": TEXT_ENCODERS[family]})
-        inputs = {"clip": ["clip", 0], "prompt": prompt, "negative": ""}
-        nodes["text"] = ("DiverseVAREncodeText", inputs)
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
 def advanced(family: str, **numbers) -> dict:
@@ -49,11 +26,6 @@ def advanced(family: str, **numbers) -> dict:
     prompt = graph(family, method=["method", 0])
     prompt["method"] = {"class_type": "DiverseVARSpectral", "inputs": numbers}
     return prompt
-
-
-def pixels(outcome) -> list[np.ndarray]:
-    assert outcome.error is None
-    return [np.asarray(picture) for picture in outcome.pictures]
 
 
 def test_every_node_explains_itself(host):
@@ -100,21 +72,43 @@ def test_a_preset_sets_the_numbers(host):
     assert not np.array_equal(published, paper)
 
 
+def saved(host, prompt: dict, name: str) -> dict[str, int]:
+    """Save with Seeds under a name: the seed in the metadata of every file."""
+    inputs = {"images": ["decode", 0], "seeds": ["sampler", 1], "filename_prefix": name}
+    prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
+    about = {"workflow": {"nodes": []}}
+    assert len(host.run(prompt, extra_pnginfo=about).pictures) > 0
+    assert about == {"workflow": {"nodes": []}}
+    seeds = {}
+    for path in sorted((host.base / "output").glob(f"{name}_*.png")):
+        text = Image.open(path).text
+        assert json.loads(text["prompt"])["sampler"] and json.loads(text["workflow"])
+        seeds[path.name] = int(text["diversevar_seed"])
+    return seeds
+
+
 def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
     prompt = graph("infinity", starts=12, batch_size=2, seed=100)
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}}
-    prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0]}}
-    prompt["save"]["inputs"]["filename_prefix"] = "starts"
-    outcome = host.run(prompt, extra_pnginfo={})
+    outcome = host.run(prompt)
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "sampler"]
     assert (steps[0], steps[-1]) == (12, sum(side**2 for side in SIDES))  # starts, then maps
     both = pixels(outcome)
     (shown,) = [data for data in outcome.of("executed") if data["node"] == "show"]
     seeds = [int(seed) for seed in shown["output"]["text"][0].split(", ")]
-    assert json.loads(outcome.pictures[0].text["diversevar_seeds"]) == {"sampler": seeds}
+    del prompt["show"]
+    for name in ("once", "cached"):
+        assert list(saved(host, prompt, name).values()) == seeds
     assert seeds != [100, 101] and all(100 <= seed < 112 for seed in seeds)
     (second,) = pixels(host.run(graph("infinity", seed=seeds[1])))
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)
+
+
+def test_pictures_of_a_list_of_seeds_are_saved_with_their_own(host):
+    prompt = graph("emoji", batch_size=2)
+    prompt["list"] = {"class_type": "AnyList", "inputs": {"code": "[11, 22]"}}
+    prompt["sampler"]["inputs"]["seed"] = ["list", 0]
+    assert list(saved(host, prompt, "list").values()) == [11, 12, 22, 23]
 
 
 METHODS = {
@@ -273,20 +267,6 @@ def test_stock_conditioning_nodes_work(host):
     (mixed,) = pixels(host.run(prompt))
     (plain,) = pixels(host.run(graph("infinity")))
     assert not np.array_equal(mixed, plain)
-
-
-def encoded(family: str, **sampler) -> dict:
-    """A prompt whose sampler varies a picture of its size, red on the left, blue on the right."""
-    prompt, side = graph(family, picture=["encode", 0], **sampler), PIXELS[family]
-    for name, color in (("image", 0xC04020), ("blue", 0x2040C0)):
-        inputs = {"width": side, "height": side, "color": color}
-        prompt[name] = {"class_type": "EmptyImage", "inputs": inputs}
-    both = {"destination": ["image", 0], "source": ["blue", 0], "x": side // 2, "y": 0}
-    both |= {"resize_source": False}
-    prompt["both"] = {"class_type": "ImageCompositeMasked", "inputs": both}
-    inputs = {"pixels": ["both", 0], "vae": ["vae", 0], "model": ["model", 0]}
-    prompt["encode"] = {"class_type": "DiverseVAREncode", "inputs": inputs}
-    return prompt
 
 
 def through_tokens(host, family: str) -> np.ndarray:
@@ -517,7 +497,7 @@ def two_encoded_pictures() -> dict:
         (advanced("infinity", sides="4,7"), "7"),
         (advanced("infinity", sides="four"), "four"),
         (advanced("infinity", ssr=float("nan")), "nan"),
-        (graph("infinity", diversity=float("nan")), "ssr must be a finite"),
+        (graph("infinity", diversity=float("nan")), "diversity must be from 0.0 to 4.0"),
         (graph("var", top_p=float("nan")), "nan"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,0 +1,90 @@
+"""What a node is given must be what its schema says.
+
+The host checks what is typed into widgets, and of what comes by a link only the name of its type.
+"""
+
+from functools import wraps
+from numbers import Integral, Real
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..diversevar_core.methods import Method
+from ..diversevar_core.quote import quote
+from ..diversevar_core.text import check_characters
+
+# what tells the objects of each type of socket
+SOCKETS = {
+    "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
+    "MASK": lambda value: isinstance(value, Tensor) and value.ndim in (2, 3, 4),
+    "LATENT": lambda value: isinstance(value, dict) and isinstance(value.get("samples"), Tensor),
+    "CONDITIONING": lambda value: isinstance(value, list) and len(value) > 0,
+    "CLIP": lambda value: hasattr(value, "encode_from_tokens_scheduled"),
+    "CLIP_VISION": lambda value: hasattr(value, "encode_image"),
+    "DIVERSEVAR_MODEL": lambda value: isinstance(value, ModelPatcher),
+    "DIVERSEVAR_METHOD": lambda value: (
+        isinstance(value, tuple) and all(isinstance(method, Method) for method in value)
+    ),
+}
+LISTED = 20  # choices that an error names
+
+
+def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, checking its inputs before it runs; an optional one may be None."""
+    execute = node.execute.__func__
+
+    @classmethod
+    @wraps(execute)
+    def check_and_execute(cls, **inputs) -> io.NodeOutput:
+        for given in cls.define_schema().inputs:
+            if given.optional and inputs.get(given.id) is None:
+                inputs.pop(given.id, None)
+            else:
+                check(given, inputs.get(given.id))
+        return execute(cls, **inputs)
+
+    node.execute = check_and_execute
+    return node
+
+
+def check(given: io.Input, value: object) -> None:
+    """Raise ValueError where a value is not what its input takes."""
+    match given:
+        case io.Int.Input():
+            check_number(given, value, Integral, "a whole number")
+        case io.Float.Input():
+            check_number(given, value, Real, "a number")
+        case io.Boolean.Input():
+            if not isinstance(value, Integral):
+                raise ValueError(f"{given.id} must be true or false, not {quote(value)}.")
+        case io.Combo.Input():
+            if not (isinstance(value, str) and value in given.options):
+                choices = ", ".join(map(quote, given.options[:LISTED]))
+                more = ", ..." if len(given.options) > LISTED else ""
+                raise ValueError(f"{given.id} has no {quote(value)}, only {choices}{more}.")
+        case io.String.Input():
+            if not isinstance(value, str):
+                raise ValueError(f"{given.id} must be a text, not {quote(value)}.")
+            check_characters(given.id, value)
+        case _:
+            check_object(given, value)
+
+
+def check_number(given: io.Input, value: object, kind: type, words: str) -> None:
+    """Of the kind, and in the range."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{given.id} must be {words}, not {quote(value)}.")
+    if not given.min <= value <= given.max:
+        raise ValueError(f"{given.id} must be from {given.min} to {given.max}, not {value}.")
+
+
+def check_object(given: io.Input, value: object) -> None:
+    """What its socket is for, and not empty."""
+    kind = given.io_type
+    if not SOCKETS.get(kind, lambda value: True)(value):
+        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{given.id} takes {kind}, but what is connected is none ({what}).")
+    tensor = value["samples"] if kind == "LATENT" else value
+    if isinstance(tensor, Tensor) and tensor.numel() == 0:
+        raise ValueError(f"{given.id} is empty (shape {list(tensor.shape)}); connect another.")

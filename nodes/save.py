@@ -1,0 +1,61 @@
+"""Pictures -> files that say their own seed."""
+
+from types import SimpleNamespace
+
+from comfy_api.latest import io, ui
+
+SEED = "diversevar_seed"  # what the seed is called in a file's metadata
+
+
+class Save(io.ComfyNode):
+    """The stock Save Image, with each picture's seed beside the workflow."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARSave",
+            display_name="Save with Seeds",
+            category="DiverseVAR",
+            description="Saves pictures as Save Image does, each with its own seed in its "
+            "metadata: with starts, the workflow alone does not say which were chosen.",
+            search_aliases=["save image", "metadata", "seed", "export image"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to save."),
+                io.String.Input(
+                    "seeds",
+                    force_input=True,
+                    tooltip="The seeds of these pictures, from the sampler or Edit.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="DiverseVAR",
+                    tooltip="How the files' names begin, as on Save Image.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, images, seeds, filename_prefix) -> io.NodeOutput:
+        numbers = [number.strip() for number in seeds.split(",")]
+        if len(numbers) != len(images) or not all(number.isdecimal() for number in numbers):
+            raise ValueError(
+                f"seeds must be {len(images)} numbers with commas, one for each picture; connect "
+                "the seeds output that goes with these pictures."
+            )
+        given = cls.hidden.extra_pnginfo  # whatever the client sent
+        extra = given if isinstance(given, dict) else {}
+        saved = []
+        for i, (image, number) in enumerate(zip(images, numbers, strict=True)):
+            about = {**extra, SEED: int(number)}
+            node = SimpleNamespace(
+                hidden=SimpleNamespace(prompt=cls.hidden.prompt, extra_pnginfo=about)
+            )
+            prefix = filename_prefix.replace("%batch_num%", str(i))
+            folder = io.FolderType.output
+            saved += ui.ImageSaveHelper.save_images(image[None], prefix, folder, node)
+        return io.NodeOutput(ui=ui.SavedImages(saved))
+
+
+NODES = [Save]
