@@ -42,6 +42,7 @@ class Starts(Method):
     candidates: int = 64
     side: int = 6
     compare: Callable[[Step], Tensor] = small_map
+    name = "Diverse Starts"
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.side < 1:

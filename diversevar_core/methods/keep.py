@@ -36,8 +36,10 @@ class Keep(Method):
                 f"{theirs}; encode it with this model and the same shape."
             )
         places = list(context.places)
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[places]
-        maps = [m if len(m) == 1 else m[places] for m in self.maps]
+        mask, device = self.mask, context.condition.device
+        if mask is not None:
+            mask = (mask if len(mask) == 1 else mask[places]).to(device, torch.float32)
+        maps = [(m if len(m) == 1 else m[places]).to(device) for m in self.maps]
         return replace(self, maps=maps, mask=mask)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
@@ -47,6 +49,5 @@ class Keep(Method):
         if self.mask is None:
             return tokens
         # a token is drawn where the mask touches any of its pixels
-        drawn = area(self.mask[:, None].float(), scale.h, scale.w) > 0
-        drawn = drawn.flatten(1).to(tokens.device)
+        drawn = area(self.mask[:, None], scale.h, scale.w).flatten(1) > 0
         return torch.where(drawn if tokens.ndim == 2 else drawn[..., None], tokens, kept)

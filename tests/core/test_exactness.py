@@ -21,7 +21,7 @@ from diversevar_core.schedule import infinity_schedule, square
 from diversevar_core.tokenizers.autoencoder import to_image
 
 TIE = 1e-5  # the encoder's features are of size 1 and come from sums as below
-# Of logits, features and pictures. A logit is the end of about 30 chained float32 sums of up to 1024
+# Of logits, features, pictures. A logit is the end of about 30 chained float32 sums of up to 1024
 # terms; each is off by about sqrt(1024) * 2**-24 = 2e-6 of its terms' size, together by 1e-5 times
 # what guidance (up to 7) and temperature (0.1 to 1) make of it. Found: 2e-6 to 7e-5.
 TOLERANCE = 2e-4
