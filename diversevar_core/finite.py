@@ -39,12 +39,11 @@ def cause(model: Family, condition: Condition, methods: Sequence[Method]) -> str
                 f"the model's weights hold them, in {quote(name)}; the file is broken, or a LoRA "
                 "or its strength is not finite"
             )
-    strengths = [method.pushes for method in methods if method.pushes]
-    if strengths:
-        return f"numbers grow too large; lower {' and '.join(strengths)}"
+    cures = [f"lower {method.pushes}" for method in methods if method.pushes]
     if model.dtype == torch.float16:
-        return "numbers grow past float16's 65504; compute in bfloat16 or float32"
-    return "numbers grow too large; lower cfg, raise tau, or lower the strength of a LoRA"
+        cures.append("compute in bfloat16 or float32, as float16 ends at 65504")
+    cures = cures or ["lower cfg, raise tau, or lower the strength of a LoRA"]
+    return f"numbers grow too large; {', or '.join(cures)}"
 
 
 def is_finite(x: Tensor) -> bool:

@@ -28,7 +28,7 @@ class Keep(Method):
     order = 3
 
     def begin(self, context: Context) -> Keep:
-        """Raises ValueError where the picture's maps are not the schedule's."""
+        """Raises ValueError where maps are not the schedule's, or fewer than the pictures."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
             raise ValueError(
@@ -36,6 +36,16 @@ class Keep(Method):
                 f"{theirs}; encode it with this model and the same shape."
             )
         places = list(context.places)
+        given = {
+            "pictures": self.maps[0],
+            "masks": self.maps[0] if self.mask is None else self.mask,
+        }
+        for what, many in given.items():
+            if 1 != len(many) <= max(places):
+                raise ValueError(
+                    f"There are {len(many)} {what} to keep and more pictures are drawn; give one "
+                    "for all, or one for each. Diverse starts need one for all."
+                )
         mask, device = self.mask, context.condition.device
         if mask is not None:
             mask = (mask if len(mask) == 1 else mask[places]).to(device, torch.float32)

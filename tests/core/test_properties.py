@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from diversevar_core.checkpoints import load_model, load_tokenizer
@@ -113,14 +113,15 @@ def same(a, b) -> bool:
     return torch.equal(a[0], b[0]) and list(a[1]) == list(b[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @settings(
-    max_examples=20,
+    max_examples=30,  # less than a minute on a busy machine, and so on a failure: as it was found
     derandomize=True,
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 @given(
-    chain=st.lists(st.sampled_from(METHODS), min_size=1, max_size=3),
+    family=st.sampled_from(("var", "var", "infinity", "varedit")),
+    chain=st.lists(st.sampled_from(METHODS), min_size=1, max_size=3, unique_by=type),
     neutral=st.sampled_from(NEUTRAL),
     batch=st.sampled_from((1, 3)),
     seed=st.sampled_from((7, 2**64 - 1)),
@@ -146,10 +147,7 @@ def test_any_chain_keeps_its_promises(
 
     first = drawn(pair, methods, own, seed, batch, each, exact)
     assert same(first, drawn(pair, methods[::-1], own, seed, batch, each, exact))
-    kinds = {type(method) for method in chain}
-    if len(kinds) < len(chain):
-        assert isinstance(first, str)
-    if type(neutral) not in kinds:
+    if type(neutral) not in map(type, chain):
         assert same(first, drawn(pair, [neutral, *methods], own, seed, batch, each, exact))
     together = any(method.together for method in chain)
     if exact and batch > 1 and not each and not together and not isinstance(first, str):
