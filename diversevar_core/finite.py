@@ -43,7 +43,7 @@ def cause(model: Family, condition: Condition, methods: Sequence[Method]) -> str
     if model.dtype == torch.float16:
         cures.append("compute in bfloat16 or float32, as float16 ends at 65504")
     cures = cures or ["lower cfg, raise tau, or lower the strength of a LoRA"]
-    return f"numbers grow too large; {', or '.join(cures)}"
+    return f"numbers grow too large, or a LoRA brings them; {', or '.join(cures)}"
 
 
 def is_finite(x: Tensor) -> bool:

@@ -202,7 +202,12 @@ NOT_FINITE = {
     "a weight in the prompt": (float("nan"), None, (), "the prompt holds them"),
     "NaN in a file or LoRA": (1, float("nan"), (), "in 'blocks.1.ffn.fc1.weight'"),
     "and SAR": (1, float("nan"), (DiverseVAR(sar=1.0),), "in 'blocks.1.ffn.fc1.weight'"),
-    "a large LoRA": (1, 3e38, (), "numbers grow too large; lower cfg, raise tau"),
+    "a large LoRA": (
+        1,
+        3e38,
+        (),
+        "numbers grow too large, or a LoRA brings them; lower cfg, raise tau",
+    ),
     "SAR": (1, None, (LARGE,), r"lower sar 3, sar_alpha 1e\+30 at every block"),
     "absolute SAR": (
         100,
@@ -220,7 +225,7 @@ def test_float16_that_ends_is_named(infinity_case):
     with torch.no_grad():
         model.blocks[1].ffn.fc2.weight.fill_(6e4)
     for methods, sentence in (
-        ([], "too large; compute in bfloat16 or float32"),
+        ([], "LoRA brings them; compute in bfloat16 or float32"),
         ([DiverseVAR(sar=0.5)], "lower sar 0.5, or compute in bfloat16"),
     ):
         with pytest.raises(ValueError, match=sentence):

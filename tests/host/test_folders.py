@@ -59,7 +59,7 @@ def test_odd_files_are_passed_over(models):
         (here / "listed" / "model.safetensors.index.json").write_text("[[1]]")
         save_file({}, here / "listed" / "nothing.safetensors")
     done = subprocess.run(
-        [found[1], "-c", LIST, found[0], ROOT, models], capture_output=True, text=True, timeout=60
+        [found[1], "-c", LIST, found[0], ROOT, models], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     listed, refused = done.stdout.splitlines()[-2:]
