@@ -7,15 +7,17 @@ changes, with the batch or where guidance ends.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
+from torch import nn
 
 from .families.family import Family
 
 GRAPHS = 64  # of one function that torch may make before it leaves the rest uncompiled
+COMPILED: WeakSet[nn.Module] = WeakSet()  # all blocks that are
 
 
 def compile_blocks(model: Family, device: torch.device | str) -> None:
@@ -33,13 +35,17 @@ def compile_blocks(model: Family, device: torch.device | str) -> None:
     config.cache_size_limit = max(config.cache_size_limit, GRAPHS)
     for block in model.blocks:
         block.compile(dynamic=True)
+        COMPILED.add(block)
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Meanwhile run blocks as they are written, where sizes would need too many graphs."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+    calls = {block: block._compiled_call_impl for block in COMPILED}
+    try:  # torch.compiler.set_stance does it from torch 2.6 on
+        for block in calls:
+            block._compiled_call_impl = None
         yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    finally:
+        for block, call in calls.items():
+            block._compiled_call_impl = call

@@ -6,6 +6,7 @@ from which the next map's input is cut (VAR, arXiv 2404.02905; Infinity, arXiv 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,8 @@ from torch import Tensor
 from .conditions import Condition
 from .draw import PerImage, Shared, Stream, mixture, truncate, winners
 from .families.family import Family, State
-from .methods import Context, Method, drawn_maps
+from .finite import not_finite
+from .methods import Context, Method, check_chain, drawn_maps
 from .pairing import check_pair
 from .schedule import Scale, Schedule
 from .settings import Guidance, Settings, guidance
@@ -43,7 +45,7 @@ class Run:
     features: Tensor | None = None  # (B, n, D), the next map's input
 
     def fork(self) -> Run:
-        """A copy that goes on without changing this one."""
+        """A copy that goes on without changing this one; ``KVCache.fork`` says how."""
         return replace(self, state=self.state.fork())
 
     def drop_unconditional(self) -> None:
@@ -71,9 +73,11 @@ def sample(
     keep to their own. exact_batch: matrix products round differently with the number of rows, which
     rarely turns a token; with this every picture is computed alone (unless a method acts on the
     batch together), the same bit for bit in any company. maps: draw only the first so many. Raises
-    ValueError where models, settings, methods and schedule do not fit.
+    ValueError where models, settings, methods and schedule do not fit, and where logits are not
+    finite.
     """
     check_pair(model, tokenizer)
+    check_chain(methods)
     choices = model.token_kind.choices
     settings.check(model.depth, choices)
     plan = guidance(settings, schedule)[: len(drawn_maps(schedule, methods)[:maps])]
@@ -112,10 +116,19 @@ def scale_loop(
         advance = partial(method.step, advance)
     guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
     run = Run(model.start(context.schedule, len(drawn), guided=bool(guided)))
+    means = []  # not finite where a logit is not; read once, as a card would be waited for
     for scale, at in zip(drawn, context.plan, strict=True):
         if guided and scale.k == guided[-1] + 1:
             run.drop_unconditional()
-        run, left = advance(run, scale, at)
+        try:
+            run, left = advance(run, scale, at)
+        except torch.linalg.LinAlgError as error:  # of what is not finite
+            raise not_finite(model, context.condition, methods, scale) from error
+        means.append(left.logits.mean())
+        if scale is drawn[-1]:
+            for drawn_before, mean in zip(drawn, torch.stack(means).tolist(), strict=True):
+                if not math.isfinite(mean):
+                    raise not_finite(model, context.condition, methods, drawn_before)
         yield left
 
 
@@ -161,8 +174,9 @@ def step(
     kept = partial(truncate, top_k=settings.top_k, top_p=settings.top_p)
     race = stream.exponential(tuple(choices.shape), choices.device)
 
-    def choose(choices: Tensor) -> Tensor:  # a picture at a time: a codebook's logits are large
-        pairs = zip(choices.split(1), race.split(1), strict=True)
+    def choose(choices: Tensor, first: int = 0) -> Tensor:
+        numbers = race[first : first + len(choices)]  # split: a codebook's logits are large
+        pairs = zip(choices.split(1), numbers.split(1), strict=True)
         return torch.cat([winners(kept(one), numbers) for one, numbers in pairs])
 
     for method in methods:

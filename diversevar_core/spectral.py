@@ -67,6 +67,7 @@ class DiverseVAR(Method):
     sar_alpha: float = 1.0
     relative: bool = True
     order = 2
+    name = "SSR and SAR"
 
     def __post_init__(self) -> None:
         for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
@@ -75,6 +76,14 @@ class DiverseVAR(Method):
                 raise ValueError(f"{name} must be a finite number of 0 or more, not {value}.")
         if self.site not in SITES:
             raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
+
+    @property
+    def pushes(self) -> str:
+        gains = {"sar": self.sar, "ssr_alpha": self.ssr_alpha - 1, "sar_alpha": self.sar_alpha - 1}
+        given = [f"{name} {getattr(self, name):g}" for name, gain in gains.items() if gain > 0]
+        rates = "" if self.relative else " (absolute)"
+        where = " at every block" if self.site == "block" else ""
+        return f"{', '.join(given)}{rates}{where}" if given else ""
 
     def begin(self, context: Context) -> DiverseVAR:
         """Raises ValueError where a side is not in the schedule."""

@@ -44,6 +44,7 @@ class Starts(Method):
     side: int = 6
     compare: Callable[[Step], Tensor] = small_map
     tokenizer: Tokenizer | None = None
+    name = "Diverse Starts"
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.side < 1:

@@ -28,6 +28,7 @@ class Travel(Method):
     """Back to the map of this side; 0 stays. It acts on no map itself: ``sample_and_travel``."""
 
     side: int = 4
+    name = "Scale Travel"
 
     def __post_init__(self) -> None:
         if self.side < 0:

@@ -435,7 +435,8 @@ def watch(
 ) -> Tensor:
     """Run the sampler with the host's progress bar and previews; returns f_hat (B, D, H, W).
 
-    The user's cancel button raises out of it: every layer of the host's looks for it.
+    The user's cancel button raises out of it: every layer of the host's looks for it, and where
+    torch compiled them, this between the maps.
     """
     method = comfy.cli_args.args.preview_method
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
@@ -444,6 +445,7 @@ def watch(
     model.pre_run()
     try:
         for step in steps:
+            comfy.model_management.throw_exception_if_processing_interrupted()
             done += step.scale.tokens
             picture = ("JPEG", preview(step, vae), pixels) if previews else None
             bar.update_absolute(done, preview=picture)

@@ -55,7 +55,8 @@ class LoadModel(io.ComfyNode):
                     optional=True,
                     tooltip="For cards: compile the model with torch.compile, into about half the "
                     "kernels. The first picture, and the first of another batch_size, wait for it. "
-                    "Weights are loaded whole. It needs Triton.",
+                    "Weights are loaded whole. Cancel stops after the token map that is drawn. It "
+                    "needs Triton.",
                     advanced=True,
                 ),
             ],

@@ -12,7 +12,9 @@ RATES = ("relative", "absolute")
 def chained() -> io.Input:
     """The input that every method's node has, so that methods chain."""
     return Method.Input(
-        "method", optional=True, tooltip="Other methods, which act too; their order never matters."
+        "method",
+        optional=True,
+        tooltip="Other methods, which act too, one of each kind; their order never matters.",
     )
 
 

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,8 @@ comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
 """
-START_SECONDS, PROMPT_SECONDS = 120, 120
+# On a very busy machine; they are waited only where something fails. Of a prompt: without a word.
+START_SECONDS, PROMPT_SECONDS = 600, 600
 HOW_TO = (
     "no ComfyUI found, so nothing was tested in it: run `.ci/get-host DIR`, then set "
     "COMFYUI_PATH=DIR/ComfyUI and COMFYUI_PYTHON=DIR/venv/bin/python (or your own)"
@@ -116,14 +117,30 @@ class Host:
             try:
                 self.nodes = self.get("/object_info")
                 return
-            except urllib.error.URLError:
+            except (urllib.error.URLError, TimeoutError):
                 time.sleep(0.3)
+        ended = self.process.poll()
         self.stop()
-        raise RuntimeError(f"ComfyUI did not start; its log ends:\n{self.log[-3000:]}")
+        how = f"ended with code {ended}" if ended is not None else "gave no answer"
+        raise RuntimeError(self.failed(f"The start of ComfyUI {how}", START_SECONDS))
+
+    def wait(self, what: str, look: Callable[[], object]) -> object:
+        """What ``look`` returns once that is anything; RuntimeError where it never is."""
+        deadline = time.monotonic() + PROMPT_SECONDS
+        while time.monotonic() < deadline:
+            if found := look():
+                return found
+            time.sleep(0.1)
+        raise RuntimeError(self.failed(what, PROMPT_SECONDS))
+
+    def failed(self, what: str, seconds: float) -> str:
+        """What was waited for, how long at most, and the log's end."""
+        return f"{what} within {seconds:g} seconds; its log ends:\n{self.log[-3000:]}"
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait(30)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(START_SECONDS)
 
     def fetch(self, path: str, body: object = None) -> bytes:
         """What is at a path; body: JSON to post there."""
@@ -131,7 +148,7 @@ class Host:
         request = urllib.request.Request(
             f"http://{self.address}{path}", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PROMPT_SECONDS) as answer:
             return answer.read()
 
     def get(self, path: str) -> dict:
@@ -188,6 +205,9 @@ class Host:
                         return
         except urllib.error.HTTPError as error:
             raise Refused(error.read().decode()) from error
+        except websocket.WebSocketTimeoutException as error:
+            what = f"The prompt {list(self.filled(prompt))} said nothing"
+            raise RuntimeError(self.failed(what, seconds)) from error
         finally:
             wire.close()
 

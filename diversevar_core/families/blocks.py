@@ -86,11 +86,12 @@ class KVCache:
         return q
 
     def fork(self) -> KVCache:
-        """A copy that goes on without changing this one."""
-        other = copy(self)
-        if self.k is not None:
-            other.k, other.v = self.k.clone(), self.v.clone()
-        return other
+        """A copy that goes on without changing what this one has; they share the allocation.
+
+        The copy writes behind what is filled, and so does this one when it goes on itself: of all
+        that share it one goes on at a time, and those before it are then forgotten.
+        """
+        return copy(self)
 
     def halve(self) -> None:
         """Forget the second half of the rows."""

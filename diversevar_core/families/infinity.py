@@ -89,7 +89,8 @@ class InfinityState:
 
     guided: bool
     caches: list[KVCache]
-    last: Scale  # of the schedule
+    schedule: Schedule
+    turns: Rotary | None = None  # of the source's tokens, then of all maps'
     rotary: Rotary | None = None  # of the current map
     condition: Tensor | None = None  # (rows, C) float32
     terms: Tensor | None = None  # (rows, 1, 6, C) float32
@@ -97,7 +98,11 @@ class InfinityState:
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
     prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values, by block
-    positions: Tensor | None = None  # (n, 2) of the source's tokens, then of all maps'
+
+    @property
+    def last(self) -> Scale:
+        """The last map of the schedule."""
+        return self.schedule[-1]
 
     def fork(self) -> InfinityState:
         caches = [cache.fork() for cache in self.caches]
@@ -395,7 +400,7 @@ class Infinity(Family):
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
         caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]
-        return InfinityState(guided, caches, schedule[-1])
+        return InfinityState(guided, caches, schedule)
 
     def condition(self, state: InfinityState, text: Text) -> None:
         self.check_source(text)
@@ -409,11 +414,11 @@ class Infinity(Family):
                     f"The text features are {row.shape[-1]} wide, but this model reads "
                     f"{self.config.text}; use the text encoder that it was trained with."
                 )
-        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
         state.text_mask = None
-        if len(set(lengths.tolist())) > 1:
-            seen = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        if len({len(row) for row in rows}) > 1:
+            ones = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+            seen = pad_sequence(ones, batch_first=True)
             state.text_mask = rearrange(seen, "r m -> r 1 1 m")
         normed = self.norm_text(padded).to(self.dtype)
         state.condition = self.text_proj_for_sos.ca(normed, state.text_mask).float()
@@ -421,6 +426,10 @@ class Infinity(Family):
         flat = self.shared_ada_lin(state.condition)
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
+        if state.turns is None:
+            maps = [self.positions(scale) for scale in state.schedule]
+            positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
+            state.turns = self.turns(positions, padded.device)
         if text.source is not None and not state.source:
             self.read_source(state, text)
 
@@ -459,11 +468,10 @@ class Infinity(Family):
         tokens = rearrange(maps, "b c h w -> b (h w) c")
 
         rows = slice(None, None, len(text) if same_for_all(text) else 1)
-        own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], last)
+        own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], (last,))
         own.terms, own.text = state.terms[rows], state.text[rows]
         own.text_mask = None if state.text_mask is None else state.text_mask[rows]
-        state.positions = self.positions_of_edit(last)
-        own.rotary = self.turns(state.positions[: last.tokens], device)
+        own.rotary = state.turns[: last.tokens]
 
         x = self.word_embed(tokens.to(self.dtype)).float() + self.level(last, device)
         x = x.repeat(len(own.terms) // len(x), 1, 1)
@@ -483,11 +491,8 @@ class Infinity(Family):
         scale: Scale,
         changes: Sequence[Change] = (),
     ) -> Tensor:
-        positions = self.positions(scale)
-        if state.positions is not None:
-            begin = state.last.tokens + scale.begin
-            positions = state.positions[begin : begin + scale.tokens]
-        state.rotary = self.turns(positions, state.condition.device)
+        begin = scale.begin + (state.last.tokens if self.edits else 0)
+        state.rotary = state.turns[begin : begin + scale.tokens]
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:

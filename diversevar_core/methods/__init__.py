@@ -46,6 +46,8 @@ class Method:
     order = 0  # of several methods, lower ones act first
     alike = True  # whether it does the same to every picture of a batch
     cached = 1.0  # share of the keys and values that is kept from map to map
+    name = ""  # its node's; a chain has one of a name
+    pushes = ""  # strengths that multiply what they meet, in words: too large, numbers overflow
 
     def drawn(self, schedule: Schedule) -> int:
         """How many of a schedule's maps are drawn, from the first on."""
@@ -82,12 +84,15 @@ class Method:
         """Guided, tempered logits (B, n, channels)."""
         return logits
 
-    def draw(self, choose: Callable[[Tensor], Tensor], scale: Scale, logits: Tensor) -> Tensor:
+    def draw(
+        self, choose: Callable[..., Tensor], scale: Scale, logits: Tensor, first: int = 0
+    ) -> Tensor:
         """Tokens (B, n, m) of logits (B, n, m, choices): m bits, or one row of the codebook.
 
-        ``choose`` draws them with the same random numbers whenever it is called.
+        ``choose`` draws them with the same random numbers whenever it is called, also of some
+        pictures alone: ``first`` is the first's place among all.
         """
-        return choose(logits)
+        return choose(logits, first)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
         """The drawn tokens (B, n) or bits (B, n, bits)."""
@@ -102,6 +107,14 @@ class Method:
     ) -> tuple[Run, Step]:
         """One whole map: ``advance`` draws it from ``run``, or several times from forks of it."""
         return advance(run, scale, at)
+
+
+def check_chain(methods: Sequence[Method]) -> None:
+    """Raise ValueError where two are of one kind: which one counts would hang on their order."""
+    names = [method.name for method in methods if method.name]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is connected twice, and acts once only; remove one of them.")
 
 
 def drawn_maps(schedule: Schedule, methods: Sequence[Method]) -> Schedule:

@@ -31,6 +31,7 @@ class AdaptiveScaling(Method):
     strength: float = 1.0
     choices: int = 2  # a token, or a bit; set by ``begin``
     order = 4
+    name = "Adaptive Logits Scaling"
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:

@@ -34,6 +34,7 @@ class FastVAR(Method):
     prune: float = 0.5
     skip: int = 2
     order = -1
+    name = "FastVAR"
 
     def __post_init__(self) -> None:
         if not 0 <= self.prune < 1 or self.skip < 0:

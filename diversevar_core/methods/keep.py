@@ -35,7 +35,7 @@ class Keep(Method):
         )
 
     def begin(self, context: Context) -> Keep:
-        """Raises ValueError where the picture's maps are not the schedule's."""
+        """Raises ValueError where maps are not the schedule's, or fewer than the pictures."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
             raise ValueError(
@@ -43,8 +43,20 @@ class Keep(Method):
                 f"{theirs}; encode it with this model and the same shape."
             )
         places = list(context.places)
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[places]
-        maps = [m if len(m) == 1 else m[places] for m in self.maps]
+        given = {
+            "pictures": self.maps[0],
+            "masks": self.maps[0] if self.mask is None else self.mask,
+        }
+        for what, many in given.items():
+            if 1 != len(many) <= max(places):
+                raise ValueError(
+                    f"There are {len(many)} {what} to keep and more pictures are drawn; give one "
+                    "for all, or one for each. Diverse starts need one for all."
+                )
+        mask, device = self.mask, context.condition.device
+        if mask is not None:
+            mask = (mask if len(mask) == 1 else mask[places]).to(device, torch.float32)
+        maps = [(m if len(m) == 1 else m[places]).to(device) for m in self.maps]
         return replace(self, maps=maps, mask=mask)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
@@ -54,6 +66,5 @@ class Keep(Method):
         if self.mask is None:
             return tokens
         # a token is drawn where the mask touches any of its pixels
-        drawn = area(self.mask[:, None].float(), scale.h, scale.w) > 0
-        drawn = drawn.flatten(1).to(tokens.device)
+        drawn = area(self.mask[:, None], scale.h, scale.w).flatten(1) > 0
         return torch.where(drawn if tokens.ndim == 2 else drawn[..., None], tokens, kept)

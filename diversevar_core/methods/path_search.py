@@ -34,6 +34,7 @@ class PathSearch(Method):
     ahead: int = 1
     side: int = 4
     order = 6
+    name = "Energy Path Search"
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.ahead < 0:
@@ -71,6 +72,7 @@ class Search(Method):
             for later in coming:
                 trial, step = advance(trial, *later)
                 energies.append(self.energy(step))
+            del trial  # it shares the cache that the next one writes, or has one of its own
             energy = torch.cat(energies, dim=1).mean(dim=1)  # (B,)
             if best is None:
                 best, chosen = energy, first.tokens

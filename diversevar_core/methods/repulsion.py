@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..schedule import Scale
 from . import Method
@@ -28,6 +27,7 @@ class Repulsion(Method):
     side: int = 4
     together = True
     order = 5
+    name = "Batch Repulsion"
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -35,11 +35,13 @@ class Repulsion(Method):
                 f"The strength of repulsion is a number of 0 or more, not {self.strength}."
             )
 
-    def draw(self, choose: Callable[[Tensor], Tensor], scale: Scale, logits: Tensor) -> Tensor:
+    def draw(
+        self, choose: Callable[..., Tensor], scale: Scale, logits: Tensor, first: int = 0
+    ) -> Tensor:
         if self.strength == 0 or scale.side > self.side:
-            return choose(logits)
-        pushed, drawn = logits.clone(), torch.zeros_like(logits)
-        for i in range(1, len(logits)):
-            drawn[i] = F.one_hot(choose(pushed)[i - 1], logits.shape[-1])
-            pushed[i] -= self.strength * drawn[1 : i + 1].mean(dim=0)
-        return choose(pushed)
+            return choose(logits, first)
+        tokens, times = [], torch.zeros_like(logits[:1])  # how often each choice was drawn
+        for i, own in enumerate(logits.split(1)):
+            tokens.append(choose(own - self.strength / max(i, 1) * times, first + i))
+            times.scatter_add_(-1, tokens[-1].unsqueeze(-1), torch.ones_like(times[..., :1]))
+        return torch.cat(tokens)

@@ -51,6 +51,7 @@ class ScaleKV(Method):
     """
 
     budget: float = 0.1
+    name = "ScaleKV"
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:

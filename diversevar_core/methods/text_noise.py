@@ -36,6 +36,7 @@ class TextNoise(Method):
     rescale: float = 1.0
     noise: tuple[Tensor, ...] = ()  # like each picture's text; set by ``begin``
     order = 1
+    name = "Text Noise"
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):

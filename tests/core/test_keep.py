@@ -56,3 +56,17 @@ def test_outside_the_mask_tokens_stay_at_every_scale(pair, maps):
 def test_maps_of_another_shape_are_refused(pair, maps):
     with pytest.raises(ValueError, match="encode it with this model and the same shape"):
         tokens(pair, Keep(maps[:-1]))
+
+
+def test_fewer_pictures_or_masks_than_are_drawn_are_refused(pair, maps):
+    three = [torch.cat([m] * 3) for m in maps]
+    model, tokenizer = pair
+    text = Text([torch.zeros(3, 256)] * 4)
+    how = (model, tokenizer, text, model.schedule(), SETTINGS, range(4))
+    for method, what in (
+        (Keep(three), "pictures"),
+        (Keep(maps, mask=torch.ones(3, 4, 4)), "masks"),
+    ):
+        for exact in (False, True):
+            with pytest.raises(ValueError, match=f"There are 3 {what} to keep and more"):
+                list(sample(*how, methods=[method], exact_batch=exact))

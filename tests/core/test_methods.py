@@ -6,6 +6,7 @@ import torch
 from diversevar_core.checkpoints import load_model, load_tokenizer
 from diversevar_core.conditions import Labels, Text
 from diversevar_core.diversity import mean_distance, similarity
+from diversevar_core.methods import Method
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -23,7 +24,6 @@ from diversevar_core.travel import Travel, sample_and_travel
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
 EACH = {
     "SSR and SAR": DiverseVAR(ssr=1.0, sar=0.5),
-    "SSR before the level": DiverseVAR(ssr=1.0, site="features"),
     "adaptive scaling": AdaptiveScaling(1.0),
     "text noise": TextNoise(0.5),
     "repulsion": Repulsion(2.0),
@@ -84,6 +84,15 @@ def test_strength_zero_is_the_identity(pair, name):
     assert same([s.f_hat for s in plain], [s.f_hat for s in off])
 
 
+@pytest.mark.parametrize("name", [*EACH, "starts", "travel"])
+def test_two_of_a_kind_are_refused(pair, name):
+    """Their order would decide."""
+    two = [(EACH | OFF)[name], OFF[name]]
+    for methods in (two, two[::-1], [two[0], *OFF.values()]):
+        with pytest.raises(ValueError, match="is connected twice, and acts once only"):
+            run(pair, [7], methods)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_each_method_changes_pictures(pair, name):
     exact = not EACH[name].together
@@ -95,6 +104,12 @@ def test_a_picture_of_a_batch_is_the_picture_alone(pair, name):
     both = tokens(pair, [3, 8], [EACH[name]])
     alone = tokens(pair, [8], [EACH[name]])
     assert same([t[1:] for t in both], alone)
+
+
+def test_ssr_may_act_before_the_level(pair):
+    before, after = (DiverseVAR(ssr=1.0, site=site) for site in ("features", "model"))
+    drawn = [tokens(pair, [7], [method]) for method in (before, after)]
+    assert not same(*drawn) and not same(drawn[0], tokens(pair, [7]))
 
 
 def test_the_whole_chain_is_the_same_again_in_any_order(pair):
@@ -191,11 +206,15 @@ def test_repulsion_lowers_what_earlier_pictures_drew():
     """With two equally likely choices and a strong push, pictures alternate."""
     logits = torch.zeros(4, 1, 8, 2)
 
-    def choose(choices):
+    asked = []
+
+    def choose(choices, first):
+        asked.append((first, len(choices)))
         return (choices + torch.tensor([0.1, 0.0])).argmax(dim=-1)
 
     drawn = Repulsion(5.0).draw(choose, scale(0), logits)[:, 0, 0].tolist()
     assert drawn == [0, 1, 0, 1]
+    assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]  # each picture once
 
 
 def test_repulsion_spreads_a_batch_and_leaves_its_first_picture(pair):
@@ -213,6 +232,42 @@ def test_path_search_finds_likelier_maps(pair):
         return log_likelihood(step.logits, step.tokens, 2).sum()
 
     assert likelihood([PathSearch(8, ahead=0, side=1)]) > likelihood([]) + 2
+
+
+@pytest.mark.parametrize("more", [[], [ScaleKV(0.1)], [FastVAR(0.5, skip=0)]])
+def test_candidates_of_a_path_share_one_cache(pair, more):
+    """At every map but the first, whose candidates each make theirs and are forgotten."""
+
+    class Watch(Method):
+        def __init__(self):
+            self.places = {}
+
+        def step(self, advance, run, scale, at):
+            before = run.state.caches[0].k
+            run, left = advance(run, scale, at)
+            after = run.state.caches[0].k
+            if before is not None and after is not None:
+                self.places.setdefault(scale.k, []).append(before.data_ptr() == after.data_ptr())
+            return run, left
+
+    watch, search = Watch(), PathSearch(3, ahead=2, side=6)
+    found = tokens(pair, [3, 4], [*more, watch, search], maps=None)
+    if not more:
+        assert all(map(all, watch.places.values()))
+        assert len(watch.places[3]) == 2 * (1 + 3 * 3)  # of each picture: itself, and candidates
+    assert same(found, tokens(pair, [3, 4], [*more, FreshForks(), search], maps=None))
+
+
+class FreshForks(Method):
+    """Every map is drawn from a cache of its own, as if each candidate had copied it."""
+
+    order = 0
+
+    def step(self, advance, run, scale, at):
+        for cache in run.state.caches:
+            if cache.k is not None:
+                cache.k, cache.v = cache.k.clone(), cache.v.clone()
+        return advance(run, scale, at)
 
 
 def test_travel_keeps_the_finished_pictures_coarse_maps_and_draws_the_rest(pair):

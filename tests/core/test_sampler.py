@@ -191,6 +191,57 @@ def test_eager_attention_agrees_with_the_fused_kernel(infinity_case, pair):
         torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-4, rtol=0)
 
 
+def broken(model, value):
+    with torch.no_grad():
+        model.blocks[1].ffn.fc1.weight[3, 5] = value
+    return model
+
+
+LARGE = DiverseVAR(sar=3.0, site="block", sides=(1, 2, 4, 6, 8, 12, 16), sar_alpha=1e30)
+NOT_FINITE = {
+    "a weight in the prompt": (float("nan"), None, (), "the prompt holds them"),
+    "NaN in a file or LoRA": (1, float("nan"), (), "in 'blocks.1.ffn.fc1.weight'"),
+    "and SAR": (1, float("nan"), (DiverseVAR(sar=1.0),), "in 'blocks.1.ffn.fc1.weight'"),
+    "a large LoRA": (
+        1,
+        3e38,
+        (),
+        "numbers grow too large, or a LoRA brings them; lower cfg, raise tau",
+    ),
+    "SAR": (1, None, (LARGE,), r"lower sar 3, sar_alpha 1e\+30 at every block"),
+    "absolute SAR": (
+        100,
+        None,
+        (DiverseVAR(sar=0.25, relative=False, site="block", sar_alpha=1e20),),
+        r"lower sar 0.25, sar_alpha 1e\+20 \(absolute\) at every block",
+    ),
+}
+
+
+def test_float16_that_ends_is_named(infinity_case):
+    """Its products overflow, and SAR's eigenvalues are of infinity."""
+    model = broken(load_model(infinity_case.model, dtype=torch.float16), 6e4)
+    pair = model, load_tokenizer(infinity_case.tokenizer)
+    with torch.no_grad():
+        model.blocks[1].ffn.fc2.weight.fill_(6e4)
+    for methods, sentence in (
+        ([], "LoRA brings them; compute in bfloat16 or float32"),
+        ([DiverseVAR(sar=0.5)], "lower sar 0.5, or compute in bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            tokens(pair, prompts(4), 1, methods=methods)
+
+
+@pytest.mark.parametrize("case", NOT_FINITE)
+def test_what_is_not_finite_is_named(infinity_case, case):
+    size, weight, methods, sentence = NOT_FINITE[case]
+    pair = load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+    if weight is not None:
+        broken(pair[0], weight)
+    with pytest.raises(ValueError, match=sentence):
+        tokens(pair, [size * text for text in prompts(4, 6)], 1, methods=methods)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import REFERENCE, state_dict, write_case, write_text_encoder
-from comfy_host import HOW_TO, ROOT, Host, chromium, find
+from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
 
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
@@ -141,9 +141,15 @@ def page(host, browser):
     The host's own templates are a package of their own that is not here: its lists are empty.
     """
     host.fetch("/settings/Comfy.TutorialCompleted", True)
+    from playwright.sync_api import TimeoutError
+
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.route("**/templates/*.json", lambda route: route.fulfill(json=[]))
-    page.goto(f"http://{host.address}")
-    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+    page.set_default_timeout(1000 * START_SECONDS)
+    try:
+        page.goto(f"http://{host.address}")
+        page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    except TimeoutError as error:
+        raise RuntimeError(host.failed("The page did not open", START_SECONDS)) from error
     yield page
     page.close()

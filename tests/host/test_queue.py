@@ -25,14 +25,14 @@ def queue_five(host, first: int) -> list[dict]:
         json.loads(host.fetch("/prompt", {"prompt": load(name, first + i)}))["prompt_id"]
         for i, name in enumerate(names)
     ]
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
+
+    def finished() -> list[dict] | None:
         history = host.get("/history")
         host.interrupt(numbers[2])
-        if all(number in history for number in numbers):
-            return [history[number] for number in numbers]
-        time.sleep(0.05)
-    raise TimeoutError("The queue did not finish.")
+        done = all(number in history for number in numbers)
+        return [history[number] for number in numbers] if done else None
+
+    return host.wait("The queue of five did not finish", finished)
 
 
 def memory(host) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -146,11 +145,8 @@ def run_on_page(host, page) -> bytes:
     """Press run; the first picture's file once it is there."""
     before = set(host.get("/history"))
     page.evaluate("app.queuePrompt(0)")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        history = host.get("/history")
-        for number in set(history) - before:
-            assert history[number]["status"]["status_str"] == "success"
-            return host.pictures(history[number])[0]
-        time.sleep(0.2)
-    raise TimeoutError("The prompt did not finish.")
+    look = lambda: set(host.get("/history")) - before  # noqa: E731
+    (number,) = host.wait("The page's prompt did not finish", look)
+    entry = host.get("/history")[number]
+    assert entry["status"]["status_str"] == "success"
+    return host.pictures(entry)[0]

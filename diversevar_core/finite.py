@@ -1,0 +1,51 @@
+"""Numbers that are not finite, NaN or infinity: where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .conditions import Condition, Text
+from .families.family import Family
+from .methods import Method
+from .quote import quote
+from .schedule import Scale
+
+
+def not_finite(
+    model: Family, condition: Condition, methods: Sequence[Method], scale: Scale
+) -> ValueError:
+    """Why what is computed at a map is not finite, looked for where it may have begun."""
+    return ValueError(
+        f"From the token map of side {scale.side} on, the picture is computed with NaN or "
+        f"infinity: {cause(model, condition, methods)}."
+    )
+
+
+def cause(model: Family, condition: Condition, methods: Sequence[Method]) -> str:
+    """The condition, a weight, or numbers that grew too large."""
+    if isinstance(condition, Text):
+        given = {"the prompt": condition.positive, "the negative prompt": condition.negative or ()}
+        for name, features in given.items():
+            if not all(map(is_finite, features)):
+                return f"{name} holds them already; look for a weight such as (word:nan)"
+        if condition.source is not None and not is_finite(condition.source):
+            return "the picture that is edited holds them already"
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not is_finite(weight):
+            return (
+                f"the model's weights hold them, in {quote(name)}; the file is broken, or a LoRA "
+                "or its strength is not finite"
+            )
+    cures = [f"lower {method.pushes}" for method in methods if method.pushes]
+    if model.dtype == torch.float16:
+        cures.append("compute in bfloat16 or float32, as float16 ends at 65504")
+    cures = cures or ["lower cfg, raise tau, or lower the strength of a LoRA"]
+    return f"numbers grow too large, or a LoRA brings them; {', or '.join(cures)}"
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinity; it waits for the device."""
+    return bool(x.float().isfinite().all())
