@@ -81,7 +81,7 @@ def run_in_host(script: str, models: Path, given: object = None) -> str:
         pytest.skip(HOW_TO)
     command = [found[1], "-c", START + script, found[0], ROOT, models]
     text = json.dumps(given)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
