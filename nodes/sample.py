@@ -262,7 +262,7 @@ class Sampler(io.ComfyNode):
         settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from, guide_to)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         sizes = schedule, batch_size, guided
-        ready = partial(host.to_device, model, vae, *sizes, methods=methods.copy())
+        ready = partial(host.to_device, model, vae, *sizes, methods=methods)
         device = ready()
         condition = condition_of(network, positive, negative, batch_size, device)
         if picture is not None:
