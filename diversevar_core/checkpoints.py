@@ -108,10 +108,12 @@ def build_model(
     dtype = dtype or compute_dtype(tensors, device)
 
     def build(operations: ModuleType, device: torch.device | str, depth: int) -> Family:
-        sizes = replace(config, depth=depth)
+        sizes = replace(config, depth=depth) if counted else config
         return family(sizes, operations, attention, device=device, dtype=dtype)
 
-    return filled(build, ("blocks.", config.depth), operations, tensors, device, path)
+    counted = hasattr(config, "depth")
+    blocks = ("blocks.", config.depth) if counted else ("", 1)
+    return filled(build, blocks, operations, tensors, device, path)
 
 
 def load_tokenizer(

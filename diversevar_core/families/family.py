@@ -90,6 +90,7 @@ class Family(nn.Module):
     def read_config(cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]) -> object:
         """Sizes from the shapes of an official state dict and what else is known of the file.
 
+        A dataclass; its ``depth``, where it has one, is the number of ``blocks``.
         KeyError where a tensor is missing, ValueError where the sizes fit no release.
         """
 
