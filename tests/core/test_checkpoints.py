@@ -188,4 +188,4 @@ def test_more_blocks_than_any_model_has_are_refused_at_once(tensors, infinity_ca
     began = time.monotonic()
     with pytest.raises(CheckpointError, match=r"it has 20\d* blocks, and no model has more than"):
         load_model(tmp_path / "many.safetensors")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
