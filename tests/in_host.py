@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 host, pack, models, out = map(Path, sys.argv[1:])
 sys.path[0] = str(host)
@@ -450,6 +451,24 @@ def compiled(report: Report) -> None:
         load("infinity.safetensors", torch_compile=True)
 
 
+def cancelled(report: Report) -> None:
+    """How many maps are drawn after cancel where no layer looks for it, as in compiled ones."""
+    ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
+    model, (vae, _) = load(file("var")), others("var", False)
+    schedule, drawn = model.model.schedule(), []
+
+    def steps():
+        for scale in schedule:
+            comfy.model_management.interrupt_current_processing(True)
+            drawn.append(scale)
+            yield SimpleNamespace(scale=scale, f_hat=torch.zeros(1))
+
+    try:
+        ours.watch(model, steps(), schedule, vae)
+    except comfy.model_management.InterruptProcessingException:
+        report["drawn after cancel"] = len(drawn)
+
+
 def main() -> None:
     asyncio.run(nodes.load_custom_node(str(pack)))
     report = Report()
@@ -468,6 +487,8 @@ def main() -> None:
             compiled,
             elsewhere,
         ):
+        parts = (matrix, quantized, loras, files, runs, as_on_a_card, compiled, cancelled)
+        for part in (*parts, elsewhere):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)
