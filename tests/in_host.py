@@ -485,10 +485,9 @@ def main() -> None:
             runs,
             as_on_a_card,
             compiled,
+            cancelled,
             elsewhere,
         ):
-        parts = (matrix, quantized, loras, files, runs, as_on_a_card, compiled, cancelled)
-        for part in (*parts, elsewhere):
             with report.errors(part.__name__):
                 part(report)
     torch.save(dict(report), out)
