@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diversevar_core import included
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Condition, Labels, Text
-from diversevar_core.families.family import Family
-from diversevar_core.families.infinity import Infinity, InfinityConfig
-from diversevar_core.families.var import RELEASED_SIDES, VAR, VARConfig
-from diversevar_core.schedule import Scale
-from diversevar_core.tokenizers.autoencoder import AutoencoderConfig
-from diversevar_core.tokenizers.bsq import BSQ
-from diversevar_core.tokenizers.tokenizer import Tokenizer
-from diversevar_core.tokenizers.vqvae import VQVAE, VQVAEConfig
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.models.family import Family
+from diversevar_core.models.infinity import Infinity, InfinityConfig
+from diversevar_core.models.var import RELEASED_SIDES, VAR, VARConfig
+from diversevar_core.sampling.conditions import Condition, Labels, Text
+from diversevar_core.sampling.schedule import Scale
+from diversevar_core.vae.autoencoder import AutoencoderConfig
+from diversevar_core.vae.bsq import BSQ
+from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vqvae import VQVAE, VQVAEConfig
 
 PROMPT = 32  # tokens
 TEXT = 2048  # width of flan-t5-xl

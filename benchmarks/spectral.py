@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from diversevar_core.spectral import reweight
+from diversevar_core.methods.ssr_sar import reweight
 
 RATE = -1.0
 

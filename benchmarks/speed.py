@@ -11,12 +11,12 @@ from statistics import median
 
 import torch
 
-from diversevar_core.compiled import compile_blocks
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.scalekv import ScaleKV
-from diversevar_core.packed import pack
-from diversevar_core.sampler import Step, sample
-from diversevar_core.spectral import calibrated
+from diversevar_core.methods.ssr_sar import calibrated
+from diversevar_core.models.compiled import compile_blocks
+from diversevar_core.models.packed import pack
+from diversevar_core.sampling.sampler import Step, sample
 
 from . import meter
 from .originals import original

@@ -17,27 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import included
-from .calibrate import Task, calibrate, choose
-from .checkpoints import load_model, load_tokenizer
-from .compiled import compile_blocks
-from .conditions import Condition, Labels, Text
-from .convert import DTYPES, check_out, convert
-from .families.family import Family
-from .families.infinity import TASKS
-from .files import version_of
-from .front import front_plot
-from .job import draw
-from .methods import Method, drawn_maps
-from .methods.adaptive import AdaptiveScaling
-from .methods.fastvar import FastVAR
-from .methods.path_search import PathSearch
-from .methods.repulsion import Repulsion
-from .methods.scalekv import ScaleKV
-from .methods.text_noise import TextNoise
-from .packed import fastest_dtype, pack
-from .pairing import check_pair, picture_size
-from .pictures import (
+from .analysis.calibrate import Task, calibrate, choose
+from .analysis.front import front_plot
+from .checkpoints import included
+from .checkpoints.convert import DTYPES, check_out, convert
+from .checkpoints.files import version_of
+from .checkpoints.loading import load_model, load_tokenizer
+from .images import (
     captioned_rows,
     into_square,
     open_picture,
@@ -46,17 +32,31 @@ from .pictures import (
     sheet,
     to_pil,
 )
-from .presets import PRESETS, Preset, beside, calibrated_preset
+from .methods import Method, drawn_maps
+from .methods.adaptive import AdaptiveScaling
+from .methods.fastvar import FastVAR
+from .methods.path_search import PathSearch
+from .methods.repulsion import Repulsion
+from .methods.scalekv import ScaleKV
+from .methods.ssr_sar import SITES, DiverseVAR
+from .methods.starts import Starts
+from .methods.text_noise import TextNoise
+from .methods.travel import Travel
+from .models.compiled import compile_blocks
+from .models.family import Family
+from .models.infinity import TASKS
+from .models.packed import fastest_dtype, pack
+from .models.pairing import check_pair, picture_size
 from .quote import quote
-from .sampler import Step
-from .schedule import PIXELS, Schedule, checked_sides, square
-from .settings import Settings
-from .spectral import SITES, DiverseVAR
-from .starts import Starts
-from .text import load_text_encoder
-from .tokenizers.autoencoder import to_image
-from .tokenizers.tokenizer import Tokenizer
-from .travel import Travel
+from .sampling.conditions import Condition, Labels, Text
+from .sampling.job import draw
+from .sampling.presets import PRESETS, Preset, beside, calibrated_preset
+from .sampling.sampler import Step
+from .sampling.schedule import PIXELS, Schedule, checked_sides, square
+from .sampling.settings import Settings
+from .text.encoder import load_text_encoder
+from .vae.autoencoder import to_image
+from .vae.tokenizer import Tokenizer
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what pictures are written as
 CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .conditions import Condition, Text
-from .families.family import Family
 from .methods import Method
+from .models.family import Family
 from .quote import quote
-from .schedule import Scale
+from .sampling.conditions import Condition, Text
+from .sampling.schedule import Scale
 
 
 def not_finite(

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..diversevar_core.calibrate import Task, calibrate, choose
-from ..diversevar_core.conditions import Text
-from ..diversevar_core.families.family import Family
-from ..diversevar_core.front import front_plot
+from ..diversevar_core.analysis.calibrate import Task, calibrate, choose
+from ..diversevar_core.analysis.front import front_plot
 from ..diversevar_core.methods import Method
-from ..diversevar_core.presets import beside
+from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
+from ..diversevar_core.sampling.conditions import Text
+from ..diversevar_core.sampling.presets import beside
 from . import host
 from .class_label import labelled
 from .load import VARModel

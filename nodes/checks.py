@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..diversevar_core.methods import Method
 from ..diversevar_core.quote import quote
-from ..diversevar_core.text import check_characters
+from ..diversevar_core.text.encoder import check_characters
 
 # what tells the objects of each type of socket
 SOCKETS = {

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.pictures import captioned_rows
+from ..diversevar_core.images import captioned_rows
 from . import inputs
 
 

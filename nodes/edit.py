@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.pairing import check_pair, picture_size
-from ..diversevar_core.pictures import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.settings import guidance
+from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
+from ..diversevar_core.models.pairing import check_pair, picture_size
+from ..diversevar_core.sampling.settings import guidance
 from . import host, inputs
 from .encode import fit_mask
 from .load import VARModel

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.text import check_prompt
+from ..diversevar_core.text.encoder import check_prompt
 
 
 class EncodeText(io.ComfyNode):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..diversevar_core import included
-from ..diversevar_core.checkpoints import is_model, is_tokenizer
-from ..diversevar_core.files import index_of, names_in, version_of
+from ..diversevar_core.checkpoints import included
+from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
+from ..diversevar_core.checkpoints.loading import is_model, is_tokenizer
 from ..diversevar_core.quote import quote
-from ..diversevar_core.text import is_t5
+from ..diversevar_core.text.encoder import is_t5
 
 Accepts = Callable[[Iterable[str]], bool]  # whether tensors of these names are what is wanted
 

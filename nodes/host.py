@@ -27,21 +27,26 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.attention import sdpa
-from ..diversevar_core.checkpoints import build_model, is_quantized, load_tokenizer, read_model
-from ..diversevar_core.compiled import compile_blocks
-from ..diversevar_core.families.family import Family
-from ..diversevar_core.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.loading import (
+    build_model,
+    is_quantized,
+    load_tokenizer,
+    read_model,
+)
+from ..diversevar_core.images import to_pil
 from ..diversevar_core.methods import Method, drawn_maps
-from ..diversevar_core.pictures import to_pil
+from ..diversevar_core.methods.starts import TOGETHER, Starts
+from ..diversevar_core.models.attention import sdpa
+from ..diversevar_core.models.compiled import compile_blocks
+from ..diversevar_core.models.family import Family
+from ..diversevar_core.models.resize import area
 from ..diversevar_core.quote import quote
-from ..diversevar_core.resize import area
-from ..diversevar_core.sampler import Step
-from ..diversevar_core.schedule import Schedule
-from ..diversevar_core.starts import TOGETHER, Starts
-from ..diversevar_core.text import check_characters, check_length, read_t5
-from ..diversevar_core.tokenizers.autoencoder import to_image
-from ..diversevar_core.tokenizers.tokenizer import Tokenizer
+from ..diversevar_core.sampling.sampler import Step
+from ..diversevar_core.sampling.schedule import Schedule
+from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
+from ..diversevar_core.vae.autoencoder import to_image
+from ..diversevar_core.vae.tokenizer import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 # half precision where a card has it, the kind with float32's range first

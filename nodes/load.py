@@ -4,8 +4,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..diversevar_core.families.infinity import TASKS
-from ..diversevar_core.presets import calibrated_preset
+from ..diversevar_core.models.infinity import TASKS
+from ..diversevar_core.sampling.presets import calibrated_preset
 from . import folders, host
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")

@@ -13,7 +13,7 @@ from comfy.weight_adapter import BOFTAdapter, OFTAdapter, WeightAdapterBase
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.files import read_file, unwrap
+from ..diversevar_core.checkpoints.files import read_file, unwrap
 from ..diversevar_core.quote import quote
 from . import folders, host
 from .load import VARModel

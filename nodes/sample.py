@@ -9,17 +9,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..diversevar_core import job
-from ..diversevar_core.conditions import Condition, Labels, Text
-from ..diversevar_core.families.family import Family
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.pairing import check_pair, patch_of, picture_size, schedule_of_size
-from ..diversevar_core.presets import PRESETS, Preset, calibrated_preset
-from ..diversevar_core.schedule import PIXELS, Schedule
-from ..diversevar_core.settings import Settings, guidance
-from ..diversevar_core.starts import Starts
-from ..diversevar_core.text import check_length
-from ..diversevar_core.tokenizers.tokenizer import Tokenizer
+from ..diversevar_core.methods.starts import Starts
+from ..diversevar_core.models.family import Family
+from ..diversevar_core.models.pairing import check_pair, patch_of, picture_size, schedule_of_size
+from ..diversevar_core.sampling import job
+from ..diversevar_core.sampling.conditions import Condition, Labels, Text
+from ..diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset
+from ..diversevar_core.sampling.schedule import PIXELS, Schedule
+from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.text.encoder import check_length
+from ..diversevar_core.vae.tokenizer import Tokenizer
 from . import host, inputs
 from .class_label import LABEL
 from .decode import check_latent

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.methods.ssr_sar import SITES, DiverseVAR
 from ..diversevar_core.quote import quote
-from ..diversevar_core.spectral import SITES, DiverseVAR
 
 Method = io.Custom("DIVERSEVAR_METHOD")
 RATES = ("relative", "absolute")

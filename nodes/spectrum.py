@@ -4,10 +4,10 @@ from itertools import islice
 
 from comfy_api.latest import io
 
-from ..diversevar_core.methods.spectra import Spectra
-from ..diversevar_core.plot import SIDES, shown_blocks, spectrum_plot
-from ..diversevar_core.sampler import sample
-from ..diversevar_core.spectral import DiverseVAR, calibrated
+from ..diversevar_core.analysis.spectra import Spectra
+from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
+from ..diversevar_core.methods.ssr_sar import DiverseVAR, calibrated
+from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
 from .load import VARModel
 from .sample import condition_of, settings_of

@@ -3,10 +3,10 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.resize import area
-from ..diversevar_core.sampler import Step
-from ..diversevar_core.starts import Starts
-from ..diversevar_core.tokenizers.autoencoder import to_image
+from ..diversevar_core.methods.starts import Starts
+from ..diversevar_core.models.resize import area
+from ..diversevar_core.sampling.sampler import Step
+from ..diversevar_core.vae.autoencoder import to_image
 from . import host
 from .measure import features_of
 from .spectral import Method, chained

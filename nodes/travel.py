@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.travel import Travel
+from ..diversevar_core.methods.travel import Travel
 from .spectral import Method, chained
 
 

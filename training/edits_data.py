@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diversevar_core.tokenizers.bsq import BSQ
+from diversevar_core.vae.bsq import BSQ
 
 from .data import PIXELS, SETS, Data, article, to_model
 

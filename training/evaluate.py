@@ -31,25 +31,25 @@ from torch.nn import functional as F
 
 from benchmarks.diversity.emoji import designs_and_modes
 from benchmarks.diversity.metrics import RESAMPLES, frechet, interval
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Text
-from diversevar_core.diversity import most_different
-from diversevar_core.families.infinity import Infinity
-from diversevar_core.judge import Judged, self_alignment
+from diversevar_core.analysis.diversity import most_different
+from diversevar_core.analysis.judge import Judged, self_alignment
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.methods import Method
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.methods.ssr_sar import SITES, DiverseVAR
+from diversevar_core.methods.starts import TOGETHER, Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.pictures import captioned_rows, to_pil
-from diversevar_core.presets import PRESETS
-from diversevar_core.sampler import Step
-from diversevar_core.settings import Settings
-from diversevar_core.spectral import SITES, DiverseVAR
-from diversevar_core.starts import TOGETHER, Starts
-from diversevar_core.text import TextEncoder, load_text_encoder
-from diversevar_core.tokenizers.bsq import BSQ
-from diversevar_core.travel import Travel, sample_and_travel
+from diversevar_core.methods.travel import Travel, sample_and_travel
+from diversevar_core.models.infinity import Infinity
+from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.presets import PRESETS
+from diversevar_core.sampling.sampler import Step
+from diversevar_core.sampling.settings import Settings
+from diversevar_core.text.encoder import TextEncoder, load_text_encoder
+from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, load, to_model
 from .judge import Judge, Verdict, held_out, load_judge

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.text import load_text_encoder
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.text.encoder import load_text_encoder
 
 from .data import PIXELS, Data, contact_sheet, load, to_model
 from .edits import cells, sample_edits

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.resize import area
-from diversevar_core.schedule import Schedule, square
-from diversevar_core.tokenizers.autoencoder import AutoencoderConfig, ResnetBlock
-from diversevar_core.tokenizers.bsq import BSQ, resize
+from diversevar_core.models.resize import area
+from diversevar_core.sampling.schedule import Schedule, square
+from diversevar_core.vae.autoencoder import AutoencoderConfig, ResnetBlock
+from diversevar_core.vae.bsq import BSQ, resize
 
 from .data import contact_sheet, load, to_model, with_mirrored
 from .loop import Log, batches, learning_rate, resume, save

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from diversevar_core import included
+from diversevar_core.checkpoints import included
 
 from . import emoji, features, layouts, report, store
 from .features import Encoder

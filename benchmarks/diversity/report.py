@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diversevar_core.pictures import captioned_rows, to_pil
+from diversevar_core.images import captioned_rows, to_pil
 
 from . import metrics
 from .protocols import Protocol

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diversevar_core.pictures import to_pil
+from diversevar_core.images import to_pil
 
 from .features import Encode, Encoder
 from .generate import Drawn

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..conditions import Condition
-from ..schedule import Scale, Schedule
-from ..settings import Guidance
+from ..sampling.conditions import Condition
+from ..sampling.schedule import Scale, Schedule
+from ..sampling.settings import Guidance
 
 if TYPE_CHECKING:
-    from ..sampler import Run, Step
+    from ..sampling.sampler import Run, Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..schedule import Scale
+from ..sampling.schedule import Scale
 from . import Context, Method
 
 TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, of the first maps

@@ -15,8 +15,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..resize import area
-from ..schedule import Scale, Schedule
+from ..models.resize import area
+from ..sampling.schedule import Scale, Schedule
 from . import Context, Method
 
 WHOLE_TO = 1 / 2  # of the last map's side: smaller maps are computed whole

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..resize import area
-from ..schedule import Scale
+from ..models.resize import area
+from ..sampling.schedule import Scale
 from . import Context, Method
 
 

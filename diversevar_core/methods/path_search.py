@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..schedule import Scale
-from ..settings import Guidance
+from ..sampling.schedule import Scale
+from ..sampling.settings import Guidance
 from . import Context, Method
 
 if TYPE_CHECKING:
-    from ..sampler import Run, Step
+    from ..sampling.sampler import Run, Step
 
 
 @dataclass(frozen=True)

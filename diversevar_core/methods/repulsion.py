@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..schedule import Scale
+from ..sampling.schedule import Scale
 from . import Method
 
 

@@ -18,14 +18,14 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..compiled import uncompiled
-from ..families.blocks import KVCache, cat
-from ..schedule import Scale
-from ..settings import Guidance
+from ..models.blocks import KVCache, cat
+from ..models.compiled import uncompiled
+from ..sampling.schedule import Scale
+from ..sampling.settings import Guidance
 from . import Context, Method
 
 if TYPE_CHECKING:
-    from ..sampler import Run, Step
+    from ..sampling.sampler import Run, Step
 
 GRID = 4  # patches along a map's side; the token in the middle of each is in the window
 POOL = 5  # neighbours in a row that share their largest score

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..conditions import Condition, Text
-from ..schedule import Scale
+from ..sampling.conditions import Condition, Text
+from ..sampling.schedule import Scale
 from . import Context, Method
 
 OTHER_STREAM = 0x5EED0F7E47  # added to a picture's seed, whose own stream draws the tokens

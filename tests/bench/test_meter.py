@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.meter import Counts, kernels_of_graphs
-from diversevar_core.packed import Packed, multiplies
+from diversevar_core.models.packed import Packed, multiplies
 
 
 def test_products_and_their_bytes_are_counted_and_views_are_not():

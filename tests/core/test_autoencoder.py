@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diversevar_core.tokenizers.autoencoder import Upsample
+from diversevar_core.vae.autoencoder import Upsample
 
 
 def test_doubling_is_nearest_neighbour_then_a_convolution():

@@ -11,9 +11,9 @@ import torch
 from cases import state_dict
 from safetensors.torch import load_file, save_file
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.files import CheckpointError
-from diversevar_core.text import load_text_encoder
+from diversevar_core.checkpoints.files import CheckpointError
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.text.encoder import load_text_encoder
 
 
 def same_weights(ours, theirs):

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diversevar_core import included
-from diversevar_core.pictures import open_picture
-from diversevar_core.presets import Preset
+from diversevar_core.checkpoints import included
+from diversevar_core.images import open_picture
+from diversevar_core.sampling.presets import Preset
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diversevar_core.diversity import mean_distance, most_different, pixel_features, vendi_score
+from diversevar_core.analysis.diversity import (
+    mean_distance,
+    most_different,
+    pixel_features,
+    vendi_score,
+)
 
 
 def clusters(sizes):

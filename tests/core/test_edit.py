@@ -13,17 +13,17 @@ from comfy_host import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diversevar_core import included
-from diversevar_core.attention import sdpa
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Text
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.images import into_square, out_of_square, to_pil
 from diversevar_core.methods import Method
-from diversevar_core.pictures import into_square, out_of_square, to_pil
-from diversevar_core.sampler import sample
-from diversevar_core.settings import Settings
-from diversevar_core.spectral import DiverseVAR
-from diversevar_core.starts import Starts, choose_starts
-from diversevar_core.text import load_text_encoder
+from diversevar_core.methods.ssr_sar import DiverseVAR
+from diversevar_core.methods.starts import Starts, choose_starts
+from diversevar_core.models.attention import sdpa
+from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.sampling.settings import Settings
+from diversevar_core.text.encoder import load_text_encoder
 from training.edits import Teacher, forward
 
 
@@ -281,7 +281,7 @@ def test_the_square_is_the_originals_to_the_bit(size, side):
 
 MEMORY = """
 import resource, torch
-from diversevar_core.pictures import into_square, out_of_square, to_pil
+from diversevar_core.images import into_square, out_of_square, to_pil
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for height, width in ((128, 8192), (8192, 128)):
     into_square(to_pil(torch.rand(3, height, width)), 64)

@@ -15,10 +15,10 @@ from cases import REFERENCE, arguments
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diversevar_core.checkpoints import load_tokenizer
-from diversevar_core.draw import truncate, winners
-from diversevar_core.schedule import infinity_schedule, square
-from diversevar_core.tokenizers.autoencoder import to_image
+from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.sampling.random import truncate, winners
+from diversevar_core.sampling.schedule import infinity_schedule, square
+from diversevar_core.vae.autoencoder import to_image
 
 TIE = 1e-5  # the encoder's features are of size 1 and come from sums as below
 # Of logits, features, pictures. A logit is the end of about 30 chained float32 sums of up to 1024

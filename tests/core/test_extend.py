@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diversevar_core import families
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Labels, Text
-from diversevar_core.sampler import sample
+from diversevar_core import models as families
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.sampler import sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
@@ -52,7 +52,7 @@ def test_a_toy_family(examples, infinity_case, tmp_path, monkeypatch):
     tensors["head.bias"] = torch.zeros(2 * bits)
     save_file(tensors, tmp_path / "toy.safetensors", {"patch_nums": "[1, 2, 4]"})
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, examples["Toy"]))
-    monkeypatch.setattr("diversevar_core.checkpoints.FAMILIES", families.FAMILIES)
+    monkeypatch.setattr("diversevar_core.checkpoints.loading.FAMILIES", families.FAMILIES)
     toy = load_model(tmp_path / "toy.safetensors")
     settings, labels = toy.defaults(), Labels(torch.tensor([0, 2]))
     steps = sample(toy, tokenizer, labels, toy.schedule(), settings, [0, 1])

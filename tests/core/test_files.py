@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diversevar_core.files import CheckpointError, names_in, read, read_tensors
+from diversevar_core.checkpoints.files import CheckpointError, names_in, read, read_tensors
 from diversevar_core.quote import quote
 
 MB = 2**20

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Labels, Text
-from diversevar_core.job import draw
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.keep import Keep
-from diversevar_core.starts import TOGETHER, Starts
-from diversevar_core.travel import Travel
+from diversevar_core.methods.starts import TOGETHER, Starts
+from diversevar_core.methods.travel import Travel
+from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.job import draw
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diversevar_core.families.blocks import FeedForward
-from diversevar_core.packed import Packed, fastest_dtype, multiplies, pack
+from diversevar_core.models.blocks import FeedForward
+from diversevar_core.models.packed import Packed, fastest_dtype, multiplies, pack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,18 +12,18 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Labels, Text
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.scalekv import ScaleKV
+from diversevar_core.methods.ssr_sar import DiverseVAR
+from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.spectral import DiverseVAR
-from diversevar_core.starts import Starts, choose_starts
-from diversevar_core.travel import Travel, sample_and_travel
+from diversevar_core.methods.travel import Travel, sample_and_travel
+from diversevar_core.sampling.conditions import Labels, Text
 
 FAMILIES = {"var": "var_shared", "infinity": "infinity_plain", "varedit": "varedit_plain"}
 METHODS = (

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diversevar_core.attention import eager
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Labels, Text
-from diversevar_core.draw import PerImage, draw, truncate
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods import Method
-from diversevar_core.sampler import sample
-from diversevar_core.settings import Settings
-from diversevar_core.spectral import DiverseVAR
+from diversevar_core.methods.ssr_sar import DiverseVAR
+from diversevar_core.models.attention import eager
+from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.random import PerImage, draw, truncate
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.sampling.settings import Settings
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
 

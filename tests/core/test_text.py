@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
-from diversevar_core.files import CheckpointError, names_in
-from diversevar_core.t5 import T5Encoder, read_config, relative_buckets
-from diversevar_core.text import build_t5, is_t5, load_text_encoder, read_t5, rename
+from diversevar_core.checkpoints.files import CheckpointError, names_in
+from diversevar_core.text.encoder import build_t5, is_t5, load_text_encoder, read_t5, rename
+from diversevar_core.text.t5 import T5Encoder, read_config, relative_buckets
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red apple on the moon"
@@ -231,9 +231,8 @@ def test_tokenizer_that_is_none(text, text_encoder, tmp_path):
 
 def test_starting_needs_neither_transformers_nor_a_compiler(text_encoder):
     """Both would take seconds to import."""
-    load = (
-        "from diversevar_core.text import load_text_encoder as load; import sys; load(sys.argv[1])"
-    )
+    load = "from diversevar_core.text.encoder import load_text_encoder; import sys;"
+    load += "load_text_encoder(sys.argv[1])"
     see = "print(*sorted({'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", f"{load}; {see}", text_encoder],

@@ -11,10 +11,10 @@ from PIL import Image
 from prompts import PIXELS, TOKENIZERS, encoded, graph, pixels
 from safetensors.torch import load_file
 
-from diversevar_core.checkpoints import load_tokenizer
-from diversevar_core.included import TOKENIZER
-from diversevar_core.schedule import square
-from diversevar_core.tokenizers.autoencoder import to_image
+from diversevar_core.checkpoints.included import TOKENIZER
+from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.sampling.schedule import square
+from diversevar_core.vae.autoencoder import to_image
 
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
 MAPS = {"emoji": [1, 2, 4, 6, 8], "var": [1, 2, 3, 4, 6]}

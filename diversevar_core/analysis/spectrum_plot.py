@@ -1,0 +1,71 @@
+"""A picture of what a diversity method does to singular values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .spectra import MODEL, Place
+
+SIDES = range(2, 17)  # maps in the plot: one token has one value, large ones are out of reach
+COLUMNS = 6
+PANEL, MARGIN, HEAD, GAP = (220, 120), 110, 64, 12  # pixels
+DECADES = 4  # from the largest value down
+BEFORE, AFTER, INK, FRAME = "#8a8f98", "#d9541e", "#222222", "#d5d8dc"
+
+
+def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
+    """Singular values before and after a method, a panel per map and block: (3, H, W) in 0..1.
+
+    found: of ``methods.spectra.Spectra``. Both axes are logarithmic; the top of a panel is the
+    largest value before.
+    """
+    rows = sorted({(p.side, not p.reads) for p in found})
+    blocks = sorted({p.block for p in found} - {MODEL})
+    columns = [MODEL, *blocks]
+    wide, high = PANEL[0] + GAP, PANEL[1] + GAP
+    size = (MARGIN + wide * len(columns), HEAD + high * len(rows) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    legend(draw, font)
+    for c, block in enumerate(columns):
+        name = "transformer" if block == MODEL else f"block {block + 1}"
+        draw.text((MARGIN + c * wide + PANEL[0] / 2, HEAD - 6), name, INK, font, anchor="ms")
+    for r, (side, written) in enumerate(rows):
+        top = HEAD + r * high
+        words = f"side {side}\n{'written' if written else 'read'}"
+        draw.multiline_text((GAP, top + PANEL[1] / 2), words, INK, font, anchor="lm")
+        for c, block in enumerate(columns):
+            panel(draw, MARGIN + c * wide, top, *found[Place(side, block, not written)])
+    return rearrange(torch.from_numpy(np.array(canvas)).float() / 255, "h w c -> c h w")
+
+
+def shown_blocks(depth: int) -> list[int]:
+    """The blocks that have a column each, first and last among them."""
+    return sorted({round(i) for i in np.linspace(0, depth - 1, min(depth, COLUMNS - 1))})
+
+
+def legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:
+    """Which line is which."""
+    for x, colour, words in ((MARGIN, BEFORE, "before"), (MARGIN + 110, AFTER, "after")):
+        draw.line((x, 22, x + 24, 22), colour, 3)
+        draw.text((x + 32, 22), words, INK, font, anchor="lm")
+    words = "singular values, largest first; both axes logarithmic"
+    draw.text((MARGIN + 210, 22), words, INK, font, anchor="lm")
+
+
+def panel(draw: ImageDraw.ImageDraw, left: float, top: float, *spectra: Tensor) -> None:
+    """One frame with the values (n,) before and after, descending."""
+    wide, high = PANEL
+    draw.rectangle((left, top, left + wide, top + high), outline=FRAME)
+    largest = spectra[0][0].clamp(min=1e-12)
+    for values, colour in zip(spectra, (BEFORE, AFTER), strict=True):
+        places = torch.arange(1, len(values) + 1).log() / np.log(max(len(values), 2))
+        depth = (-(values / largest).clamp(min=1e-12).log10() / DECADES + 0.2).clamp(0, 1)
+        points = torch.stack((left + places * wide, top + depth * high), dim=1)
+        draw.line([tuple(point) for point in points.tolist()], colour, 3)

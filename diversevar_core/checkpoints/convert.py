@@ -1,0 +1,240 @@
+"""Any official checkpoint -> one safetensors file that says in its header all that loading needs.
+
+Streaming: sources are memory-mapped and the file is written and verified tensor by tensor, so that
+one tensor is all that is held. (Pickles from before torch 1.6 cannot be mapped and are read whole.)
+
+What ``dtype`` asks for is done to what the models compute with in half precision anyway: matrices
+and convolutions. Kept as they are: vectors (biases, norms, gains), and the layers that compute in
+float32 (``EXACT``). float8 has 3 bits of mantissa and no scale here, so only the matrices of the
+blocks, which are nearly all of the bytes, become float8; embeddings and all other matrices become
+bfloat16. A tokenizer has no such blocks and becomes bfloat16 throughout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that is open
+    fcntl = None
+
+import torch
+from torch import Tensor
+
+from ..quote import quote
+from ..text.encoder import is_t5, read_tokenizer, rename, tokenizer_beside
+from ..vae.bsq import BSQ
+from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
+from .loading import BUFFERS, describe, is_model, is_quantized, is_tokenizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+NAMES = {  # of types in safetensors headers
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+EXACT = re.compile(
+    r"(shared_ada_lin|head_nm|head|quantize)\."  # VAR's and Infinity's float32 layers, the codebook
+    r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # vectors, by row
+)
+UNFINISHED = ".diversevar-"  # begins the name of a file that is being written
+BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
+
+
+def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a transformer, tokenizer or text encoder as one safetensors file.
+
+    source: a file or folder as ``load_model``, ``load_tokenizer`` or ``load_text_encoder`` take it;
+    of a whole T5, the encoder is kept. dtype: one of ``DTYPES``' (see above), None for as stored.
+    The header gets the facts of the source's header, sidecar and name, and a text encoder's
+    tokenizer.json. Raises CheckpointError, and then nothing is left behind.
+    """
+    out = Path(out)
+    check_out(out)
+    checkpoint = read_whole(Path(source))
+    types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
+    with replacing(out) as unfinished:
+        write(unfinished, checkpoint, types)
+        verify(unfinished, checkpoint, types)
+
+
+def check_out(out: Path) -> None:
+    """Raise CheckpointError where a new safetensors file cannot have this name."""
+    if out.suffix.lower() != ".safetensors":
+        raise CheckpointError(
+            f"{quote(out)} is to be a safetensors file; end its name in .safetensors."
+        )
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long, a file for a folder, a null byte
+        raise unwritable(out, error) from error
+    raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
+
+
+def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
+    """The error that says why a file cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{quote(out)} cannot be written: {reason}.")
+
+
+def read_whole(source: Path) -> Checkpoint:
+    """A source's tensors without those that no loader reads, and its facts."""
+
+    def known(keys) -> bool:
+        return is_model(keys) or is_tokenizer(keys) or is_t5(keys)
+
+    file = read(source, known)
+    if not known(file.tensors):
+        raise CheckpointError(
+            f"{quote(source)} is {describe(file.tensors)}; what can be converted is a VAR or "
+            "Infinity transformer, its tokenizer, or a T5 text encoder."
+        )
+    if is_quantized(file.tensors):
+        raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
+    facts, beside = file.facts, tokenizer_beside(source)
+    if is_t5(file.tensors):
+        tensors = rename(file.tensors)
+        facts = {name: facts[name] for name in ("tokenizer.json",) if name in facts}
+        if not facts and beside.is_file():
+            facts = {"tokenizer.json": read_tokenizer(beside)}
+    else:
+        wanted = ("encoder.", "decoder.") if BSQ.recognises(file.tensors) else ""
+        tensors = {
+            name: tensor
+            for name, tensor in file.tensors.items()
+            if name.startswith(wanted) and not name.endswith(BUFFERS)
+        }
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise CheckpointError(
+                f"{quote(source)}: {quote(name)} is {tensor.dtype}, which is no weight's type."
+            )
+    return Checkpoint(tensors, facts)
+
+
+def target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type that a tensor is to have."""
+    overflows = dtype == torch.float16 and name.endswith("DenseReluDense.wo.weight")
+    vector = tensor.squeeze().ndim < 2
+    if dtype is None or vector or overflows or EXACT.match(name) or not tensor.is_floating_point():
+        return tensor.dtype
+    if dtype.itemsize == 1 and not (BLOCK.match(name) and tensor.ndim == 2):
+        return torch.bfloat16
+    return dtype
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A file to write that becomes ``out`` when it is complete, and else is removed.
+
+    So are those that killed conversions left in the folder: nobody holds their lock any more.
+    """
+    try:
+        for left in out.parent.glob(f"{UNFINISHED}*.part"):
+            with suppress(OSError):
+                remove_unlocked(left)
+        unfinished = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}.part")
+        try:
+            with unfinished.open("xb") as file:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                yield unfinished
+            os.replace(unfinished, out)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def remove_unlocked(file: Path) -> None:
+    """Remove a file unless somebody holds its lock; OSError where that is so."""
+    with file.open("rb") as opened:
+        if fcntl:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+    file.unlink(missing_ok=True)
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another type. Raises CheckpointError where it does not fit."""
+    if tensor.dtype == dtype:
+        return tensor.detach().contiguous()
+    limit = torch.finfo(dtype).max
+    if tensor.numel() and limit < torch.finfo(tensor.dtype).max:
+        low, high = tensor.detach().aminmax()
+        if max(-low, high) > limit:
+            raise CheckpointError(
+                f"{quote(name)} has values beyond {limit:g}, the largest of {dtype}; "
+                "use --dtype bf16."
+            )
+    return tensor.detach().to(dtype).contiguous()
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
+    """Write a safetensors file: 8 bytes with the header's length, header, tensors.
+
+    github.com/huggingface/safetensors, "Format"; the largest types first, so that all are aligned.
+    """
+    tensors, end = checkpoint.tensors, 0
+    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
+    header = {"__metadata__": header_facts(checkpoint)}
+    for name in order:
+        start, end = end, end + tensors[name].numel() * types[name].itemsize
+        header[name] = {
+            "dtype": NAMES[types[name]],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(raw(cast(name, tensors[name], types[name])).numpy())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def header_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """A checkpoint's facts as a header's, which are texts that ``parse`` reads again."""
+    facts = {"format": "pt"} | checkpoint.facts
+    return {
+        name: fact if isinstance(fact, str) and parse(name, fact) == fact else json.dumps(fact)
+        for name, fact in facts.items()
+    }
+
+
+def verify(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
+    """Read a written file again and compare all that it holds. Raises CheckpointError."""
+    written, facts = read_safetensors(path), read_header(path)["__metadata__"]
+    complete = written.keys() == types.keys() and facts == header_facts(checkpoint)
+    if not complete or not all(
+        written[name].dtype == dtype
+        and written[name].shape == checkpoint.tensors[name].shape
+        and torch.equal(raw(written[name]), raw(cast(name, checkpoint.tensors[name], dtype)))
+        for name, dtype in types.items()
+    ):
+        raise CheckpointError("What was written is not what was read; check the disk.")

@@ -1,0 +1,237 @@
+"""Tensors of a checkpoint -> which family -> built model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from ..models import FAMILIES, layers
+from ..models.attention import Attention, sdpa
+from ..models.family import Family
+from ..quote import quote
+from ..vae import TOKENIZERS
+from ..vae.tokenizer import Tokenizer
+from .files import Checkpoint, CheckpointError, naming, read
+
+# buffers of the original modules that carry nothing
+BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
+SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
+
+
+def is_model(keys: Collection[str]) -> bool:
+    """Whether ``load_model`` takes these tensors."""
+    return any(family.recognises(keys) for family in FAMILIES)
+
+
+def is_tokenizer(keys: Collection[str]) -> bool:
+    """Whether ``load_tokenizer`` takes these tensors."""
+    return any(kind.recognises(keys) for kind in TOKENIZERS)
+
+
+def describe(keys: Collection[str]) -> str:
+    """What these tensors seem to be, for an error message."""
+    if is_model(keys):
+        return "a VAR transformer"
+    if is_tokenizer(keys):
+        return "a VAR tokenizer"
+    if any("lora_" in key for key in keys):
+        return "a LoRA"
+    diffusion = ("model.diffusion_model.", "double_blocks.", "joint_blocks.", "input_blocks.")
+    if any(key.startswith(diffusion) or "down_blocks." in key for key in keys):
+        return "a diffusion model"
+    if any(key.startswith(("encoder.block.", "shared.")) for key in keys):
+        return "a text encoder"
+    if any(key.startswith(("decoder.conv_in", "first_stage_model.")) for key in keys):
+        return "a diffusion model's VAE"
+    some = ", ".join(map(quote, sorted(keys)[:2]))
+    return f"something else ({len(keys)} tensors, such as {some or 'none'})"
+
+
+def is_quantized(keys: Collection[str]) -> bool:
+    """Whether some of these tensors are scales without which others mean nothing."""
+    return any(key.endswith(SCALES) for key in keys)
+
+
+def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
+    """Read a VAR or Infinity transformer's file. Raises CheckpointError.
+
+    task: generate or edit, where the user knows better than the file.
+    """
+    file = read(path, is_model)
+    if not is_model(file.tensors):
+        raise CheckpointError(
+            f"{quote(path)} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
+            "choose one of those."
+        )
+    return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: ModuleType = nn,
+    attention: Attention = sdpa,
+    task: str | None = None,
+) -> Family:
+    """Load a VAR or Infinity transformer: ``read_model``, then ``build_model``."""
+    return build_model(read_model(path, task), path, device, dtype, operations, attention)
+
+
+def build_model(
+    file: Checkpoint,
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: ModuleType = nn,
+    attention: Attention = sdpa,
+) -> Family:
+    """Build the transformer that a file holds.
+
+    dtype: what the layers compute in; None is float32 on a CPU and as stored elsewhere. operations,
+    attention: where the layer classes and the attention kernel come from. ``torch.nn``'s layers
+    keep their weights in the type that they compute in; others are taken to cast as they compute,
+    and under them weights stay as stored, and quantized ones with their scales are theirs to read.
+    Raises CheckpointError, which names ``path``.
+    """
+    family = next(family for family in FAMILIES if family.recognises(file.tensors))
+    with naming(path):
+        config = family.read_config(file.tensors, file.facts)
+    tensors = family.rename(file.tensors)
+    dtype = dtype or compute_dtype(tensors, device)
+
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Family:
+        sizes = replace(config, depth=depth) if counted else config
+        return family(sizes, operations, attention, device=device, dtype=dtype)
+
+    counted = hasattr(config, "depth")
+    blocks = ("blocks.", config.depth) if counted else ("", 1)
+    return filled(build, blocks, operations, tensors, device, path)
+
+
+def load_tokenizer(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: ModuleType = nn,
+) -> Tokenizer:
+    """Load VAR's or Infinity's tokenizer, as ``build_model`` does. Raises CheckpointError."""
+    file = read(path, is_tokenizer)
+    if not is_tokenizer(file.tensors):
+        raise CheckpointError(
+            f"{quote(path)} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
+            "choose one of those."
+        )
+    kind = next(kind for kind in TOKENIZERS if kind.recognises(file.tensors))
+    tensors = kind.rename(file.tensors)
+    with naming(path):
+        config = kind.read_config(tensors)
+    dtype = dtype or compute_dtype(tensors, device)
+
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Tokenizer:
+        return kind(config, operations, device=device, dtype=dtype)
+
+    return filled(build, ("", 1), operations, tensors, device, path)
+
+
+def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
+    """float32 on a CPU, where half precision is slow; else as most weights are stored.
+
+    bfloat16 for float8, in which nothing is computed.
+    """
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    weights = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += tensor.numel()
+    ((stored, _),) = weights.most_common(1)
+    return torch.bfloat16 if stored.itemsize == 1 else stored
+
+
+def filled(
+    build: Callable[[ModuleType, torch.device | str, int], nn.Module],
+    blocks: tuple[str, int],
+    operations: ModuleType,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    path: str | Path,
+) -> nn.Module:
+    """A module of these layer classes with these tensors in it.
+
+    build: makes it empty, with so many blocks. blocks: what the names of their tensors begin with,
+    and how many there are. What the tensors must be is seen on a module of two, before the whole is
+    built: a small file may name very many blocks. Raises CheckpointError.
+    """
+    start, depth = blocks
+    with naming(path):
+        few = build(layers, "meta", min(depth, 2))
+    places = repeated(few.state_dict(), start, depth)
+    check_tensors(tensors, places, path)
+    if operations is nn:
+        if is_quantized(tensors):
+            raise CheckpointError(
+                f"{quote(path)} is quantized and keeps scales beside its weights, which is read in "
+                "ComfyUI only; choose the file in float16, bfloat16 or float32."
+            )
+        types, operations = {name: place.dtype for name, place in places.items()}, layers
+    else:
+        types = {}  # as stored
+    # quantizing layers move what they are given to where they were made
+    module = build(operations, device if is_quantized(tensors) else "meta", depth)
+    tensors = {
+        name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
+    }
+    missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
+    if missing:  # what a layer made of these asks for besides, such as a scale
+        raise lacking(missing, places, path)
+    unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
+    if unknown:
+        raise CheckpointError(
+            f"{quote(path)} has {len(unknown)} tensors that no {type(module).__name__} release "
+            f"has, such as {quote(unknown[0])}; this variant is not supported."
+        )
+    return module.requires_grad_(False).eval()
+
+
+def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, Tensor]:
+    """The places of a module of so many blocks, from those of its first two."""
+    second, found = f"{start}1.", {}
+    for name, place in places.items():
+        if start and name.startswith(second):
+            rest = name.removeprefix(second)
+            found |= {f"{start}{i}.{rest}": place for i in range(1, depth)}
+        else:
+            found[name] = place
+    return found
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """Raise CheckpointError where tensors lack a place's name, or have another shape."""
+    for name in tensors.keys() & places.keys():
+        has, needs = tensors[name].shape, places[name].shape
+        if name.removesuffix("weight") + "comfy_quant" in tensors:
+            has, needs = has[:1], needs[:1]  # a quantized row is as long as its packing makes it
+        if has != needs:
+            raise CheckpointError(
+                f"{quote(path)}: {quote(name)} has shape {list(has)} where {list(needs)} is "
+                "needed; this variant is not supported."
+            )
+    missing = places.keys() - tensors.keys()
+    if missing:
+        raise lacking(missing, places, path)
+
+
+def lacking(missing: Collection[str], places: Collection[str], path: str | Path) -> CheckpointError:
+    """The error that says which tensors are missing."""
+    return CheckpointError(
+        f"{quote(path)} lacks {len(missing)} of {len(places)} tensors, such as "
+        f"{quote(min(missing))}; download it again."
+    )

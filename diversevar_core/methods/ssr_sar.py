@@ -1,0 +1,134 @@
+"""DiverseVAR: soft suppression and amplification of singular values.
+
+Wang et al., "Diversity Has Always Been There in Your Visual Autoregressive Models",
+arXiv 2511.17074. At early maps, SSR softens the dominant singular values of the transformer's
+input feature map, ``alpha * exp(-beta * s) * s``, and SAR strengthens those of its output,
+``alpha * exp(beta * s) * s``. The matrix is tokens by channels, one per picture and guidance row.
+
+The singular vectors are never needed on the long side: with F F^T = W diag(s^2) W^T the result
+is W diag(gain(s)) W^T F, one small symmetric eigendecomposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sampling.schedule import Scale
+from . import Context, Method
+
+MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
+SITES = ("model", "block", "features")
+DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
+
+
+def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) -> Tensor:
+    """Multiply each singular value s of (..., n, C) matrices by ``alpha * exp(rate * s)``.
+
+    rate: negative suppresses dominant values, positive amplifies them. Relative rates are per
+    s / s_1, so that the largest value's gain is ``alpha * exp(rate)`` on every model; absolute
+    ones are the paper's beta, in units of 1 / s.
+    Computed in float64, as squaring halves the digits (on the CPU for MPS, which has none); the
+    exponent is bounded by ``MAX_EXPONENT``. Rate 0 with alpha 1 is the identity, bit for bit.
+    """
+    if rate == 0 and alpha == 1:
+        return x
+    matrix = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
+    squares, vectors = torch.linalg.eigh(gram)  # ascending
+    s = squares.clamp(min=0).sqrt()
+    unit = s[..., -1:].clamp(min=torch.finfo(s.dtype).tiny) if relative else 1.0
+    gain = alpha * (rate * (s / unit)).clamp(max=MAX_EXPONENT).exp()
+    function = (vectors * gain.unsqueeze(-2)) @ vectors.mT
+    return (function @ matrix if wide else matrix @ function).to(x)
+
+
+@dataclass(frozen=True)
+class DiverseVAR(Method):
+    """SSR on inputs and SAR on outputs, at the maps of the given sides.
+
+    ssr, sar: strengths (the paper's beta), 0 and above; 0 is off. ssr_alpha, sar_alpha: the
+    paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
+    sides: of the square schedule's maps (at other aspect ratios, the maps in the same places);
+    None is ``DEFAULT_SIDES``.
+    site: "model" works once, on the transformer's input and output, "block" on every block's,
+    "features" as "model" does, but before the embeddings of scale and places join the input.
+    """
+
+    ssr: float = 0.0
+    sar: float = 0.0
+    sides: tuple[int, ...] | None = None
+    site: str = "model"
+    ssr_alpha: float = 1.0
+    sar_alpha: float = 1.0
+    relative: bool = True
+    order = 2
+    name = "SSR and SAR"
+
+    def __post_init__(self) -> None:
+        for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of 0 or more, not {value}.")
+        if self.site not in SITES:
+            raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
+
+    @property
+    def pushes(self) -> str:
+        gains = {"sar": self.sar, "ssr_alpha": self.ssr_alpha - 1, "sar_alpha": self.sar_alpha - 1}
+        given = [f"{name} {getattr(self, name):g}" for name, gain in gains.items() if gain > 0]
+        rates = "" if self.relative else " (absolute)"
+        where = " at every block" if self.site == "block" else ""
+        return f"{', '.join(given)}{rates}{where}" if given else ""
+
+    def begin(self, context: Context) -> DiverseVAR:
+        """Raises ValueError where a side is not in the schedule."""
+        known = [scale.side for scale in context.schedule]
+        for side in self.sides or ():
+            if side not in known:
+                raise ValueError(
+                    f"This picture has no token map of side {side}; "
+                    f"its sides are {', '.join(map(str, known))}."
+                )
+        return self
+
+    def acts_on(self, scale: Scale) -> bool:
+        """Whether the map is one of ``sides``."""
+        return scale.side in (DEFAULT_SIDES if self.sides is None else self.sides)
+
+    def suppress(self, x: Tensor, scale: Scale) -> Tensor:
+        """SSR, where the method acts."""
+        return reweight(x, -self.ssr, self.ssr_alpha, self.relative) if self.acts_on(scale) else x
+
+    def amplify(self, x: Tensor, scale: Scale) -> Tensor:
+        """SAR, where the method acts."""
+        return reweight(x, self.sar, self.sar_alpha, self.relative) if self.acts_on(scale) else x
+
+    def features(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.suppress(x, scale) if self.site == "features" else x
+
+    def input(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.suppress(x, scale) if self.site == "model" else x
+
+    def block(self, run: Callable[[Tensor], Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
+        if self.site != "block":
+            return run(x)
+        return self.amplify(run(self.suppress(x, scale)), scale)
+
+    def output(self, x: Tensor, scale: Scale) -> Tensor:
+        return self.amplify(x, scale) if self.site != "block" else x
+
+
+def calibrated(diversity: float) -> DiverseVAR:
+    """SSR and SAR together from one strength: 0 is off, 1 is SSR 0.5 and SAR 0.25.
+
+    The paper's places, at the largest strength that costs the emoji model no measurable alignment
+    (docs/emoji-model-card.md). Raises ValueError for a negative or non-finite strength.
+    """
+    if not 0 <= diversity < float("inf"):
+        raise ValueError(f"diversity must be a finite number of 0 or more, not {diversity}.")
+    return DiverseVAR(ssr=0.5 * diversity, sar=0.25 * diversity)

@@ -1,0 +1,62 @@
+"""Scale travel: keep a picture's coarse tokens and draw the rest again under the clean text.
+
+Park et al., "DiverseVAR", arXiv 2511.21415, stage 2: text noise makes an idea differ and the
+picture worse; its coarse maps carry the idea, and the model draws the others again from them. The
+paper's side is not public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..models.family import Family
+from ..sampling.conditions import Condition
+from ..sampling.sampler import Step, sample
+from ..sampling.schedule import Schedule
+from ..sampling.settings import Settings
+from ..vae.tokenizer import Tokenizer
+from . import Method
+from .keep import Keep
+from .text_noise import TextNoise
+
+
+@dataclass(frozen=True)
+class Travel(Method):
+    """Back to the map of this side; 0 stays. It acts on no map itself: ``sample_and_travel``."""
+
+    side: int = 4
+    name = "Scale Travel"
+
+    def __post_init__(self) -> None:
+        if self.side < 0:
+            raise ValueError(f"Scale travel keeps maps up to a side of 0 or more, not {self.side}.")
+
+
+def sample_and_travel(
+    model: Family,
+    tokenizer: Tokenizer,
+    condition: Condition,
+    schedule: Schedule,
+    settings: Settings,
+    seeds: Sequence[int],
+    methods: Sequence[Method] = (),
+    **options,
+) -> Iterator[Step]:
+    """``sample``, and again where a ``Travel`` is among the methods; yields all maps of both.
+
+    The finished pictures are encoded, their maps up to the side are kept, and the others drawn
+    with the same seeds, without text noise.
+    """
+    how = (model, tokenizer, condition, schedule, settings, seeds)
+    sides = [method.side for method in methods if isinstance(method, Travel)]
+    for step in sample(*how, methods=methods, **options):
+        yield step
+    if not any(sides):
+        return
+    with torch.no_grad():
+        maps = tokenizer.quantize_maps(tokenizer.features(tokenizer.decode(step.f_hat)), schedule)
+    clean = [method for method in methods if not isinstance(method, TextNoise)]
+    yield from sample(*how, methods=[*clean, Keep(maps, side=max(sides))], **options)

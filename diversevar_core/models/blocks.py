@@ -1,0 +1,246 @@
+"""What VAR's and Infinity's transformer blocks share.
+
+Cosine self-attention with a key/value cache, the modulated layer norm, the feed-forward layer
+(``models/basic_var.py`` of FoundationVision/VAR, ``infinity/models/basic.py`` of
+FoundationVision/Infinity). The residual stream is float32; layers compute in ``dtype``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import Attention
+
+EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+MIN_LENGTH = 1e-12  # of a query or key, before it is divided by its length
+LARGE = 1024  # tokens whose attention in one row keeps a GPU busy
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""An ``Attention`` of (q, k, v) whose mask and scale are set."""
+
+Rotary = Tensor
+"""Cosine and sine of tokens' rotary angles, ([rows,] tokens, head_dim / 2, 2)."""
+
+Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, each (rows, 1, C) float32."""
+
+
+class KVCache:
+    """One block's keys and values for the maps of a picture, in one allocation.
+
+    maps: how many are kept: all but the last, whose keys and values nobody reads again; tokens:
+    room for this many.
+    """
+
+    def __init__(self, maps: int, tokens: int):
+        self.maps, self.room, self.filled = maps, tokens, 0
+        self.k = self.v = None
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype.
+
+        The queries may decide what later maps see.
+        """
+        if self.maps == 0:
+            k = k.to(v.dtype)
+            return (k, v) if self.k is None else tuple(map(cat, self.kept(), (k, v)))
+        self.maps -= 1
+        if self.k is None:
+            rows, heads, _, c = k.shape
+            self.k, self.v = v.new_empty(2, rows, heads, self.room, c)
+        start, self.filled = self.filled, self.filled + k.shape[2]
+        self.k[:, :, start : self.filled] = k
+        self.v[:, :, start : self.filled] = v
+        return self.kept()
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, (rows, heads, filled, c)."""
+        return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
+        """What (rows, heads, n, c) queries, which it may overwrite, see of all maps so far.
+
+        At the last map, where keys and values are joined only to be read once, this is done row by
+        row, as long as a row is work enough for the device; then the cache is given back.
+        """
+        if self.maps > 0 or self.k is None:
+            return attention(q, *self.extend(q, k, v))
+        rows = 1 if q.is_cpu or q.shape[2] >= LARGE else len(q)
+        before = self.kept()
+        parts = (t.split(rows) for t in (q, before[0], k, before[1], v))
+        for q_part, k_before, k_new, v_before, v_new in zip(*parts, strict=True):
+            k_all = cat(k_before, k_new.to(v.dtype))
+            q_part.copy_(attention(q_part, k_all, cat(v_before, v_new)))
+        self.k = self.v = None
+        return q
+
+    def fork(self) -> KVCache:
+        """A copy that goes on without changing what this one has; they share the allocation.
+
+        The copy writes behind what is filled, and so does this one when it goes on itself: of all
+        that share it one goes on at a time, and those before it are then forgotten.
+        """
+        return copy(self)
+
+    def halve(self) -> None:
+        """Forget the second half of the rows."""
+        if self.k is not None:
+            rows = len(self.k) // 2
+            self.k, self.v = self.k[:rows].clone(), self.v[:rows].clone()
+
+
+class Behind:
+    """One block's keys and values, with a source picture's in front of them.
+
+    A source that all pictures share is kept once: it has the rows of one picture.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
+        self.k, self.v, self.cache = k, v, cache
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``KVCache.extend``, the source's (rows or one picture's rows, heads, m, c) in front."""
+        k, v = self.cache.extend(q, k, v)
+        k = in_front(self.k, k)  # frees the keys alone before the values are joined
+        return k, in_front(self.v, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
+        """``KVCache.attend``, of the source too."""
+        return attention(q, *self.extend(q, k, v))
+
+
+def in_front(source: Tensor, x: Tensor) -> Tensor:
+    """Join along the tokens; every row of the source stands before as many neighbours of x."""
+    x = x.unflatten(0, (len(source), -1))
+    source = source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1)
+    return torch.cat((source, x), dim=3).flatten(0, 1)
+
+
+def cat(before: Tensor, new: Tensor) -> Tensor:
+    """Join (rows, heads, tokens, c) along the tokens."""
+    return torch.cat((before, new), dim=2)
+
+
+def terms_of(flat: Tensor) -> Terms:
+    """The terms of (rows, 1, 6, C), as checkpoints have them: scales without their one."""
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = flat.unbind(2)
+    return gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2
+
+
+Norm = tuple[Tensor, Tensor]
+"""Scale and shift of ``modulate``. Layers norm their input themselves: a caller's copy lives on."""
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm, times scale (its one included), plus shift, each (rows, 1, C): (rows, n, C)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn adjacent pairs of (rows, n, ..., heads, c), which are used up, by a token's angles."""
+    turns = rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), *rotary.shape[-2:])
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch fuses real numbers only
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    turned = torch.view_as_complex(pairs).mul_(torch.view_as_complex(turns))
+    return torch.view_as_real(turned).flatten(-2)
+
+
+class Fixed(NamedTuple):
+    """What self-attention adds and multiplies, the same for every map."""
+
+    bias: Tensor  # (3C,), none for the keys
+    temperature: Tensor  # (2, heads, 1) float32: of queries, of keys (1)
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention: unit queries and keys, a learned temperature per head."""
+
+    def __init__(
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        self.heads, self.attention, self.dtype = heads, attention, where["dtype"]
+        self.mat_qkv = operations.Linear(width, 3 * width, bias=False, **where)
+        self.q_bias = nn.Parameter(torch.empty(width, **where))
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def fixed(self, device: torch.device) -> Fixed:
+        """What does not depend on the map."""
+        q, v = self.q_bias.to(device), self.v_bias.to(device)
+        bias = torch.cat((q, torch.zeros_like(q), v))
+        learned = self.scale_mul_1H11.to(device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
+        temperature = learned.view(-1, 1)
+        return Fixed(bias, torch.stack((temperature, torch.ones_like(temperature))))
+
+    def forward(
+        self,
+        x: Tensor,
+        norm: Norm,
+        fixed: Fixed,
+        cache: KVCache | Behind | None = None,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), over the cached tokens too.
+
+        mask: (1, 1, n, m), True where seen; None sees all, which is right for one map at a time.
+        """
+        qkv = self.mat_qkv(modulate(x, *norm).to(self.dtype))
+        qkv += fixed.bias
+        qkv = rearrange(qkv, "r n (three h c) -> r n three h c", three=3, h=self.heads)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+        factor = fixed.temperature / lengths.clamp(min=MIN_LENGTH)
+        in_place = qk.dtype == torch.float32 and not torch.is_grad_enabled()
+        qk = qk.mul_(factor) if in_place else qk * factor  # float32
+        if rotary is not None:
+            qk = rotate(qk, rotary)
+        q, k, v = (rearrange(t, "r n h c -> r h n c") for t in (*qk.unbind(2), v))
+        attend = partial(self.attention, mask=mask, scale=1.0)
+        if cache is None:
+            mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
+        else:
+            mixed = cache.attend(q.to(v.dtype), k, v, attend)
+        return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
+
+
+class FeedForward(nn.Module):
+    """Modulated norm, Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
+
+    def __init__(self, width: int, hidden: int, operations: ModuleType, **where):
+        super().__init__()
+        self.dtype = where["dtype"]
+        self.fc1 = operations.Linear(width, hidden, **where)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = operations.Linear(hidden, width, **where)
+
+    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+        return self.fc2(self.act(self.fc1(modulate(x, *norm).to(self.dtype))))
+
+
+class HeadNorm(nn.Module):
+    """The modulated norm before the head, float32: (rows, n, C), condition (rows, C)."""
+
+    def __init__(self, width: int, operations: ModuleType, device: torch.device | str | None):
+        super().__init__()
+        linear = operations.Linear(width, 2 * width, device=device, dtype=torch.float32)
+        self.ada_lin = nn.Sequential(nn.SiLU(), linear)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
+        return modulate(x, 1 + scale, shift)

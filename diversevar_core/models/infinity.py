@@ -1,0 +1,528 @@
+"""Infinity: text to image, and picture to picture, by next-scale prediction of bits.
+
+Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, in the one
+combination of options that its releases use. VAREdit, arXiv 2508.15772
+(``infinity/models`` of HiDream-ai/VAREdit), has the same weights' names and shapes: before the
+first map a source picture passes through all blocks, and the maps see its keys and values.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..checkpoints.files import TASKS
+from ..quote import quote
+from ..sampling.conditions import Text
+from ..sampling.schedule import (
+    MAPS,
+    PIXELS,
+    Scale,
+    Schedule,
+    checked_sides,
+    fixed,
+    infinity_schedule,
+    nearest_aspect,
+    square,
+)
+from ..sampling.settings import Settings
+from .attention import Attention, sdpa
+from .blocks import (
+    EPS,
+    Behind,
+    FeedForward,
+    Fixed,
+    HeadNorm,
+    KVCache,
+    Rotary,
+    SelfAttention,
+    Terms,
+    terms_of,
+)
+from .family import Change, Family, TokenKind, depth_of, shape_of
+from .resize import area
+
+LEVELS = 15  # rows of lvl_embed
+ROTARY_BASE = 10000.0
+RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
+
+
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Sizes of an Infinity transformer.
+
+    bits: bits a token; text: width Ct of the text features; unconditional: rows of the learned
+    unconditional text; level_every: blocks between two additions of the level embedding (the
+    depth, where it is added before the first block only); full_map_positions: rotary positions
+    are those of the 1M schedule's last map (``rope2d_normalized_by_hw`` 2) rather than each
+    map's own (0); sides: the model's own square maps, None for the official schedules; pixels:
+    the budget that it was trained for; edits: whether it edits a source picture (VAREdit).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    bits: int
+    text: int
+    hidden: int
+    unconditional: int
+    level_every: int
+    full_map_positions: bool
+    sides: tuple[int, ...] | None
+    pixels: str
+    edits: bool = False
+
+
+@dataclass
+class InfinityState:
+    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+
+    guided: bool
+    caches: list[KVCache]
+    schedule: Schedule
+    turns: Rotary | None = None  # of the source's tokens, then of all maps'
+    rotary: Rotary | None = None  # of the current map
+    condition: Tensor | None = None  # (rows, C) float32
+    terms: Tensor | None = None  # (rows, 1, 6, C) float32
+    text: Tensor | None = None  # (rows, m, C)
+    text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
+    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
+    source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values, by block
+
+    @property
+    def last(self) -> Scale:
+        """The last map of the schedule."""
+        return self.schedule[-1]
+
+    def fork(self) -> InfinityState:
+        caches = [cache.fork() for cache in self.caches]
+        return replace(self, caches=caches, prepared=dict(self.prepared))
+
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+        self.source = [tuple(t.chunk(2)[0].clone() for t in pair) for pair in self.source]
+
+
+def chunk_place(key: str) -> tuple[int, int] | None:
+    """(i, j) of a key block_chunks.i.module.j.*, None for another."""
+    match = re.match(r"block_chunks\.(\d+)\.module\.(\d+)\.", key)
+    return match and (int(match[1]), int(match[2]))
+
+
+class Prepared(NamedTuple):
+    """What a block computes once, from the condition."""
+
+    terms: Terms
+    fixed: Fixed
+    memory: tuple[Tensor, Tensor]  # the text's keys and values (rows, heads, m, c)
+
+
+def resized(x: Tensor, scale: Scale) -> Tensor:
+    """Keys or values (rows, heads, H*W, c) of the last map's size -> a map's, by area."""
+    maps = rearrange(x, "r n (h w) c -> r (n c) h w", h=scale.full[0])
+    return rearrange(area(maps, scale.h, scale.w), "r (n c) h w -> r n (h w) c", n=x.shape[1])
+
+
+def same_for_all(text: Text) -> bool:
+    """Whether all pictures have one prompt, one negative prompt and one source."""
+    prompts = (text.positive, text.negative or ())
+    return len(text.source) == 1 and all(
+        torch.equal(row, rows[0]) for rows in prompts for row in rows[1:]
+    )
+
+
+class CrossAttention(nn.Module):
+    """A map's tokens look at the text's."""
+
+    def __init__(
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.mat_q = operations.Linear(width, width, **where)
+        self.mat_kv = operations.Linear(width, 2 * width, bias=False, **where)
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (rows, m, C) -> keys and values (rows, heads, m, c)."""
+        kv = self.mat_kv(text)
+        v = kv[..., kv.shape[-1] // 2 :]
+        v += self.v_bias.to(v)
+        return tuple(rearrange(t, "r m (h c) -> r h m c", h=self.heads) for t in kv.chunk(2, -1))
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q = rearrange(self.mat_q(x), "r n (h c) -> r h n c", h=self.heads)
+        mixed = self.attention(q, *memory, mask, q.shape[-1] ** -0.5)
+        return self.proj(rearrange(mixed, "r h n c -> r n (h c)"))
+
+
+def head_of(width: int) -> int:
+    """Channels of the text features that a head of ``TextPool`` stands for."""
+    return 128 if width <= 4096 else 64
+
+
+class TextPool(nn.Module):
+    """One learned query per head gathers the text into a vector: (rows, m, Ct) -> (rows, C)."""
+
+    def __init__(
+        self, text: int, width: int, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        heads = text // head_of(width)
+        self.attention = attention
+        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads, **where))
+        self.mat_kv = operations.Linear(text, 2 * width, bias=False, **where)
+        self.v_bias = nn.Parameter(torch.empty(width, **where))
+        self.proj = operations.Linear(width, width, **where)
+
+    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
+        heads = self.mat_q.shape[1]
+        k, v = self.mat_kv(text).chunk(2, dim=-1)
+        v = v + self.v_bias.to(v)
+        k, v = (rearrange(t, "r m (h c) -> r h m c", h=heads) for t in (k, v))
+        q = repeat(self.mat_q.to(k), "1 h c -> r h 1 c", r=text.shape[0])
+        mixed = self.attention(q, k, v, mask, q.shape[-1] ** -0.5)
+        return self.proj(rearrange(mixed, "r h 1 c -> r (h c)"))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to the text, feed-forward; the first and last modulated."""
+
+    def __init__(
+        self, config: InfinityConfig, attention: Attention, operations: ModuleType, **where
+    ):
+        super().__init__()
+        width = config.width
+        self.dtype = where["dtype"]
+        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
+        self.sa = SelfAttention(width, config.heads, attention, operations, **where)
+        exact = {"device": where["device"], "dtype": torch.float32}
+        self.ca_norm = operations.LayerNorm(width, eps=EPS, **exact)
+        self.ca = CrossAttention(width, config.heads, attention, operations, **where)
+        self.ffn = FeedForward(width, config.hidden, operations, **where)
+
+    def prepare(self, terms: Tensor, text: Tensor) -> Prepared:
+        """What every map needs of the condition's terms (rows, 1, 6, C) and the text's features."""
+        own = terms_of(self.ada_gss.to(terms) + terms)
+        return Prepared(own, self.sa.fixed(terms.device), self.ca.memory(text))
+
+    def forward(
+        self,
+        x: Tensor,
+        prepared: Prepared,
+        text_mask: Tensor | None = None,
+        cache: KVCache | Behind | None = None,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), float32."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
+        norm1, norm2 = (scale1, shift1), (scale2, shift2)
+        x = torch.addcmul(x, self.sa(x, norm1, prepared.fixed, cache, rotary, mask), gamma1)
+        x = x + self.ca(self.ca_norm(x).to(self.dtype), prepared.memory, text_mask)
+        return torch.addcmul(x, self.ffn(x, norm2), gamma2)
+
+
+class Infinity(Family):
+    """The transformer; parameter names are the official ones, the chunks' blocks in one list."""
+
+    name = "Infinity"
+    reads = Text
+
+    def __init__(
+        self,
+        config: InfinityConfig,
+        operations: ModuleType = nn,
+        attention: Attention = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(2, config.bits)
+        self.depth, self.width, self.edits = config.depth, config.width, config.edits
+        if config.sides is None:
+            self.aspects, self.budgets = MAPS, PIXELS
+        where = {"device": device, "dtype": dtype}
+        exact = {"device": device, "dtype": torch.float32}
+        width = config.width
+        self.cfg_uncond = nn.Parameter(torch.empty(config.unconditional, config.text, **where))
+        self.text_norm = nn.Module()
+        self.text_norm.weight = nn.Parameter(torch.empty(config.text, **exact))
+        self.text_proj_for_sos = nn.Module()
+        self.text_proj_for_sos.ca = TextPool(config.text, width, attention, operations, **where)
+        self.text_proj_for_ca = nn.Sequential(
+            operations.Linear(config.text, width, **where),
+            nn.GELU(approximate="tanh"),
+            operations.Linear(width, width, **where),
+        )
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
+        self.lvl_embed = operations.Embedding(LEVELS, width, **where)
+        self.word_embed = operations.Linear(config.bits, width, **where)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), operations.Linear(width, 6 * width, **exact))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, operations, **where) for _ in range(config.depth)
+        )
+        self.head_nm = HeadNorm(width, operations, device)
+        self.head = operations.Linear(width, 2 * config.bits, **exact)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return {"text_norm.weight", "word_embed.weight"} <= set(keys)
+
+    @classmethod
+    def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official keys -> this module's: block_chunks.i.module.j becomes blocks.n."""
+        places = sorted({chunk_place(key) for key in state_dict} - {None})
+        order = {place: n for n, place in enumerate(places)}
+        return {
+            key
+            if chunk_place(key) is None
+            else f"blocks.{order[chunk_place(key)]}.{key.split('.', 4)[4]}": tensor
+            for key, tensor in state_dict.items()
+        }
+
+    @classmethod
+    def read_config(
+        cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
+    ) -> InfinityConfig:
+        """Sizes from the shapes of an official state dict, the rest from ``facts``.
+
+        facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
+        ``rope2d_normalized_by_hw``, ``pn``, ``patch_nums`` for maps of the model's own, and
+        ``task``, generate or edit; what is missing is as in the releases that generate. KeyError
+        where a tensor is missing, ValueError where a size or a fact cannot be.
+        """
+        places = {chunk_place(key) for key in state_dict} - {None}
+        depth = len(places) or depth_of(state_dict)
+        chunks = len({chunk for chunk, _ in places}) or 1
+        only_first = facts.get("add_lvl_embeding_only_first_block", 1)
+        positions = facts.get("rope2d_normalized_by_hw", 2)
+        if positions not in (0, 2):
+            raise ValueError(f"rope2d_normalized_by_hw must be 0 or 2, not {quote(positions)}")
+        width, bits = shape_of(state_dict, "word_embed.weight", 2)
+        first = "block_chunks.0.module.0" if places else "blocks.0"
+        heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
+        if not heads or width % (4 * heads):  # a head's channels turn in pairs, by row and column
+            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+        (text,) = shape_of(state_dict, "text_norm.weight", 1)
+        pooled = text // head_of(width)
+        if not pooled or width % pooled:
+            raise ValueError(f"text_norm.weight has {text} entries, as no text encoder's features")
+        sides = facts.get("patch_nums")
+        if sides is not None:
+            sides = checked_sides(sides, "patch_nums")
+            if len(sides) > LEVELS:
+                raise ValueError(f"patch_nums must be at most {LEVELS} numbers, not {len(sides)}")
+        pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
+        if pixels not in list(PIXELS):
+            raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {quote(pixels)}")
+        task = facts.get("task", TASKS[0])
+        if task not in TASKS:
+            raise ValueError(f"task must be {' or '.join(TASKS)}, not {quote(task)}")
+        return InfinityConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            bits=bits,
+            text=text,
+            hidden=shape_of(state_dict, f"{first}.ffn.fc1.weight", 2)[0],
+            unconditional=shape_of(state_dict, "cfg_uncond", 2)[0],
+            level_every=depth if only_first else depth // chunks,
+            full_map_positions=positions == 2,
+            sides=sides,
+            pixels=pixels,
+            edits=task == "edit",
+        )
+
+    def defaults(self) -> Settings:
+        """The settings of the official 2B script, or of VAREdit's README."""
+        cfg, tau = (3.0, 0.1) if self.edits else (4.0, 0.5)
+        return Settings(cfg=(cfg,), cfg_schedule="flat", tau=(tau,), top_k=900, top_p=0.97)
+
+    def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
+        if self.config.sides is None:
+            return infinity_schedule(aspect, pixels or self.config.pixels)
+        return fixed(self.config.sides, aspect, pixels)
+
+    def grid(self, scale: Scale) -> tuple[int, int]:
+        """Height and width of the grid that positions lie on."""
+        if self.config.full_map_positions:
+            return MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
+        return scale.full
+
+    def positions(self, scale: Scale) -> Tensor:
+        """Row and column of every token of one map, (h * w, 2)."""
+        rows, columns = torch.arange(scale.h).float(), torch.arange(scale.w).float()
+        if self.config.full_map_positions:
+            h, w = self.grid(scale)
+            rows, columns = (rows * (h / scale.h)).round(), (columns * (w / scale.w)).round()
+        return torch.cartesian_prod(rows, columns)
+
+    def positions_of_edit(self, last: Scale) -> Tensor:
+        """Row and column of the source's tokens, then of all maps', (n, 2).
+
+        One table whatever the pixel budget: the source's part is the last map of the 1M schedule,
+        moved by its own size, and its maps follow. It is read without gaps, so that below 1M,
+        where source and maps are smaller than their parts, every token takes an earlier row.
+        """
+        sides = self.config.sides
+        maps = infinity_schedule(last.h / last.w) if sides is None else square(sides)
+        source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
+        return torch.cat((source, *(self.positions(scale) for scale in maps)))
+
+    def rotary(self, scale: Scale, device: torch.device) -> Rotary:
+        """The angles' cosines and sines (h * w, head_dim / 2, 2) of one map."""
+        return self.turns(self.positions(scale), device)
+
+    def turns(self, positions: Tensor, device: torch.device) -> Rotary:
+        """The angles' cosines and sines (n, head_dim / 2, 2) at positions (n, 2).
+
+        Half of the angles turn with the row, half with the column.
+        """
+        half = self.config.width // self.config.heads // 2
+        frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
+        angles = (positions[:, :, None] * frequencies).flatten(1)
+        return torch.stack((angles.cos(), angles.sin()), dim=-1).to(device)
+
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
+        caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]
+        return InfinityState(guided, caches, schedule)
+
+    def condition(self, state: InfinityState, text: Text) -> None:
+        self.check_source(text)
+        rows = list(text.positive)
+        if state.guided:
+            own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
+            rows += text.negative or own
+        for row in rows:
+            if row.shape[-1] != self.config.text:
+                raise ValueError(
+                    f"The text features are {row.shape[-1]} wide, but this model reads "
+                    f"{self.config.text}; use the text encoder that it was trained with."
+                )
+        padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
+        state.text_mask = None
+        if len({len(row) for row in rows}) > 1:
+            ones = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+            seen = pad_sequence(ones, batch_first=True)
+            state.text_mask = rearrange(seen, "r m -> r 1 1 m")
+        normed = self.norm_text(padded).to(self.dtype)
+        state.condition = self.text_proj_for_sos.ca(normed, state.text_mask).float()
+        state.text = self.text_proj_for_ca(normed)
+        flat = self.shared_ada_lin(state.condition)
+        state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        state.prepared.clear()
+        if state.turns is None:
+            maps = [self.positions(scale) for scale in state.schedule]
+            positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
+            state.turns = self.turns(positions, padded.device)
+        if text.source is not None and not state.source:
+            self.read_source(state, text)
+
+    def check_source(self, text: Text) -> None:
+        """Raise ValueError where there is a source and should be none, or the other way round."""
+        if not self.edits and text.source is not None:
+            raise ValueError(
+                "This Infinity model paints from text and cannot edit a picture; load an editing "
+                "model, or, if it is one, tell the loader so: task edit."
+            )
+        if self.edits and text.source is None:
+            raise ValueError(
+                "This model edits a picture and was given none; use the node Edit by Instruction, "
+                "or --source, or load a text-to-image model."
+            )
+        if text.source is None:
+            return
+        count, d = text.source.shape[:2]
+        if count not in (1, len(text)):
+            raise ValueError(f"There are {count} pictures for {len(text)} edits; give 1 or each.")
+        if self.config.bits not in (d, 4 * d):
+            raise ValueError(
+                f"The source features have {d} channels, but this model's tokens have "
+                f"{self.config.bits} bits; encode the picture with the model's own tokenizer."
+            )
+
+    def read_source(self, state: InfinityState, text: Text) -> None:
+        """Pass the source through all blocks and keep their keys and values for the maps.
+
+        The output is of no use. Where all pictures share source and text, the rows of one do.
+        """
+        last, device = state.last, state.condition.device
+        h, w = last.full
+        patch = math.isqrt(self.config.bits // text.source.shape[1])
+        maps = F.pixel_unshuffle(area(text.source, patch * h, patch * w), patch)
+        tokens = rearrange(maps, "b c h w -> b (h w) c")
+
+        rows = slice(None, None, len(text) if same_for_all(text) else 1)
+        own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], (last,))
+        own.terms, own.text = state.terms[rows], state.text[rows]
+        own.text_mask = None if state.text_mask is None else state.text_mask[rows]
+        own.rotary = state.turns[: last.tokens]
+
+        x = self.word_embed(tokens.to(self.dtype)).float() + self.level(last, device)
+        x = x.repeat(len(own.terms) // len(x), 1, 1)
+        for i in range(self.depth):
+            x = self.block(own, i, last, x)
+        state.source = [(cache.k, cache.v) for cache in own.caches]
+
+    def norm_text(self, text: Tensor) -> Tensor:
+        """Root-mean-square norm of the text features (rows, m, Ct), float32."""
+        text = text.float()
+        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
+
+    def embed(
+        self,
+        state: InfinityState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
+        begin = scale.begin + (state.last.tokens if self.edits else 0)
+        state.rotary = state.turns[begin : begin + scale.tokens]
+        if features is None:
+            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        else:
+            x = self.word_embed(features.to(self.dtype)).float()
+            x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
+        return x + self.level(scale, x.device)
+
+    def block(
+        self, state: InfinityState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        block, rotary = self.blocks[i], state.rotary
+        if places is not None:
+            rotary = rotary[places]
+        if i not in state.prepared:
+            state.prepared[i] = block.prepare(state.terms, state.text)
+        if i > 0 and i % self.config.level_every == 0:
+            x = x + self.level(scale, x.device)
+        cache = state.caches[i]
+        if state.source:
+            k, v = state.source[i]
+            if i == 0:
+                k, v = resized(k, scale), resized(v, scale)
+            cache = Behind(k, v, cache)
+        return block(x, state.prepared[i], state.text_mask, cache, rotary)
+
+    def level(self, scale: Scale, device: torch.device) -> Tensor:
+        """The level embedding of one map, (1, C) float32."""
+        return self.lvl_embed(torch.full((1,), scale.k, device=device)).float()
+
+    def logits(self, state: InfinityState, x: Tensor) -> Tensor:
+        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

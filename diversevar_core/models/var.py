@@ -1,0 +1,229 @@
+"""VAR: class-conditional next-scale prediction over codebook indices.
+
+Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of FoundationVision/VAR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..sampling.conditions import Labels
+from ..sampling.schedule import Scale, Schedule, checked_sides, fixed, square
+from ..sampling.settings import Settings
+from .attention import Attention, sdpa
+from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
+from .family import Change, Family, TokenKind, depth_of, shape_of
+
+# (scales K, tokens L) of the official releases -> sides of their maps
+RELEASED_SIDES = {
+    (10, 680): (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),  # 256 pixels
+    (10, 2240): (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),  # 512 pixels
+}
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Sizes of a VAR transformer, and the sides of its token maps.
+
+    features: channels D of the tokenizer's features; codebook: its rows V; shared_ada: one
+    condition projection for all blocks (the 512-pixel release).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    classes: int
+    features: int
+    codebook: int
+    sides: tuple[int, ...]
+    shared_ada: bool
+
+
+class Prepared(NamedTuple):
+    """What a block computes once, from the condition."""
+
+    terms: Terms
+    fixed: Fixed
+
+
+@dataclass
+class VARState:
+    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+
+    guided: bool
+    caches: list[KVCache]
+    condition: Tensor | None = None  # (rows, C) float32
+    shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
+    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
+
+    def fork(self) -> VARState:
+        caches = [cache.fork() for cache in self.caches]
+        return replace(self, caches=caches, prepared=dict(self.prepared))
+
+    def drop_unconditional(self) -> None:
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, config: VARConfig, attention: Attention, operations: ModuleType, **where):
+        super().__init__()
+        width = config.width
+        self.dtype = where["dtype"]
+        self.attn = SelfAttention(width, config.heads, attention, operations, **where)
+        self.ffn = FeedForward(width, 4 * width, operations, **where)
+        if config.shared_ada:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
+        else:
+            linear = operations.Linear(width, 6 * width, **where)
+            self.ada_lin = nn.Sequential(nn.SiLU(), linear)
+
+    def prepare(self, state: VARState) -> Prepared:
+        """What every map needs of the condition."""
+        if state.shared_terms is not None:
+            terms = self.ada_gss.to(state.shared_terms) + state.shared_terms
+        else:
+            flat = self.ada_lin(state.condition.to(self.dtype)).float()
+            terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        return Prepared(terms_of(terms), self.attn.fixed(state.condition.device))
+
+    def forward(self, x: Tensor, prepared: Prepared, cache: KVCache) -> Tensor:
+        """(rows, n, C) -> (rows, n, C), float32."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = prepared.terms
+        x = torch.addcmul(x, self.attn(x, (scale1, shift1), prepared.fixed, cache), gamma1)
+        return torch.addcmul(x, self.ffn(x, (scale2, shift2)), gamma2)
+
+
+class VAR(Family):
+    """The transformer; parameter names are those of the official checkpoints."""
+
+    name = "VAR"
+    reads = Labels
+
+    def __init__(
+        self,
+        config: VARConfig,
+        operations: ModuleType = nn,
+        attention: Attention = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.token_kind = TokenKind(config.codebook, config.features)
+        self.depth, self.width = config.depth, config.width
+        where = {"device": device, "dtype": dtype}
+        width, maps = config.width, square(config.sides)
+        self.word_embed = operations.Linear(config.features, width, **where)
+        self.class_emb = operations.Embedding(config.classes + 1, width, **where)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
+        self.pos_1LC = nn.Parameter(torch.empty(1, sum(m.tokens for m in maps), width, **where))
+        self.lvl_embed = operations.Embedding(len(maps), width, **where)
+        if config.shared_ada:
+            linear = operations.Linear(width, 6 * width, **where)
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), linear)
+        self.blocks = nn.ModuleList(
+            Block(config, attention, operations, **where) for _ in range(config.depth)
+        )
+        self.head_nm = HeadNorm(width, operations, device)
+        self.head = operations.Linear(width, config.codebook, device=device, dtype=torch.float32)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return {"pos_1LC", "word_embed.weight"} <= set(keys)
+
+    @classmethod
+    def read_config(
+        cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
+    ) -> VARConfig:
+        """Sizes from the shapes of an official state dict, sides from ``facts["patch_nums"]``.
+
+        Without that entry the sides are those of the release with as many maps and tokens;
+        ValueError where there is none. KeyError where a tensor is missing.
+        """
+        maps, width = shape_of(state_dict, "lvl_embed.weight", 2)
+        _, tokens, _ = shape_of(state_dict, "pos_1LC", 3)
+        sides = facts.get("patch_nums")
+        if sides is None:
+            sides = RELEASED_SIDES.get((maps, tokens), ())
+        else:
+            sides = checked_sides(sides, "patch_nums")
+        if len(sides) != maps or sum(s * s for s in sides) != tokens:
+            raise ValueError(
+                f"its {maps} token maps of {tokens} tokens together are no official release's; "
+                'put {"patch_nums": [...]} with the sides of its maps into a .json file beside it'
+            )
+        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        if not heads or width % heads:
+            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+        return VARConfig(
+            width=width,
+            depth=depth_of(state_dict),
+            heads=heads,
+            classes=shape_of(state_dict, "class_emb.weight", 2)[0] - 1,
+            features=shape_of(state_dict, "word_embed.weight", 2)[1],
+            codebook=shape_of(state_dict, "head.weight", 2)[0],
+            sides=sides,
+            shared_ada="shared_ada_lin.1.weight" in state_dict,
+        )
+
+    def defaults(self) -> Settings:
+        """The settings of the official demo."""
+        return Settings(cfg=(4.0,), cfg_schedule="ramp", tau=(1.0,), top_k=900, top_p=0.95)
+
+    def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
+        return fixed(self.config.sides, aspect, pixels)
+
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> VARState:
+        return VARState(guided, [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks])
+
+    def condition(self, state: VARState, condition: Labels) -> None:
+        labels, classes = condition.labels, self.config.classes
+        if not 0 <= labels.min() <= labels.max() < classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"There is no class {wrong}; the last is {classes - 1}.")
+        if state.guided:
+            labels = torch.cat((labels, torch.full_like(labels, classes)))
+        state.condition = self.class_emb(labels).float()
+        if self.config.shared_ada:
+            flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
+            state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+        state.prepared.clear()
+
+    def embed(
+        self,
+        state: VARState,
+        features: Tensor | None,
+        scale: Scale,
+        changes: Sequence[Change] = (),
+    ) -> Tensor:
+        if features is None:
+            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        else:
+            x = self.word_embed(features.to(self.dtype)).float()
+            x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
+        position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
+        level = self.lvl_embed(torch.full((1,), scale.k, device=x.device)).to(x)
+        return x + (level + position)
+
+    def block(
+        self, state: VARState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        if i not in state.prepared:
+            state.prepared[i] = self.blocks[i].prepare(state)
+        return self.blocks[i](x, state.prepared[i], state.caches[i])
+
+    def logits(self, state: VARState, x: Tensor) -> Tensor:
+        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -1,0 +1,1 @@
+"""The scale loop, and what it is told: settings, schedule, conditions, seeds."""

@@ -1,0 +1,110 @@
+"""What makes seeds differ, in one choice: presets, and the calibration beside a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..checkpoints.files import CheckpointError, read_object
+from ..methods import Method
+from ..methods.repulsion import Repulsion
+from ..methods.ssr_sar import DiverseVAR
+from ..methods.starts import Starts
+from ..quote import quote
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Strengths; these defaults are the model as published.
+
+    guide_from: of ``Settings``. starts: candidates of ``Starts``. ssr, sar: of ``DiverseVAR``.
+    repulsion: of ``Repulsion``.
+    """
+
+    guide_from: int = 0
+    starts: int = 1
+    ssr: float = 0.0
+    sar: float = 0.0
+    repulsion: float = 0.0
+
+    def settings(self, settings: Settings) -> Settings:
+        """The model's settings, guided late where the preset says so."""
+        return replace(settings, guide_from=self.guide_from)
+
+    def methods(self, chain: tuple[Method, ...] = ()) -> tuple[Method, ...]:
+        """The methods that it stands for, and after them a chain's, which replace their like."""
+        own = (
+            Starts(self.starts),
+            DiverseVAR(ssr=self.ssr, sar=self.sar),
+            Repulsion(self.repulsion),
+        )
+        chained = {type(method) for method in chain}
+        return (*(method for method in own if type(method) not in chained and acts(method)), *chain)
+
+    def __str__(self) -> str:
+        given = {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
+        return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "as published"
+
+
+DEFAULTS = asdict(Preset())  # the least that there is, too
+MOST = Preset(guide_from=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)  # as the nodes offer
+
+
+def acts(method: Method) -> bool:
+    """Whether a preset's method is on."""
+    off = (Starts(1), DiverseVAR(), Repulsion(0.0))
+    return method not in off
+
+
+# measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
+PRESETS = {
+    "as published": Preset(),
+    "balanced": Preset(guide_from=4),
+    "most different": Preset(guide_from=4, starts=256),
+    "SSR + SAR as in the paper": Preset(ssr=0.5, sar=0.25),
+}
+
+
+def preset_of(saved: object) -> Preset:
+    """A preset that was saved as JSON; ValueError where it is none, or out of the nodes' ranges."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"a preset is an object, not {quote(saved)}")
+    for name, value in saved.items():
+        if name not in DEFAULTS:
+            raise ValueError(f"there is no strength {quote(name)}")
+        least, most = DEFAULTS[name], getattr(MOST, name)
+        whole = isinstance(least, int)
+        kinds = (int,) if whole else (int, float)
+        if type(value) not in kinds or not least <= value <= most:
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(
+                f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}"
+            )
+    return Preset(**saved)
+
+
+def beside(model: Path) -> Path:
+    """Where a model's calibration lies: ``<name>.diversity.json`` beside its file or folder."""
+    return model.with_name(f"{model.name}.diversity.json")
+
+
+def calibrated_preset(model: Path) -> Preset:
+    """What calibration chose for the model; ValueError where there is none."""
+    path = beside(model)
+    try:
+        chosen = read_object(path)["chosen"] if os.path.lexists(path) else None
+    except (CheckpointError, KeyError) as error:
+        raise ValueError(f"{quote(path)} is not a calibration; calibrate again.") from error
+    if chosen is None:
+        raise ValueError(
+            f"There is no finished calibration {quote(path)}; run Calibrate Diversity (or the "
+            "command calibrate) once for this model."
+        )
+    try:
+        return preset_of(chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"{quote(path)} is of another version ({error}); calibrate again."
+        ) from error

@@ -1,0 +1,216 @@
+"""Prompt -> text features, with a T5 encoder (flan-T5-xl for Infinity's releases)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ..checkpoints.files import CheckpointError, Sparing, naming, read, reading
+from ..checkpoints.loading import compute_dtype, describe, filled
+from ..quote import quote
+from .t5 import T5Config, T5Encoder, read_config
+
+MAX_TOKENS = 512  # what Infinity was trained with, end token included
+FIRST = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def root_of(keys: Iterable[str]) -> str | None:
+    """What stands before ``block.0`` of a T5 encoder in these keys, None where there is none.
+
+    ``encoder.`` in Hugging Face's files, nothing or ``text_encoder.`` in others'. A decoder is not
+    meant, nor UMT5, whose every block has biases of its own.
+    """
+    keys = set(keys)
+    roots = {key.removesuffix(FIRST) for key in keys if key.endswith(FIRST)}
+    for root in sorted(roots):
+        second = root + FIRST.replace("0", "1", 1)
+        if not root.endswith("decoder.") and second not in keys and embedding_of(keys, root):
+            return root
+    return None
+
+
+def outer_of(root: str) -> str:
+    """What stands before the whole model's keys: the root without Hugging Face's ``encoder.``."""
+    return root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
+
+
+def embedding_of(keys: Iterable[str], root: str) -> str | None:
+    """The name of the token embedding that goes with an encoder."""
+    places = (outer_of(root), root)
+    names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in places]
+    return next((name for name in names if name in keys), None)
+
+
+def is_t5(keys: Iterable[str]) -> bool:
+    """Whether a T5 encoder's tensors are among these."""
+    return root_of(keys) is not None
+
+
+def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A T5 encoder's tensors by Hugging Face's names, all others left out.
+
+    Scales of quantized weights keep their place beside them.
+    """
+    root = root_of(tensors)
+    embedding = embedding_of(tensors, root)
+    places = {
+        f"{root}block.": "encoder.block.",
+        f"{root}final_layer_norm.": "encoder.final_layer_norm.",
+        embedding.removesuffix("weight"): "shared.",
+        outer_of(root) + "scaled_fp8": "scaled_fp8",
+    }
+    return {
+        to + key.removeprefix(start): tensor
+        for key, tensor in tensors.items()
+        for start, to in places.items()
+        if key.startswith(start)
+    }
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise ValueError where a text has a surrogate, half a character: nothing can write it."""
+    half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+    if half:
+        raise ValueError(f"{name} has half a character, {quote(half)}; type it again.")
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError where there is nothing to read, or what is no text."""
+    check_characters("The prompt", prompt)
+    if not prompt.strip():
+        raise ValueError("The prompt is empty; write what the picture should show.")
+
+
+def check_length(tokens: int) -> None:
+    """Raise ValueError where a prompt has more tokens than the model reads."""
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"The prompt is {tokens} tokens long and the model reads at most {MAX_TOKENS}; "
+            "shorten it."
+        )
+
+
+@dataclass(frozen=True)
+class T5File:
+    """A T5 encoder as read."""
+
+    config: T5Config
+    tensors: dict[str, Tensor]
+    vocabulary: Path  # of its tokenizer.json, unless the facts hold that
+    facts: dict[str, object]  # of the file's header and sidecar
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which neither pads nor cuts.
+
+        Raises CheckpointError, also where it has more words than the encoder.
+        """
+        text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library has no type of its own for it
+            raise CheckpointError(
+                f"The tokenizer.json for {quote(self.vocabulary)} is not valid; get it again."
+            ) from error
+        if tokenizer.get_vocab_size() > self.config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer.json for {quote(self.vocabulary)} has {tokenizer.get_vocab_size()} "
+                f"words and the text encoder's embedding {self.config.vocab_size}; put its own "
+                "tokenizer.json beside it."
+            )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text of a tokenizer.json. Raises CheckpointError."""
+    with reading(path), Sparing(path) as opened:
+        return opened.read().decode()
+
+
+def tokenizer_beside(path: Path) -> Path:
+    """Where the tokenizer.json of a text encoder's file or folder is looked for."""
+    return (path if path.is_dir() else path.parent) / "tokenizer.json"
+
+
+def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
+    """Read a T5 encoder from a Hugging Face folder or a single file.
+
+    Its tokenizer.json is the one in the file's header (as ``convert`` writes it), else the one
+    beside the file, else ``vocabulary``. Raises CheckpointError.
+    """
+    path = Path(path)
+    file = read(path, is_t5)
+    if not is_t5(file.tensors):
+        raise CheckpointError(
+            f"{quote(path)} is {describe(file.tensors)}, not a T5 text encoder; "
+            "choose flan-t5-xl's."
+        )
+    beside = tokenizer_beside(path)
+    if beside.is_file():
+        vocabulary = beside
+    if vocabulary is None and "tokenizer.json" not in file.facts:
+        raise CheckpointError(
+            f"There is no {quote(beside)}; put the text encoder's tokenizer.json there."
+        )
+    tensors = rename(file.tensors)
+    with naming(path):
+        return T5File(read_config(tensors), tensors, vocabulary or path, file.facts)
+
+
+class TextEncoder:
+    """A T5 encoder and its tokenizer; call it with prompts."""
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer):
+        self.encoder, self.tokenizer = encoder, tokenizer
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Features (length, Ct) float32 a prompt, end token included.
+
+        Raises ValueError where a prompt is empty or longer than ``MAX_TOKENS``.
+        """
+        features = []
+        for prompt in prompts:
+            check_prompt(prompt)
+            ids = self.tokenizer.encode(prompt).ids
+            check_length(len(ids))
+            features.append(self.encoder(torch.tensor([ids]))[0])
+        return features
+
+
+def load_text_encoder(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """Load a T5 encoder from a Hugging Face folder or a single file; see ``read_t5``.
+
+    dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
+    """
+    file = read_t5(path)
+    tokenizer = file.tokenizer()
+    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
+
+
+def build_t5(
+    file: T5File,
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> T5Encoder:
+    """The encoder of a file, which errors name as ``path``. Raises CheckpointError.
+
+    Weights that are quantized with scales are refused: without their scales they mean nothing.
+    """
+    dtype = dtype or compute_dtype(file.tensors, device)
+
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> T5Encoder:
+        return T5Encoder(replace(file.config, num_layers=depth), operations, device, dtype)
+
+    blocks = ("encoder.block.", file.config.num_layers)
+    return filled(build, blocks, nn, file.tensors, device, path)

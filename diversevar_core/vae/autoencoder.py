@@ -1,0 +1,279 @@
+"""The convolutional encoder and decoder that both tokenizers share.
+
+The latent-diffusion autoencoder (CompVis/latent-diffusion, as used by FoundationVision/VAR and, in
+its flux form without attention, by FoundationVision/Infinity). Module names are those of the VAR
+checkpoints; ``tokenizers/bsq.py`` renames Infinity's to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models.family import shape_of
+
+ENCODER_BLOCKS = 2  # residual blocks a level; the decoder has one more
+MOST_LEVELS = 9  # releases have 5
+GROUPS = 32
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths of the convolutional autoencoder.
+
+    channels: width of every level, from full resolution down; level i+1 works on half the side of
+        level i, as long as ``i < halvings``.
+    halvings: how often the side is halved; one token covers ``2**halvings`` pixels.
+    latent: channels D of the feature map between encoder and decoder.
+    attention: self-attention in the deepest level and in the middle (VAR yes, Infinity no).
+    """
+
+    channels: tuple[int, ...]
+    halvings: int
+    latent: int
+    attention: bool
+
+    @property
+    def stride(self) -> int:
+        """Pixels along the side of one token."""
+        return 2**self.halvings
+
+
+def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
+    """Widths by the shapes of a state dict in this module's names.
+
+    KeyError where one is missing, ValueError where they are no autoencoder's.
+    """
+    channels = []
+    while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
+        channels.append(shape_of(state_dict, key, 4)[0])
+    if not 1 <= len(channels) <= MOST_LEVELS:
+        raise ValueError(f"its encoder has {len(channels)} levels, where a tokenizer has 5")
+    return AutoencoderConfig(
+        channels=tuple(channels),
+        halvings=sum(
+            f"encoder.down.{i}.downsample.conv.weight" in state_dict for i in range(MOST_LEVELS)
+        ),
+        latent=shape_of(state_dict, "decoder.conv_in.weight", 4)[1],
+        attention="encoder.mid.attn_1.qkv.weight" in state_dict,
+    )
+
+
+def norm(channels: int, operations: ModuleType, **where) -> nn.Module:
+    """Group norm of 32 groups (24 where 32 do not divide the width)."""
+    groups = GROUPS if channels % GROUPS == 0 else 24
+    return operations.GroupNorm(groups, channels, eps=EPS, **where)
+
+
+class ResnetBlock(nn.Module):
+    """Two normed 3x3 convolutions with a shortcut: (B, in, h, w) -> (B, out, h, w)."""
+
+    def __init__(self, channels_in: int, channels_out: int, operations: ModuleType, **where):
+        super().__init__()
+        self.norm1 = norm(channels_in, operations, **where)
+        self.conv1 = operations.Conv2d(channels_in, channels_out, 3, padding=1, **where)
+        self.norm2 = norm(channels_out, operations, **where)
+        self.conv2 = operations.Conv2d(channels_out, channels_out, 3, padding=1, **where)
+        if channels_in != channels_out:
+            self.nin_shortcut = operations.Conv2d(channels_in, channels_out, 1, **where)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h)  # one name for all, so that each is freed as the next is made
+        h = self.norm2(h)
+        h = F.silu(h, inplace=True)
+        h = self.conv2(h)
+        h += self.nin_shortcut(x)
+        return h
+
+
+class AttnBlock(nn.Module):
+    """One head of self-attention over all positions: (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int, operations: ModuleType, **where):
+        super().__init__()
+        self.norm = norm(channels, operations, **where)
+        self.qkv = operations.Conv2d(channels, 3 * channels, 1, **where)
+        self.proj_out = operations.Conv2d(channels, channels, 1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (B, hw, C)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the side: pad right and bottom by one, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int, operations: ModuleType, **where):
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the side: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, operations: ModuleType, **where):
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return doubled_conv(x, self.conv.weight.to(x), self.conv.bias.to(x))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``Upsample`` with 4/9 of its products: (B, in, h, w) -> (B, out, 2 h, 2 w).
+
+    Of the doubled map's 3 x 3 pixels under a kernel (out, in, 3, 3) only 2 x 2 are different, and
+    which, alternates along both axes: so it is four convolutions of the map as it was, with the
+    weights of equal pixels added.
+    """
+    h, w = x.shape[-2:]
+    out = torch.empty(
+        (len(x), len(weight), 2 * h, 2 * w), dtype=x.dtype, memory_format=torch.channels_last
+    )
+    padded = F.pad(x, (1, 1, 1, 1))
+    for i, rows in enumerate(merged(weight, 2)):
+        for j, kernel in enumerate(merged(rows, 3)):
+            seen = padded[:, :, i : i + h + 1, j : j + w + 1]
+            out[:, :, i::2, j::2] = F.conv2d(seen, kernel, bias)
+    return out
+
+
+def merged(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Three weights along an axis -> two, for even and for odd places of a doubled map."""
+    before, at, after = weight.unbind(dim)
+    even, odd = (before, at + after), (before + at, after)
+    return torch.stack(even, dim), torch.stack(odd, dim)
+
+
+def arranged(x: Tensor) -> Tensor:
+    """(B, C, h, w) with the channels last in memory on a CPU, whose convolutions gain by it."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, attention after each where there is any."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        blocks: int,
+        attention: bool,
+        operations: ModuleType,
+        **where,
+    ):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, operations, **where)
+            for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(channels_out, operations, **where) for _ in range(blocks if attention else 0)
+        )
+        self.downsample = self.upsample = nn.Identity()  # a resolution change, where there is one
+
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order in which they are run; run one by one, none keeps another's input alive."""
+        for i, block in enumerate(self.block):
+            yield block
+            if self.attn:
+                yield self.attn[i]
+        yield self.downsample
+        yield self.upsample
+
+
+class Middle(nn.Module):
+    """Residual block, attention (VAR only), residual block."""
+
+    def __init__(self, channels: int, attention: bool, operations: ModuleType, **where):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, operations, **where)
+        self.attn_1 = AttnBlock(channels, operations, **where) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, operations, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Picture (B, 3, H, W) in -1..1 -> feature map (B, D, H / stride, W / stride)."""
+
+    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **where):
+        super().__init__()
+        widths = config.channels
+        deepest = len(widths) - 1
+        self.conv_in = operations.Conv2d(3, widths[0], 3, padding=1, **where)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            attention = config.attention and i == deepest
+            level = Level(
+                widths[max(i - 1, 0)], width, ENCODER_BLOCKS, attention, operations, **where
+            )
+            if i < config.halvings:
+                level.downsample = Downsample(width, operations, **where)
+            self.down.append(level)
+        self.mid = Middle(widths[-1], config.attention, operations, **where)
+        self.norm_out = norm(widths[-1], operations, **where)
+        self.conv_out = operations.Conv2d(widths[-1], config.latent, 3, padding=1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(arranged(x))
+        for level in self.down:
+            for layer in level.layers():
+                x = layer(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
+
+
+class Decoder(nn.Module):
+    """Feature map (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
+
+    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **where):
+        super().__init__()
+        widths = config.channels
+        deepest = len(widths) - 1
+        self.conv_in = operations.Conv2d(config.latent, widths[-1], 3, padding=1, **where)
+        self.mid = Middle(widths[-1], config.attention, operations, **where)
+        self.up = nn.ModuleList()  # stored from full resolution down, run from the deepest up
+        for i, width in enumerate(widths):
+            attention = config.attention and i == deepest
+            level = Level(
+                widths[min(i + 1, deepest)],
+                width,
+                ENCODER_BLOCKS + 1,
+                attention,
+                operations,
+                **where,
+            )
+            if deepest - i < config.halvings and i > 0:
+                level.upsample = Upsample(width, operations, **where)
+            self.up.append(level)
+        self.norm_out = norm(widths[0], operations, **where)
+        self.conv_out = operations.Conv2d(widths[0], 3, 3, padding=1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(arranged(x)))
+        for level in reversed(self.up):
+            for layer in level.layers():
+                x = layer(x)
+        x = self.norm_out(x)
+        return self.conv_out(F.silu(x, inplace=True))
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """Decoder output (B, 3, H, W) in about -1..1 -> picture in 0..1, clamped."""
+    return (pixels.float().clamp(-1, 1) + 1) / 2
