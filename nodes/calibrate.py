@@ -12,11 +12,10 @@ from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.conditions import Text
 from ..diversevar_core.sampling.presets import beside
-from . import host
-from .class_label import labelled
-from .load import VARModel
+from . import host, inputs
+from .imagenet import labelled
 from .measure import features_of
-from .sample import condition_of, settings_of
+from .sample import condition_of
 
 
 class Calibrate(io.ComfyNode):
@@ -27,16 +26,16 @@ class Calibrate(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARCalibrate",
             display_name="Calibrate Diversity",
-            category="DiverseVAR",
+            category="DiverseVAR/analysis",
             description="Tries several strengths on a few prompts and keeps the one that makes "
-            "seeds differ most while the model still finds that its pictures follow the prompts. "
+            "seeds differ most while the model still finds that its images follow the prompts. "
             "The sampler's preset my calibration then uses it. What is measured stays when you "
             "cancel; run it again to go on.",
             search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
             is_output_node=True,
             inputs=[
-                VARModel.Input("model", tooltip="From Load VAR Model."),
-                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer: the one of this model."),
+                inputs.model(),
+                inputs.vae(),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -49,17 +48,17 @@ class Calibrate(io.ComfyNode):
                     default=6,
                     min=2,
                     max=64,
-                    tooltip="Pictures of every prompt at every strength; more is surer and slower.",
+                    tooltip="Images of every prompt at every strength; more is surer and slower.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="From Load VAR Text Encoder, to read the prompts; VAR has none.",
+                    tooltip="From Load VAR CLIP, to read the prompts; VAR has none.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Compares what pictures show; without it, their pixels.",
+                    tooltip="Compares what the images show; without it, their pixels.",
                 ),
             ],
             outputs=[
@@ -90,7 +89,7 @@ class Calibrate(io.ComfyNode):
             tokenizer,
             conditions,
             schedule,
-            settings_of(network, 0, 0, 0, 0, 0),
+            network.defaults(),
             seeds,
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
@@ -125,7 +124,7 @@ def encode(clip, prompt: str) -> list:
 def classes(network: Family, lines: list[str]) -> list[list]:
     """A conditioning for every class number; ValueError where they are not numbers, or needed."""
     if network.reads is Text:
-        raise ValueError(f"{network.name} paints from text; connect Load VAR Text Encoder to clip.")
+        raise ValueError(f"{network.name} paints from text; connect Load VAR CLIP to clip.")
     if not all(line.isdecimal() and len(line) < 10 for line in lines):
         raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
     return [labelled(int(line)) for line in lines]

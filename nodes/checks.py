@@ -3,6 +3,7 @@
 The host checks what is typed into widgets, and of what comes by a link only the name of its type.
 """
 
+from collections.abc import Sequence
 from functools import wraps
 from numbers import Integral, Real
 
@@ -37,15 +38,20 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @classmethod
     @wraps(execute)
     def check_and_execute(cls, **inputs) -> io.NodeOutput:
-        for given in cls.define_schema().inputs:
-            if given.optional and inputs.get(given.id) is None:
-                inputs.pop(given.id, None)
-            else:
-                check(given, inputs.get(given.id))
+        check_all(cls.define_schema().inputs, inputs)
         return execute(cls, **inputs)
 
     node.execute = check_and_execute
     return node
+
+
+def check_all(inputs: Sequence[io.Input], values: dict[str, object]) -> None:
+    """Check every input's value; an optional one that is None is taken out."""
+    for given in inputs:
+        if given.optional and values.get(given.id) is None:
+            values.pop(given.id, None)
+        else:
+            check(given, values.get(given.id))
 
 
 def check(given: io.Input, value: object) -> None:
@@ -59,16 +65,31 @@ def check(given: io.Input, value: object) -> None:
             if not isinstance(value, Integral):
                 raise ValueError(f"{given.id} must be true or false, not {quote(value)}.")
         case io.Combo.Input():
-            if not (isinstance(value, str) and value in given.options):
-                choices = ", ".join(map(quote, given.options[:LISTED]))
-                more = ", ..." if len(given.options) > LISTED else ""
-                raise ValueError(f"{given.id} has no {quote(value)}, only {choices}{more}.")
+            check_choice(given.id, value, given.options)
+        case io.DynamicCombo.Input():
+            check_dynamic(given, value)
         case io.String.Input():
             if not isinstance(value, str):
                 raise ValueError(f"{given.id} must be a text, not {quote(value)}.")
             check_characters(given.id, value)
         case _:
             check_object(given, value)
+
+
+def check_dynamic(given: io.DynamicCombo.Input, value: object) -> None:
+    """A choice, and what it alone asks for: {the input's name: choice, name: value, ...}."""
+    chosen = value.get(given.id) if isinstance(value, dict) else value
+    options = {option.key: option.inputs for option in given.options}
+    check_choice(given.id, chosen, list(options))
+    check_all(options[chosen], value)
+
+
+def check_choice(name: str, value: object, choices: list[str]) -> None:
+    """One of the choices."""
+    if not (isinstance(value, str) and value in choices):
+        listed = ", ".join(map(quote, choices[:LISTED]))
+        more = ", ..." if len(choices) > LISTED else ""
+        raise ValueError(f"{name} has no {quote(value)}, only {listed}{more}.")
 
 
 def check_number(given: io.Input, value: object, kind: type, words: str) -> None:

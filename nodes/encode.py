@@ -5,7 +5,6 @@ from comfy_api.latest import io
 
 from ..diversevar_core.models.pairing import check_pair, picture_size
 from . import host, inputs
-from .load import VARModel
 
 
 class Encode(io.ComfyNode):
@@ -15,24 +14,23 @@ class Encode(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DiverseVAREncode",
-            display_name="VAR Encode",
+            display_name="VAR VAE Encode",
             category="DiverseVAR",
-            description="Turns pictures into latents for the sampler's picture input. They are "
+            description="Turns images into latents for the sampler's latent_image. They are "
             "cropped about the middle and resized to the nearest shape that the model makes; a "
             "mask with them.",
             search_aliases=["var", "vq encode", "vae encode", "inpaint"],
             inputs=[
-                io.Image.Input("pixels", tooltip="The pictures."),
-                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer."),
-                VARModel.Input("model", tooltip="The model, which decides the shape and size."),
+                io.Image.Input("pixels", tooltip="The images to vary, or to inpaint."),
+                inputs.vae(),
+                inputs.model("From Load VAR Model; it decides shape and size."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the sampler may draw; it is cropped and resized with its "
-                    "picture.",
+                    tooltip="Where the sampler may draw; it is cropped and resized with its image.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="For the sampler's picture input.")],
+            outputs=[io.Latent.Output(tooltip="For the sampler's latent_image.")],
         )
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Large pictures in less time."""
+"""Large images in less time."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.fastvar import FastVAR
-from .spectral import Method, chained
+from . import inputs
 
 
 class FastVARNode(io.ComfyNode):
@@ -14,32 +14,32 @@ class FastVARNode(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARFastVAR",
             display_name="FastVAR",
-            category="DiverseVAR",
-            description="Makes large pictures in a third of the time or less, at the cost of fine "
+            category="DiverseVAR/methods",
+            description="Makes large images in a third of the time or less, at the cost of fine "
             "detail: leaves out the last token maps, and in those before them the tokens that "
-            "differ least from the others. Not for small pictures, where every map counts.",
+            "differ least from the others. Not for small images, where every map counts.",
             search_aliases=["var", "fast", "speed", "prune", "tokens", "acceleration"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Float.Input(
                     "prune",
-                    default=0.5,
+                    default=FastVAR.prune,
                     min=0.0,
                     max=0.95,
                     step=0.05,
                     tooltip="Share of tokens that is left out of the middle blocks, at the token "
-                    "maps from half the picture's side on. 0.5 as published; 0 leaves out none.",
+                    "maps from half the image's side on. 0.5 as published; 0 leaves out none.",
                 ),
                 io.Int.Input(
                     "skip",
-                    default=2,
+                    default=FastVAR.skip,
                     min=0,
                     max=12,
                     tooltip="How many of the last token maps are not drawn: fine detail, and most "
                     "of the time. 2 as published; 0 draws all.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

@@ -157,6 +157,11 @@ def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
             layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
 
 
+def intermediate_device() -> torch.device:
+    """Where the host wants what nodes hand on."""
+    return comfy.model_management.intermediate_device()
+
+
 class Autoencoder(nn.Module):
     """A tokenizer as the host's VAE code calls it: pictures <-> features, no tokens between."""
 
@@ -207,7 +212,7 @@ def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
     """The tokenizer in a VAE; ValueError where it is a diffusion model's."""
     if not isinstance(vae, TokenizerVAE):
         raise ValueError(
-            "This VAE belongs to a diffusion model; connect Load VAR Tokenizer in its place."
+            "This VAE belongs to a diffusion model; connect Load VAR VAE in its place."
         )
     return vae.tokenizer
 
@@ -244,8 +249,7 @@ class Tokens(dict):
     def __missing__(self, name: str):
         raise ValueError(
             "This node writes for a diffusion model with other text encoders (it asks for "
-            f"{quote(name)}), and a VAR model reads T5 alone; use VAR Encode Text or CLIP Text "
-            "Encode."
+            f"{quote(name)}), and a VAR model reads T5 alone; use CLIP Text Encode."
         )
 
 

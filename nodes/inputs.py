@@ -1,81 +1,206 @@
-"""Inputs that several nodes have, each with words of its own, and how they are read."""
+"""Inputs that several nodes have, the sockets of our own, and how images are read."""
 
 import torch
 from comfy_api.latest import io
 
+from ..diversevar_core.sampling.presets import PRESETS
+
+VARModel = io.Custom("DIVERSEVAR_MODEL")
+Method = io.Custom("DIVERSEVAR_METHOD")
+CUSTOM, CALIBRATION = "custom", "my calibration"
+
+
+def model(tooltip: str = "From Load VAR Model.") -> io.Input:
+    """A VAR, Infinity or VAREdit transformer."""
+    return VARModel.Input("model", tooltip=tooltip)
+
+
+def vae() -> io.Input:
+    """The model's tokenizer, which is a VAE to ComfyUI."""
+    return io.Vae.Input("vae", tooltip="From Load VAR VAE: the one of this model.")
+
+
+def methods() -> io.Input:
+    """The input that every method's node has, so that methods chain."""
+    return Method.Input(
+        "method",
+        optional=True,
+        tooltip="Other methods, which act too, one of each kind; their order does not matter.",
+    )
+
+
+def method_output() -> io.Output:
+    """The methods so far and this one."""
+    return Method.Output(
+        display_name="method", tooltip="For the method input of the sampler or of VAR Edit Image."
+    )
+
 
 def seed(tooltip: str) -> io.Int.Input:
-    """The seed of the first picture."""
+    """The seed of the first image."""
     return io.Int.Input(
         "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip
     )
 
 
-def batch_size(tooltip: str) -> io.Int.Input:
-    """Pictures at once."""
-    return io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=tooltip)
-
-
-def cfg(tooltip: str) -> io.Float.Input:
-    """Guidance; 0 is the model's own."""
-    return io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1, tooltip=tooltip)
-
-
-def tau(tooltip: str) -> io.Float.Input:
-    """Temperature; 0 is the model's own."""
-    return io.Float.Input("tau", default=0.0, min=0.0, max=5.0, step=0.05, tooltip=tooltip)
-
-
-def guide_from(default: int, tooltip: str) -> io.Int.Input:
-    """The side of the first guided map; 0 guides all."""
-    return io.Int.Input("guide_from", default=default, min=0, max=128, tooltip=tooltip)
-
-
-def guide_to() -> io.Int.Input:
-    """The side of the last guided map; 0 guides to the last."""
+def batch_size() -> io.Int.Input:
+    """Images at once."""
     return io.Int.Input(
-        "guide_to",
-        optional=True,
+        "batch_size", default=1, min=1, max=64, tooltip="How many images to make at once."
+    )
+
+
+def preset() -> io.DynamicCombo.Input:
+    """What makes seeds differ; custom has numbers of its own."""
+    numbers = [
+        guidance_start(4),
+        io.Int.Input(
+            "starts",
+            default=64,
+            min=1,
+            max=1024,
+            tooltip="Start so many seeds, which is quick, and finish the batch of those that "
+            "differ most. 1 is off; a batch of 1 has nothing to choose from.",
+        ),
+        ssr(0.0),
+        sar(0.0),
+    ]
+    return io.DynamicCombo.Input(
+        "preset",
+        options=[
+            *(io.DynamicCombo.Option(name, []) for name in (*PRESETS, CALIBRATION)),
+            io.DynamicCombo.Option(CUSTOM, numbers),
+        ],
+        tooltip="How different the images of a batch are. balanced: the first token maps, which "
+        "decide the idea, are drawn freely. most different: besides, the most different of 256 "
+        "seeds. SSR + SAR as in the paper: DiverseVAR alone. as published: the model as it is. my "
+        "calibration: what Calibrate Diversity found for this model. custom: your numbers.",
+    )
+
+
+def guidance_start(default: int, advanced: bool = False) -> io.Int.Input:
+    """The side of the first guided token map; 0 guides all."""
+    return io.Int.Input(
+        "guidance_start",
+        default=default,
+        min=0,
+        max=128,
+        tooltip="Follow the prompt with cfg from the token map of this side on: smaller maps, "
+        "which decide the idea, are drawn without cfg at temperature 1. 0 is the model as "
+        "published.",
+        advanced=advanced or None,
+    )
+
+
+def guidance_end() -> io.Int.Input:
+    """The side of the last guided token map; 0 guides to the last."""
+    return io.Int.Input(
+        "guidance_end",
         default=0,
         min=0,
         max=128,
-        tooltip="Follow the prompt with cfg up to the token map of this side only. The larger "
-        "maps, fine detail and most of the time, then take half as long. At a million pixels 24 "
-        "saves two fifths. 0 is the model as published.",
+        tooltip="Follow the prompt with cfg up to the token map of this side only; the larger "
+        "maps, fine detail, then take half the time. At a million pixels 24 saves two fifths. 0 "
+        "is the model as published.",
         advanced=True,
     )
 
 
+def ssr(default: float) -> io.Float.Input:
+    """Strength of soft suppression."""
+    return io.Float.Input(
+        "ssr",
+        default=default,
+        min=0.0,
+        max=8.0,
+        step=0.025,
+        tooltip="Soft suppression (SSR): how strongly to weaken the largest singular values of "
+        "what the model reads at sides 4 and 6, the layout that all seeds share. 0 is off.",
+    )
+
+
+def sar(default: float) -> io.Float.Input:
+    """Strength of soft amplification."""
+    return io.Float.Input(
+        "sar",
+        default=default,
+        min=0.0,
+        max=4.0,
+        step=0.025,
+        tooltip="Soft amplification (SAR): how strongly to strengthen the largest singular values "
+        "of what the model puts out there. 0 is off.",
+    )
+
+
+def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
+    """The model's official sampling settings, or numbers."""
+    return io.DynamicCombo.Input(
+        "sampling",
+        options=[
+            io.DynamicCombo.Option(f"official (cfg {cfg:g})", []),
+            io.DynamicCombo.Option(
+                CUSTOM,
+                [
+                    io.Float.Input(
+                        "cfg",
+                        default=cfg,
+                        min=0.0,
+                        max=30.0,
+                        step=0.1,
+                        tooltip="How closely to follow the prompt: lower is freer. 1 is no "
+                        "guidance (VAR: 0, as it grows from the first token map to the last).",
+                    ),
+                    io.Float.Input(
+                        "temperature",
+                        default=temperature,
+                        min=0.01,
+                        max=5.0,
+                        step=0.05,
+                        tooltip="Lower is safer, higher is wilder. Official: Infinity 0.5, VAR 1, "
+                        "VAREdit 0.1.",
+                    ),
+                    io.Float.Input(
+                        "top_p",
+                        default=0.97,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Draw from the likeliest tokens that together reach this "
+                        "probability; 0 and 1 are all. Official: Infinity 0.97, VAR 0.95.",
+                    ),
+                    io.Int.Input(
+                        "top_k",
+                        default=900,
+                        min=0,
+                        max=2**16,
+                        tooltip="Draw from the k likeliest tokens, of 4096 (VAR); Infinity's are "
+                        "bits and have two values. 0 is all. Official: 900.",
+                    ),
+                ],
+            ),
+        ],
+        tooltip="The model's official settings, or your own. The node says after a run what it "
+        "used.",
+    )
+
+
 def exact_batch() -> io.Boolean.Input:
-    """Whether the pictures of a batch are computed one by one."""
+    """Whether the images of a batch are computed one by one."""
     return io.Boolean.Input(
         "exact_batch",
         default=False,
-        optional=True,
-        tooltip="Compute the pictures of a batch one by one, so that each is bit for bit what its "
+        tooltip="Compute the images of a batch one by one, so that each is bit for bit what its "
         "seed gives alone. Together they are faster, and once in a while a token differs.",
         advanced=True,
     )
 
 
-def top_k(tooltip: str) -> io.Int.Input:
-    """How many tokens to draw from; 0 is the model's own."""
-    return io.Int.Input("top_k", default=0, min=0, max=2**16, tooltip=tooltip, advanced=True)
-
-
-def top_p(tooltip: str) -> io.Float.Input:
-    """Probability to draw from; 0 is the model's own."""
-    return io.Float.Input(
-        "top_p", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=True
-    )
-
-
 def rgb(socket: str, images: torch.Tensor) -> torch.Tensor:
-    """The host's pictures (B, H, W, C) in colour, without transparency, as (B, 3, H, W)."""
+    """The host's images (B, H, W, C) in colour, without transparency, as (B, 3, H, W)."""
     channels = images.shape[-1]
     if channels not in (1, 3, 4):
         raise ValueError(
-            f"{socket} has {channels} channels, and a picture has 1 (grey), 3 (colour) or 4 (with "
-            "transparency); connect a picture."
+            f"{socket} has {channels} channels, and an image has 1 (grey), 3 (colour) or 4 (with "
+            "transparency); connect an image."
         )
     return images[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)

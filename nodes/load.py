@@ -1,4 +1,4 @@
-"""Load a VAR or Infinity transformer, its tokenizer, and the text encoder."""
+"""Load a VAR or Infinity transformer, its VAE (tokenizer), and the text encoder."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ from comfy_api.latest import io
 from ..diversevar_core.models.infinity import TASKS
 from ..diversevar_core.sampling.presets import calibrated_preset
 from . import folders, host
-
-VARModel = io.Custom("DIVERSEVAR_MODEL")
+from .inputs import VARModel
 
 
 class LoadModel(io.ComfyNode):
@@ -19,7 +18,7 @@ class LoadModel(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARLoadModel",
             display_name="Load VAR Model",
-            category="DiverseVAR",
+            category="DiverseVAR/loaders",
             description="Loads a visual autoregressive model: Infinity (text to image), VAREdit "
             "(editing by instruction) or VAR (class to image).",
             search_aliases=["var", "infinity", "diversevar", "autoregressive", "load checkpoint"],
@@ -34,7 +33,6 @@ class LoadModel(io.ComfyNode):
                     "weight_dtype",
                     options=list(host.WEIGHT_TYPES),
                     default="default",
-                    optional=True,
                     tooltip="How the weights are kept: default asks ComfyUI, which keeps half "
                     "precision on most cards; fp8 takes half of that memory and costs a little "
                     "quality; fast also computes in fp8, on cards that can.",
@@ -44,17 +42,15 @@ class LoadModel(io.ComfyNode):
                     "task",
                     options=["auto", *TASKS],
                     default="auto",
-                    optional=True,
-                    tooltip="Whether an Infinity makes pictures or edits them (VAREdit), which its "
+                    tooltip="Whether an Infinity makes images or edits them (VAREdit), which its "
                     "weights cannot tell. auto: as the file or its name says.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "torch_compile",
                     default=False,
-                    optional=True,
                     tooltip="For cards: compile the model with torch.compile, into about half the "
-                    "kernels. The first picture, and the first of another batch_size, wait for it. "
+                    "kernels. The first image, and the first of another batch_size, wait for it. "
                     "Weights are loaded whole. Cancel stops after the token map that is drawn. It "
                     "needs Triton.",
                     advanced=True,
@@ -63,7 +59,7 @@ class LoadModel(io.ComfyNode):
             outputs=[
                 VARModel.Output(
                     display_name="model",
-                    tooltip="For the DiverseVAR Sampler, or Edit by Instruction.",
+                    tooltip="For the DiverseVAR Sampler, or VAR Edit Image.",
                 )
             ],
         )
@@ -87,23 +83,23 @@ class LoadModel(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-class LoadTokenizer(io.ComfyNode):
+class LoadVAE(io.ComfyNode):
     """The VQ-VAE of VAR, the BSQ autoencoder of Infinity."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DiverseVARLoadTokenizer",
-            display_name="Load VAR Tokenizer (VAE)",
-            category="DiverseVAR",
-            description="Loads the tokenizer that turns a VAR model's tokens into pictures. It is "
-            "a VAE to the stock VAE Decode and VAE Encode.",
+            node_id="DiverseVARLoadVAE",
+            display_name="Load VAR VAE",
+            category="DiverseVAR/loaders",
+            description="Loads the VAE (tokenizer) that turns a VAR model's tokens into images. It "
+            "works with the stock VAE Decode and VAE Encode.",
             search_aliases=["var", "infinity", "vq", "vqvae", "bsq", "load vae"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=folders.choices(folders.TOKENIZERS),
-                    tooltip="The tokenizer that the model was trained with, from models/vae; "
+                    tooltip="The VAE that the model was trained with, from models/vae; "
                     "emoji for the model emoji.",
                 ),
             ],
@@ -128,39 +124,39 @@ class LoadTokenizer(io.ComfyNode):
         return io.NodeOutput(vae)
 
 
-class LoadTextEncoder(io.ComfyNode):
+class LoadCLIP(io.ComfyNode):
     """flan-T5-xl for Infinity's releases."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DiverseVARLoadTextEncoder",
-            display_name="Load VAR Text Encoder (T5)",
-            category="DiverseVAR",
+            node_id="DiverseVARLoadCLIP",
+            display_name="Load VAR CLIP (T5)",
+            category="DiverseVAR/loaders",
             description="Loads the T5 text encoder that Infinity reads prompts with (flan-t5-xl).",
             search_aliases=["var", "infinity", "t5", "flan", "load clip"],
             inputs=[
                 io.Combo.Input(
-                    "text_encoder_name",
+                    "clip_name",
                     options=folders.choices(folders.TEXT_ENCODERS),
                     tooltip="flan-t5-xl's folder, or one safetensors file, from "
                     "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For VAR Encode Text or CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode.")],
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name=None):
-        return folders.check(folders.text_encoder_path, text_encoder_name)
+    def validate_inputs(cls, clip_name=None):
+        return folders.check(folders.text_encoder_path, clip_name)
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder_name=None):
-        return folders.version(folders.text_encoder_path, text_encoder_name)
+    def fingerprint_inputs(cls, clip_name=None):
+        return folders.version(folders.text_encoder_path, clip_name)
 
     @classmethod
-    def execute(cls, text_encoder_name) -> io.NodeOutput:
-        path = folders.text_encoder_path(text_encoder_name)
+    def execute(cls, clip_name) -> io.NodeOutput:
+        path = folders.text_encoder_path(clip_name)
         clip = host.load_clip(path)
         clip.patcher.set_attachments(host.FILE, path)
         return io.NodeOutput(clip)
@@ -174,4 +170,4 @@ def calibration(path: Path) -> str | None:
         return None
 
 
-NODES = [LoadModel, LoadTokenizer, LoadTextEncoder]
+NODES = [LoadModel, LoadVAE, LoadCLIP]

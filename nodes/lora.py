@@ -13,14 +13,13 @@ from comfy.weight_adapter import BOFTAdapter, OFTAdapter, WeightAdapterBase
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.checkpoints.files import read_file, unwrap
+from ..diversevar_core.checkpoints.files import read_tensors
 from ..diversevar_core.quote import quote
-from . import folders, host
-from .load import VARModel
+from . import folders, host, inputs
 
-# what trainers and torch put before a layer's name in the model's file
+# what trainers put before a layer's name in the model's file
 PREFIXES = re.compile(
-    r"^(?:(?:module|_orig_mod|base_model\.model|diffusion_model|transformer)\.|"
+    r"^(?:(?:base_model\.model|diffusion_model|transformer)\.|"
     r"lora_unet_|lora_transformer_|lycoris_)+"
 )
 
@@ -32,19 +31,21 @@ class LoadLora(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DiverseVARLoadLora",
-            display_name="Load VAR LoRA",
-            category="DiverseVAR",
+            display_name="Load LoRA (VAR)",
+            category="DiverseVAR/loaders",
             description="Adds a LoRA to a VAR or Infinity model. Several in a row add up.",
             search_aliases=["var", "infinity", "lora", "fine-tune", "load lora"],
             inputs=[
-                VARModel.Input("model", tooltip="From Load VAR Model, or another Load VAR LoRA."),
+                inputs.VARModel.Input(
+                    "model", tooltip="From Load VAR Model, or another Load LoRA."
+                ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A LoRA that was trained on this model, from models/loras.",
                 ),
                 io.Float.Input(
-                    "strength",
+                    "strength_model",
                     default=1.0,
                     min=-10.0,
                     max=10.0,
@@ -53,7 +54,9 @@ class LoadLora(io.ComfyNode):
                 ),
             ],
             outputs=[
-                VARModel.Output(display_name="model", tooltip="The model with the LoRA in it.")
+                inputs.VARModel.Output(
+                    display_name="model", tooltip="The model with the LoRA in it."
+                )
             ],
         )
 
@@ -66,13 +69,13 @@ class LoadLora(io.ComfyNode):
         return folders.version(folders.lora_path, lora_name)
 
     @classmethod
-    def execute(cls, model, lora_name, strength) -> io.NodeOutput:
-        if not math.isfinite(strength):
-            raise ValueError(f"strength must be a finite number, not {strength}.")
+    def execute(cls, model, lora_name, strength_model) -> io.NodeOutput:
+        if not math.isfinite(strength_model):
+            raise ValueError(f"strength_model must be a finite number, not {strength_model}.")
         path = folders.lora_path(lora_name)
         patches = patches_for(model, path)
         model = model.clone()
-        model.add_patches(patches, strength)
+        model.add_patches(patches, strength_model)
         return io.NodeOutput(model)
 
 
@@ -81,11 +84,7 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
 
     No sidecar is read. ValueError where the file is broken, or was made for another model.
     """
-    content, _ = read_file(path)
-    tensors = {
-        PREFIXES.sub("", name).replace("_orig_mod.", ""): tensor
-        for name, tensor in unwrap(content, bool).items()
-    }
+    tensors = {PREFIXES.sub("", name): tensor for name, tensor in read_tensors(path).items()}
     for name, tensor in tensors.items():
         if name.endswith(".alpha") and tensor.numel() != 1:
             raise ValueError(f"{quote(path)}: {quote(name)} has {tensor.numel()} numbers, not one.")

@@ -1,7 +1,7 @@
 """How different a batch is, and which of it differ most."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.diversity import (
     mean_distance,
@@ -19,20 +19,23 @@ class Measure(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARMeasure",
             display_name="Measure Diversity",
-            category="DiverseVAR",
-            description="Says how many different pictures a batch amounts to (Vendi score, from 1 "
+            category="DiverseVAR/analysis",
+            description="Says how many different images a batch amounts to (Vendi score, from 1 "
             "to the batch's size) and how far apart they are (mean cosine distance).",
-            search_aliases=["diverse", "vendi", "all seeds look alike", "same face"],
+            search_aliases=["diversity", "vendi", "similar images", "same face"],
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The batch to measure."),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Compares what pictures show; without it, their pixels.",
+                    tooltip="Compares what the images show; without it, their pixels.",
                 ),
             ],
             outputs=[
-                io.Float.Output(display_name="vendi", tooltip="Effective number of pictures."),
+                io.Float.Output(
+                    display_name="vendi", tooltip="Effective number of different images."
+                ),
                 io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
                 io.String.Output(display_name="report", tooltip="Both, as a sentence."),
             ],
@@ -43,35 +46,33 @@ class Measure(io.ComfyNode):
         features = features_of(images, clip_vision)
         vendi, distance = vendi_score(features), mean_distance(features)
         report = (
-            f"{len(images)} pictures amount to {vendi:.2f} different ones; "
+            f"{len(images)} images amount to {vendi:.2f} different ones; "
             f"mean distance {distance:.3f} ({'pixels' if clip_vision is None else 'CLIP vision'})."
         )
-        return io.NodeOutput(vendi, distance, report)
+        return io.NodeOutput(vendi, distance, report, ui=ui.PreviewText(report))
 
 
-class Pick(io.ComfyNode):
+class Select(io.ComfyNode):
     """The greedy farthest-point choice."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DiverseVARPick",
-            display_name="Pick Most Different",
-            category="DiverseVAR",
-            description="Keeps the pictures of a batch that differ most from each other.",
+            node_id="DiverseVARSelect",
+            display_name="Select Most Diverse",
+            category="DiverseVAR/analysis",
+            description="Keeps the images of a batch that differ most from each other.",
             search_aliases=["diverse", "select", "best of", "filter batch"],
             inputs=[
-                io.Image.Input("images", tooltip="The batch to pick from."),
-                io.Int.Input(
-                    "count", default=4, min=1, max=64, tooltip="How many pictures to keep."
-                ),
+                io.Image.Input("images", tooltip="The batch to select from."),
+                io.Int.Input("count", default=4, min=1, max=64, tooltip="How many images to keep."),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Compares what pictures show; without it, their pixels.",
+                    tooltip="Compares what the images show; without it, their pixels.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="The pictures that were kept, in their order.")],
+            outputs=[io.Image.Output(tooltip="The selected images, in their order.")],
         )
 
     @classmethod
@@ -93,4 +94,4 @@ def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
     return clip_vision.encode_image(images)["image_embeds"].cpu()
 
 
-NODES = [Measure, Pick]
+NODES = [Measure, Select]

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.path_search import PathSearch
-from .spectral import Method, chained
+from . import inputs
 
 
 class PathSearchNode(io.ComfyNode):
@@ -14,36 +14,36 @@ class PathSearchNode(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARPathSearch",
             display_name="Energy Path Search",
-            category="DiverseVAR",
+            category="DiverseVAR/methods",
             description="At the first token maps, draws several candidates, looks some maps "
-            "ahead and goes on with the likeliest (DiverseAR): better pictures where another "
+            "ahead and goes on with the likeliest (DiverseAR): better images where another "
             "method makes them wilder.",
             search_aliases=["var", "diverse", "diversear", "candidates", "quality"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Int.Input(
                     "candidates",
-                    default=4,
+                    default=PathSearch.candidates,
                     min=1,
                     max=64,
                     tooltip="How many ways to try at each map. 1 is off.",
                 ),
                 io.Int.Input(
                     "ahead",
-                    default=1,
+                    default=PathSearch.ahead,
                     min=0,
                     max=8,
                     tooltip="How many maps to look ahead; each takes time.",
                 ),
                 io.Int.Input(
                     "side",
-                    default=4,
+                    default=PathSearch.side,
                     min=1,
                     max=128,
                     tooltip="Search at the token maps up to this side; smaller ones are quick.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Pictures of a batch push each other away."""
+"""Images of a batch differ from the earlier ones."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.repulsion import Repulsion
-from .spectral import Method, chained
+from . import inputs
 
 
 class RepulsionNode(io.ComfyNode):
@@ -14,31 +14,31 @@ class RepulsionNode(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARRepulsion",
             display_name="Batch Repulsion",
-            category="DiverseVAR",
-            description="At the first token maps, makes what earlier pictures of a batch drew "
-            "less likely for the later ones. A picture then depends on those before it in the "
+            category="DiverseVAR/methods",
+            description="At the first token maps, makes what earlier images of a batch drew "
+            "less likely for the later ones. An image then depends on those before it in the "
             "batch.",
             search_aliases=["var", "diverse", "particle guidance", "batch", "same face"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Float.Input(
                     "strength",
-                    default=4.0,
+                    default=Repulsion.strength,
                     min=0.0,
                     max=16.0,
                     step=0.1,
-                    tooltip="How strongly to push; the logit of what all earlier pictures drew "
+                    tooltip="How strongly to push; the logit of what all earlier images drew "
                     "falls by so much. 0 is off.",
                 ),
                 io.Int.Input(
                     "side",
-                    default=4,
+                    default=Repulsion.side,
                     min=1,
                     max=128,
                     tooltip="Push at the token maps up to this side, which decide the idea.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

@@ -7,8 +7,9 @@ from functools import partial
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..diversevar_core.methods import Method
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.family import Family
@@ -16,37 +17,14 @@ from ..diversevar_core.models.pairing import check_pair, patch_of, picture_size,
 from ..diversevar_core.sampling import job
 from ..diversevar_core.sampling.conditions import Condition, Labels, Text
 from ..diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset
-from ..diversevar_core.sampling.schedule import PIXELS, Schedule
+from ..diversevar_core.sampling.schedule import Schedule
 from ..diversevar_core.sampling.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.tokenizer import Tokenizer
 from . import host, inputs
-from .class_label import LABEL
-from .decode import check_latent
 from .encode import fit_mask
-from .load import VARModel
-from .spectral import Method
+from .imagenet import LABEL
 
-# width:height as artists say it -> height / width as the schedules have it
-ASPECTS = {
-    "1:1 square": 1.0,
-    "4:5 portrait": 1.25,
-    "3:4 portrait": 1.333,
-    "2:3 portrait": 1.5,
-    "4:7 portrait": 1.75,
-    "1:2 portrait": 2.0,
-    "2:5 portrait": 2.5,
-    "1:3 portrait": 3.0,
-    "5:4 landscape": 0.8,
-    "4:3 landscape": 0.75,
-    "3:2 landscape": 0.666,
-    "7:4 landscape": 0.571,
-    "2:1 landscape": 0.5,
-    "5:2 landscape": 0.4,
-    "3:1 landscape": 0.333,
-}
-OWN = "the model's own"
-CUSTOM, CALIBRATION = "custom", "my calibration"
 # what stock nodes ask for by an entry of the conditioning, and no VAR model can follow
 UNREAD = {
     "area": "an area",
@@ -65,24 +43,52 @@ class Sampler(io.ComfyNode):
             node_id="DiverseVARSampler",
             display_name="DiverseVAR Sampler",
             category="DiverseVAR",
-            description="Makes pictures with a VAR or Infinity model. guide_from, starts and SSR "
-            "and SAR (arXiv 2511.17074) make seeds differ; with guide_from 0, starts 1 and the "
-            "others at 0 the model runs as published, bit for bit.",
+            description="Makes images with a VAR or Infinity model that differ from seed to seed; "
+            "preset says how much.",
             search_aliases=[
                 "var",
                 "infinity",
-                "diverse",
+                "ksampler",
+                "seed variety",
+                "same image every seed",
+                "all seeds look the same",
+                "all seeds look alike",
+                "same face",
+                "variation",
+                "different pictures",
+                "different images",
+                "similar images",
+                "diversity",
+                "emoji",
+                "text to image",
                 "ssr",
                 "sar",
-                "ksampler",
-                "same face",
-                "all seeds look alike",
+                "种子多样性",
+                "每个种子都一样",
+                "图像相似",
+                "变体",
+                "不同的图像",
+                "文生图",
+                "表情",
+                "種子多樣性",
+                "每個種子都一樣",
+                "圖像相似",
+                "變體",
+                "不同的圖像",
+                "文生圖",
+                "シードの多様性",
+                "どのシードも同じ画像",
+                "似た画像",
+                "バリエーション",
+                "違う画像",
+                "テキストから画像",
+                "絵文字",
             ],
             inputs=[
-                VARModel.Input("model", tooltip="From Load VAR Model."),
-                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer: the one of this model."),
+                inputs.model(),
+                inputs.vae(),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt (Infinity) or a VAR Class Label (VAR)."
+                    "positive", tooltip="A prompt (Infinity) or an ImageNet Class (VAR)."
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -90,127 +96,35 @@ class Sampler(io.ComfyNode):
                     tooltip="Infinity only: what to steer away from. Unconnected or empty uses "
                     "the model's own.",
                 ),
-                inputs.seed("Picture i of a batch is what seed + i gives alone."),
-                inputs.batch_size("Pictures to make at once."),
-                io.Combo.Input(
-                    "aspect",
-                    options=list(ASPECTS),
-                    tooltip="Shape, width to height. VAR makes squares only.",
-                ),
-                io.Combo.Input(
-                    "pixels",
-                    options=[OWN, *PIXELS],
-                    tooltip="Size of the picture in millions of pixels.",
-                ),
-                io.Float.Input(
-                    "diversity",
-                    display_name="ssr and sar",
-                    default=0.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="For saved workflows: adds half of it to ssr and a quarter to sar.",
-                    advanced=True,
-                ),
-                inputs.guide_from(
-                    4,
-                    "Follow the prompt from the token map of this side on: smaller maps, "
-                    "which decide the idea, are drawn without cfg at temperature 1. 0 is the model "
-                    "as published; 4 makes seeds differ much.",
-                ),
-                inputs.cfg(
-                    "How closely to follow the prompt: lower is freer. 0 uses the model's "
-                    "official value (4). Infinity: 1 is no guidance; VAR: it grows from coarse to "
-                    "fine."
-                ),
-                inputs.tau(
-                    "Temperature: lower is safer, higher is wilder. 0 uses the model's "
-                    "official value (Infinity 0.5, VAR 1)."
-                ),
-                inputs.top_k(
-                    "Draw from the k likeliest tokens (VAR). 0 uses the model's official "
-                    "value (900)."
-                ),
-                inputs.top_p(
-                    "Draw from the likeliest tokens that together reach this probability; "
-                    "1 is all. 0 uses the model's official value (Infinity 0.97, VAR 0.95)."
-                ),
-                Method.Input(
-                    "method",
-                    optional=True,
-                    tooltip="A diversity method, or several chained; each takes the place of its "
-                    "like on this node.",
-                ),
                 io.Latent.Input(
-                    "picture",
-                    optional=True,
-                    tooltip="From VAR Encode or VAE Encode: a picture to vary or to draw into, or "
-                    "one for every picture of the batch. It decides the shape.",
+                    "latent_image",
+                    tooltip="From Empty Latent (VAR), which sets shape, size and number; or from "
+                    "VAR VAE Encode, an image to vary (keep_side) or to inpaint (its mask).",
                 ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Where the picture is drawn again; elsewhere it keeps its tokens. "
-                    "Takes the place of the mask in the latent.",
+                inputs.methods(),
+                inputs.preset(),
+                inputs.seed(
+                    "Image i of a batch is what seed + i gives alone, or the seed that "
+                    "starts chose; the node shows which."
                 ),
+                inputs.sampling(4.0, 0.5),
+                inputs.guidance_end(),
                 io.Int.Input(
                     "keep_side",
-                    optional=True,
                     default=0,
                     min=0,
                     max=128,
-                    tooltip="Keep the picture's token maps up to this side. 1 or 2 keeps colours, "
-                    "6 the layout, 12 most of it. 0 keeps none.",
+                    tooltip="Of an encoded image, keep the token maps up to this side: 1 or 2 keep "
+                    "colours, 6 the layout, 12 most of it. 0 keeps none.",
                     advanced=True,
                 ),
-                io.Combo.Input(
-                    "preset",
-                    optional=True,
-                    options=[CUSTOM, *PRESETS, CALIBRATION],
-                    default=CUSTOM,
-                    tooltip="Sets guide_from, starts, ssr and sar. custom: as they stand on this "
-                    "node. as published: all off. balanced: guide_from 4, which follows the prompt "
-                    "as well as published. most different: besides, the most different of 256 "
-                    "starts. SSR + SAR as in the paper: 0.5 and 0.25 at its places. my "
-                    "calibration: what Calibrate Diversity found for this model.",
-                ),
-                io.Int.Input(
-                    "starts",
-                    optional=True,
-                    default=1,
-                    min=1,
-                    max=256,
-                    tooltip="Start so many seeds, which is quick, and finish the batch_size of "
-                    "them that differ most. 1 is off; a batch of 1 has nothing to choose.",
-                ),
-                io.Float.Input(
-                    "ssr",
-                    optional=True,
-                    default=0.0,
-                    min=0.0,
-                    max=8.0,
-                    step=0.05,
-                    tooltip="DiverseVAR's soft suppression at sides 4 and 6: how strongly to "
-                    "loosen the composition that all seeds share. 0 is off.",
-                ),
-                io.Float.Input(
-                    "sar",
-                    optional=True,
-                    default=0.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="DiverseVAR's soft amplification at sides 4 and 6: how strongly to "
-                    "push what the seed makes of it. 0 is off.",
-                ),
-                inputs.guide_to(),
                 inputs.exact_batch(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="Decode it with VAE Decode or VAR Decode."),
+                io.Latent.Output(tooltip="For VAE Decode."),
                 io.String.Output(
                     display_name="seeds",
-                    tooltip="The seed of every picture: each alone, with starts 1, makes it again.",
+                    tooltip="The seed of every image: alone, without starts, it makes it again.",
                 ),
             ],
         )
@@ -221,59 +135,47 @@ class Sampler(io.ComfyNode):
         model,
         vae,
         positive,
+        latent_image,
+        preset,
         seed,
-        batch_size,
-        aspect,
-        pixels,
-        diversity,
-        guide_from,
-        cfg,
-        tau,
-        top_k,
-        top_p,
+        sampling,
+        guidance_end,
+        keep_side,
+        exact_batch,
         negative=None,
-        method=None,
-        picture=None,
-        mask=None,
-        keep_side=0,
-        preset=CUSTOM,
-        starts=1,
-        ssr=0.0,
-        sar=0.0,
-        guide_to=0,
-        exact_batch=False,
+        method=(),
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
-            raise ValueError(
-                "This model edits pictures; use Edit by Instruction in place of the sampler."
-            )
-        custom = Preset(guide_from, starts, ssr + 0.5 * diversity, sar + 0.25 * diversity)
-        chosen = preset_of(preset, custom, model)
-        methods = [*chosen.methods(method or ())]
+            raise ValueError("This model edits images; use VAR Edit Image in place of the sampler.")
+        chosen = preset_of(preset, model)
+        methods = [*chosen.methods(method)]
         tokenizer = host.tokenizer_of(vae)
         check_pair(network, tokenizer)
-        if picture is None:
-            if mask is not None or keep_side > 0:
-                raise ValueError("mask and keep_side need a picture; connect VAR Encode to it.")
-            schedule = network.schedule(ASPECTS[aspect], None if pixels == OWN else pixels)
-        else:
-            schedule = schedule_of_latent(network, tokenizer, picture["samples"], batch_size)
-        settings = settings_of(network, cfg, tau, top_k, top_p, chosen.guide_from, guide_to)
+        samples = latent_image["samples"]
+        batch = len(samples)
+        schedule = schedule_of_latent(network, tokenizer, samples)
+        settings = settings_of(network, sampling, chosen.guide_from, guidance_end)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        sizes = schedule, batch_size, guided
-        ready = partial(host.to_device, model, vae, *sizes, methods=methods)
+        ready = partial(host.to_device, model, vae, schedule, batch, guided, methods=methods)
         device = ready()
-        condition = condition_of(network, positive, negative, batch_size, device)
-        if picture is not None:
-            mask = picture.get("noise_mask") if mask is None else mask
+        condition = condition_of(network, positive, negative, batch, device)
+        if samples.any():  # an image, not an empty latent
+            mask = latent_image.get("noise_mask")
             if mask is not None:
-                mask = fit_mask(mask, batch_size, *picture_size(network, tokenizer, schedule))
-            features = picture["samples"].to(device).float()
-            methods.append(Keep(tokenizer.quantize_maps(features, schedule), keep_side, mask))
+                mask = fit_mask(mask, batch, *picture_size(network, tokenizer, schedule))
+            features = samples[: 1 if (samples == samples[:1]).all() else batch]
+            maps = tokenizer.quantize_maps(features.to(device).float(), schedule)
+            methods.append(Keep(maps, keep_side, mask))
+        elif keep_side > 0 or "noise_mask" in latent_image:
+            raise ValueError(
+                "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
+                "Encode to it."
+            )
         how = condition, schedule, settings, seed, methods, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
-        return io.NodeOutput({"samples": samples}, ", ".join(map(str, seeds)))
+        seeds = ", ".join(map(str, seeds))
+        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(f"seeds {seeds}"))
 
 
 def draw(
@@ -296,52 +198,51 @@ def draw(
     return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
 
 
-def preset_of(name: str, custom: Preset, model: ModelPatcher) -> Preset:
-    """The preset of a name; ValueError where the model was not calibrated."""
-    if name == CALIBRATION:
+def preset_of(preset: dict, model: ModelPatcher) -> Preset:
+    """What the preset widget says; ValueError where the model was not calibrated."""
+    name = preset["preset"]
+    if name == inputs.CALIBRATION:
         return calibrated_preset(model.get_attachment(host.FILE))
-    return custom if name == CUSTOM else PRESETS[name]
+    if name == inputs.CUSTOM:
+        return Preset(preset["guidance_start"], preset["starts"], preset["ssr"], preset["sar"])
+    return PRESETS[name]
 
 
-def schedule_of_latent(
-    network: Family, tokenizer: Tokenizer, samples: torch.Tensor, batch: int
-) -> Schedule:
+def check_latent(samples: torch.Tensor) -> None:
+    """Raise ValueError where a latent is not images (B, D, H, W)."""
+    if samples.ndim != 4:
+        raise ValueError(
+            f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
+            "have 4); connect one of a VAR model."
+        )
+
+
+def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
     """The token maps of an encoded picture (1 or B, D, H, W)."""
     channels = tokenizer.token_kind.channels
     check_latent(samples)
     if samples.shape[1] != channels:
         raise ValueError(
-            f"picture has {samples.shape[1]} channels and this model's have {channels}; it comes "
-            "from another kind of model: connect VAR Encode."
-        )
-    if len(samples) not in (1, batch):
-        raise ValueError(
-            f"picture holds {len(samples)} pictures and batch_size is {batch}; give one picture, "
-            "or one for each of the batch."
+            f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
+            "comes from another kind of model: connect Empty Latent (VAR) or VAR VAE Encode."
         )
     patch = patch_of(network, tokenizer)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
 
 
 def settings_of(
-    network: Family,
-    cfg: float,
-    tau: float,
-    top_k: int,
-    top_p: float,
-    guide_from: int,
-    guide_to: int = 0,
+    network: Family, sampling: dict, guidance_start: int, guidance_end: int
 ) -> Settings:
-    """The sampler's numbers, with the model's official one wherever the widget says 0."""
-    own = network.defaults()
+    """What the sampling widget says, guided between two sides."""
+    settings = replace(network.defaults(), guide_from=guidance_start, guide_to=guidance_end)
+    if sampling["sampling"] != inputs.CUSTOM:
+        return settings
     return replace(
-        own,
-        cfg=(cfg,) if cfg else own.cfg,
-        tau=(tau,) if tau else own.tau,
-        top_k=top_k or own.top_k,
-        top_p=top_p or own.top_p,
-        guide_from=guide_from,
-        guide_to=guide_to,
+        settings,
+        cfg=(sampling["cfg"],),
+        tau=(sampling["temperature"],),
+        top_k=sampling["top_k"],
+        top_p=sampling["top_p"],
     )
 
 
@@ -357,10 +258,10 @@ def condition_of(
         return text(positive, negative, batch, device)
     features, extras = one_of(positive, "positive")
     if LABEL not in extras:
-        raise ValueError("This VAR model paints classes, not prompts; connect a VAR Class Label.")
+        raise ValueError("This VAR model paints classes, not prompts; connect an ImageNet Class.")
     if features.flatten().tolist() != [extras[LABEL]]:
         raise ValueError(
-            "positive mixes classes, and a VAR model paints one; connect a VAR Class Label."
+            "positive mixes classes, and a VAR model paints one; connect an ImageNet Class (VAR)."
         )
     if negative is not None:
         raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
@@ -382,9 +283,7 @@ def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
     features, extras = one_of(conditioning, socket)
     if LABEL in extras:
-        raise ValueError(
-            "Infinity paints prompts, not classes; connect VAR Encode Text or CLIP Text Encode."
-        )
+        raise ValueError("Infinity paints prompts, not classes; connect CLIP Text Encode.")
     check_length(len(features))
     return features.float()
 

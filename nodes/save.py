@@ -1,4 +1,4 @@
-"""Pictures -> files that say their own seed."""
+"""Images -> files that say their own seed."""
 
 from types import SimpleNamespace
 
@@ -8,24 +8,24 @@ SEED = "diversevar_seed"  # what the seed is called in a file's metadata
 
 
 class Save(io.ComfyNode):
-    """The stock Save Image, with each picture's seed beside the workflow."""
+    """The stock Save Image, with each image's seed beside the workflow."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="DiverseVARSave",
-            display_name="Save with Seeds",
+            display_name="Save Image with Seeds",
             category="DiverseVAR",
-            description="Saves pictures as Save Image does, each with its own seed in its "
+            description="Saves images as Save Image does, each with its own seed in its "
             "metadata: with starts, the workflow alone does not say which were chosen.",
             search_aliases=["save image", "metadata", "seed", "export image"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to save."),
+                io.Image.Input("images", tooltip="The images to save."),
                 io.String.Input(
                     "seeds",
                     force_input=True,
-                    tooltip="The seeds of these pictures, from the sampler or Edit.",
+                    tooltip="The seeds of these images, from the sampler or VAR Edit Image.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -41,8 +41,8 @@ class Save(io.ComfyNode):
         numbers = [number.strip() for number in seeds.split(",")]
         if len(numbers) != len(images) or not all(number.isdecimal() for number in numbers):
             raise ValueError(
-                f"seeds must be {len(images)} numbers with commas, one for each picture; connect "
-                "the seeds output that goes with these pictures."
+                f"seeds must be {len(images)} numbers with commas, one for each image; connect "
+                "the seeds output that goes with these images."
             )
         given = cls.hidden.extra_pnginfo  # whatever the client sent
         extra = given if isinstance(given, dict) else {}

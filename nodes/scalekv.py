@@ -1,9 +1,9 @@
-"""Large pictures in less memory."""
+"""Large images in less memory."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.scalekv import ScaleKV
-from .spectral import Method, chained
+from . import inputs
 
 
 class ScaleKVNode(io.ComfyNode):
@@ -14,16 +14,16 @@ class ScaleKVNode(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARScaleKV",
             display_name="ScaleKV",
-            category="DiverseVAR",
-            description="Makes large pictures in less memory, at the cost of some detail: after "
-            "every token map, each block of the model forgets the tokens that were looked at "
-            "least.",
+            category="DiverseVAR/methods",
+            description="Makes large images in less memory, at the cost of some detail: after "
+            "every token map, each block of the model drops the keys and values that were attended "
+            "to least.",
             search_aliases=["var", "memory", "cache", "kv", "vram", "compression"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Float.Input(
                     "budget",
-                    default=0.1,
+                    default=ScaleKV.budget,
                     min=0.01,
                     max=1.0,
                     step=0.01,
@@ -31,7 +31,7 @@ class ScaleKVNode(io.ComfyNode):
                     "published; 1 keeps all.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

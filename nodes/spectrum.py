@@ -2,16 +2,15 @@
 
 from itertools import islice
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.spectra import Spectra
 from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
-from ..diversevar_core.methods.ssr_sar import DiverseVAR, calibrated
+from ..diversevar_core.methods.ssr_sar import DiverseVAR
+from ..diversevar_core.sampling.presets import PRESETS
 from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
-from .load import VARModel
-from .sample import condition_of, settings_of
-from .spectral import Method
+from .sample import condition_of
 
 
 class Spectrum(io.ComfyNode):
@@ -22,31 +21,19 @@ class Spectrum(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARSpectrum",
             display_name="Plot Singular Values",
-            category="DiverseVAR",
-            description="Samples one picture and plots the singular values of the feature maps "
+            category="DiverseVAR/analysis",
+            description="Samples one image and plots the singular values of the feature maps "
             "that the model and its blocks read and write, before and after SSR and SAR.",
-            search_aliases=["var", "diverse", "ssr", "sar", "svd", "spectrum"],
+            search_aliases=["var", "diversity", "ssr", "sar", "svd", "spectrum"],
+            is_output_node=True,
             inputs=[
-                VARModel.Input("model", tooltip="From Load VAR Model."),
-                io.Vae.Input("vae", tooltip="From Load VAR Tokenizer: the one of this model."),
+                inputs.model(),
+                inputs.vae(),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt (Infinity) or a VAR Class Label (VAR)."
+                    "positive", tooltip="A prompt (Infinity) or an ImageNet Class (VAR)."
                 ),
-                inputs.seed("Of the picture that is sampled."),
-                io.Float.Input(
-                    "diversity",
-                    display_name="ssr and sar",
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="Half of it is the strength of SSR, a quarter that of SAR.",
-                ),
-                Method.Input(
-                    "method",
-                    optional=True,
-                    tooltip="From SSR and SAR (advanced); takes the place of these.",
-                ),
+                inputs.seed("Of the image that is sampled."),
+                inputs.methods(),
             ],
             outputs=[
                 io.Image.Output(
@@ -57,19 +44,20 @@ class Spectrum(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, vae, positive, seed, diversity, method=None) -> io.NodeOutput:
+    def execute(cls, model, vae, positive, seed, method=()) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
         schedule = network.schedule()
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
-        found = [one for one in method or () if isinstance(one, DiverseVAR)]
-        spectral = found[-1] if found else calibrated(diversity)
+        found = [one for one in method if isinstance(one, DiverseVAR)]
+        spectral = found[0] if found else PRESETS["SSR + SAR as in the paper"].methods()[0]
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
-        settings = settings_of(network, 0, 0, 0, 0, 0)
+        settings = network.defaults()
         steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
         host.watch(model, islice(steps, len(plotted)), plotted, vae)
-        return io.NodeOutput(spectrum_plot(watched.found).movedim(0, -1)[None])
+        plot = spectrum_plot(watched.found).movedim(0, -1)[None]
+        return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
 NODES = [Spectrum]

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.text_noise import TextNoise
-from .spectral import Method, chained
+from . import inputs
 
 
 class TextNoiseNode(io.ComfyNode):
@@ -13,24 +13,24 @@ class TextNoiseNode(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DiverseVARTextNoise",
-            display_name="Text Noise",
-            category="DiverseVAR",
+            display_name="CADS Text Noise",
+            category="DiverseVAR/methods",
             description="Adds noise to what the model reads of the prompt while it draws the "
             "first token maps, less from map to map (CADS). Infinity only.",
             search_aliases=["var", "diverse", "cads", "condition noise", "same face"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Float.Input(
                     "strength",
-                    default=0.1,
+                    default=TextNoise.strength,
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How much noise, beside the prompt at 1. 0 is off.",
+                    tooltip="How much noise; the prompt counts as 1. 0 is off.",
                 ),
                 io.Float.Input(
                     "begin",
-                    default=0.6,
+                    default=TextNoise.begin_time,
                     min=0.0,
                     max=2.0,
                     step=0.05,
@@ -39,7 +39,7 @@ class TextNoiseNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end",
-                    default=1.25,
+                    default=TextNoise.end_time,
                     min=0.0,
                     max=2.0,
                     step=0.05,
@@ -48,14 +48,14 @@ class TextNoiseNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "rescale",
-                    default=1.0,
+                    default=TextNoise.rescale,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     tooltip="How far the noisy prompt takes back the clean one's mean and spread.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Back to a picture's coarse maps, and on again."""
+"""Keep the coarse token maps of a finished image and draw the others again."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.travel import Travel
-from .spectral import Method, chained
+from . import inputs
 
 
 class TravelNode(io.ComfyNode):
@@ -14,24 +14,23 @@ class TravelNode(io.ComfyNode):
         return io.Schema(
             node_id="DiverseVARTravel",
             display_name="Scale Travel",
-            category="DiverseVAR",
-            description="Finishes the pictures, encodes them, keeps their coarse token maps and "
-            "draws "
-            "the others again under the clean prompt: what Text Noise made different stays, what "
-            "it broke is put right. Takes twice the time.",
+            category="DiverseVAR/methods",
+            description="Finishes the images, encodes them, keeps their coarse token maps and "
+            "draws the others again under the clean prompt: what CADS Text Noise made different "
+            "stays, what it broke is repaired. Takes twice the time.",
             search_aliases=["var", "diverse", "refine", "travel", "quality"],
             inputs=[
-                chained(),
+                inputs.methods(),
                 io.Int.Input(
                     "side",
-                    default=4,
+                    default=Travel.side,
                     min=0,
                     max=128,
-                    tooltip="Keep the finished picture's token maps up to this side and draw the "
+                    tooltip="Keep the finished image's token maps up to this side and draw the "
                     "others again. 0 is off.",
                 ),
             ],
-            outputs=[Method.Output(display_name="method", tooltip="For the sampler's method.")],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod

@@ -60,10 +60,10 @@ def acts(method: Method) -> bool:
 
 # measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
 PRESETS = {
-    "as published": Preset(),
     "balanced": Preset(guide_from=4),
     "most different": Preset(guide_from=4, starts=256),
     "SSR + SAR as in the paper": Preset(ssr=0.5, sar=0.25),
+    "as published": Preset(),
 }
 
 

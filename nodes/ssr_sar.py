@@ -1,56 +1,31 @@
-"""The paper's own numbers, for the sampler's method input."""
+"""The paper's own numbers, for the method inputs."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.ssr_sar import SITES, DiverseVAR
 from ..diversevar_core.quote import quote
+from . import inputs
 
-Method = io.Custom("DIVERSEVAR_METHOD")
 RATES = ("relative", "absolute")
 
 
-def chained() -> io.Input:
-    """The input that every method's node has, so that methods chain."""
-    return Method.Input(
-        "method",
-        optional=True,
-        tooltip="Other methods, which act too, one of each kind; their order never matters.",
-    )
-
-
-class Spectral(io.ComfyNode):
+class SSRSAR(io.ComfyNode):
     """DiverseVAR, arXiv 2511.17074."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DiverseVARSpectral",
-            display_name="SSR and SAR (advanced)",
-            category="DiverseVAR",
-            description="All of the paper's parameters of the sampler's ssr and sar: SSR softens "
-            "the "
-            "dominant singular values of what the transformer reads at early token maps, SAR "
-            "strengthens those of what it writes.",
-            search_aliases=["var", "diverse", "ssr", "sar", "singular values", "same face"],
+            node_id="DiverseVARSSRSAR",
+            display_name="DiverseVAR (SSR/SAR)",
+            category="DiverseVAR/methods",
+            description="DiverseVAR with all of its parameters: SSR weakens the largest singular "
+            "values of what the model reads at early token maps, SAR strengthens those of what it "
+            "puts out.",
+            search_aliases=["var", "diversity", "ssr", "sar", "singular values", "same face"],
             inputs=[
-                chained(),
-                io.Float.Input(
-                    "ssr",
-                    default=0.5,
-                    min=0.0,
-                    max=8.0,
-                    step=0.05,
-                    tooltip="How strongly to loosen the composition that all seeds share. 0 is "
-                    "off.",
-                ),
-                io.Float.Input(
-                    "sar",
-                    default=0.25,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="How strongly to push what the seed makes of it. 0 is off.",
-                ),
+                inputs.methods(),
+                inputs.ssr(0.25),
+                inputs.sar(0.125),
                 io.String.Input(
                     "sides",
                     default="4,6",
@@ -60,14 +35,15 @@ class Spectral(io.ComfyNode):
                 io.Combo.Input(
                     "site",
                     options=list(SITES),
-                    tooltip="Act once on the whole transformer, on every block of it, or once but "
-                    "on the input before it is told its scale.",
+                    tooltip="block: on the input and output of every block, as summaries of the "
+                    "paper say. model: once, on the whole transformer. features: as model, but "
+                    "before the embedding of the scale is added.",
                 ),
                 io.Combo.Input(
                     "rates",
                     options=list(RATES),
-                    tooltip="Strengths per share of the largest singular value (the same on every "
-                    "model), or per unit of it, as the paper writes beta.",
+                    tooltip="relative: strengths per share of the largest singular value, the same "
+                    "on every model. absolute: per unit of it, as the paper writes beta.",
                 ),
                 io.Float.Input(
                     "ssr_alpha",
@@ -88,11 +64,7 @@ class Spectral(io.ComfyNode):
                     advanced=True,
                 ),
             ],
-            outputs=[
-                Method.Output(
-                    display_name="method", tooltip="For the sampler, in place of its ssr and sar."
-                )
-            ],
+            outputs=[inputs.method_output()],
         )
 
     @classmethod
@@ -121,4 +93,4 @@ def read_sides(text: str) -> tuple[int, ...]:
         ) from None
 
 
-NODES = [Spectral]
+NODES = [SSRSAR]

@@ -1,0 +1,83 @@
+"""The seeds whose first maps differ most, in numbers."""
+
+import torch
+from comfy_api.latest import io
+
+from ..diversevar_core.methods.starts import Starts
+from ..diversevar_core.models.resize import area
+from ..diversevar_core.sampling.sampler import Step
+from ..diversevar_core.vae.autoencoder import to_image
+from . import host, inputs
+from .measure import features_of
+
+BY_MAP, BY_IMAGE = "token maps", "small images"
+
+
+class DiverseSeeds(io.ComfyNode):
+    """Greedy k-center over the first maps of many seeds."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVARSeeds",
+            display_name="Diverse Seeds",
+            category="DiverseVAR/methods",
+            description="Chooses the seeds of a batch: many seeds are drawn through the "
+            "first token maps, which is quick, and those that differ most are finished.",
+            search_aliases=["var", "diversity", "starts", "seed variety", "different seeds"],
+            inputs=[
+                inputs.methods(),
+                io.Int.Input(
+                    "candidates",
+                    default=Starts.candidates,
+                    min=1,
+                    max=1024,
+                    tooltip="How many seeds to start; the sampler finishes a batch of them. "
+                    "1 is off.",
+                ),
+                io.Int.Input(
+                    "side",
+                    default=Starts.side,
+                    min=1,
+                    max=128,
+                    tooltip="Draw the token maps up to this side: small ones are quick, larger "
+                    "ones show more of the image.",
+                ),
+                io.DynamicCombo.Input(
+                    "compare",
+                    options=[
+                        io.DynamicCombo.Option(BY_MAP, []),
+                        io.DynamicCombo.Option(
+                            BY_IMAGE,
+                            [
+                                inputs.vae(),
+                                io.ClipVision.Input(
+                                    "clip_vision",
+                                    optional=True,
+                                    tooltip="Compares what the images show; without it, pixels.",
+                                ),
+                            ],
+                        ),
+                    ],
+                    tooltip="Compare the sum of the token maps, or the small images that they "
+                    "make.",
+                ),
+            ],
+            outputs=[inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(cls, candidates, side, compare, method=()) -> io.NodeOutput:
+        if compare["compare"] == BY_MAP:
+            return io.NodeOutput((*method, Starts(candidates, side)))
+        tokenizer, clip_vision = host.tokenizer_of(compare["vae"]), compare.get("clip_vision")
+
+        def features(step: Step) -> torch.Tensor:
+            small = area(step.f_hat, step.scale.h, step.scale.w)
+            images = torch.cat([tokenizer.decode(one) for one in small.split(1)])
+            return features_of(to_image(images).movedim(1, -1), clip_vision)
+
+        return io.NodeOutput((*method, Starts(candidates, side, features, tokenizer)))
+
+
+NODES = [DiverseSeeds]
