@@ -13,7 +13,7 @@ import torch
 
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.scalekv import ScaleKV
-from diversevar_core.methods.ssr_sar import calibrated
+from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.models.compiled import compile_blocks
 from diversevar_core.models.packed import pack
 from diversevar_core.sampling.sampler import Step, sample
@@ -44,7 +44,7 @@ def prepare(args: Namespace) -> Bench:
     schedule = model.schedule(1.0, args.pixels)
     settings = replace(model.defaults(), guide_to=args.guide_to)
     what = condition(model, args.batch, schedule[-1], args.device)
-    methods = [calibrated(args.diversity)] if args.diversity else []
+    methods = [PAPER] if args.diversity else []
     methods += [FastVAR()] if args.fastvar else []
     methods += [ScaleKV()] if args.scalekv else []
     seeds, shared = range(SEED, SEED + args.batch), args.against is not None

@@ -219,7 +219,7 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
     diverse.add_argument("--sides", type=integers, help="of the maps it acts on (default: 4,6)")
-    diverse.add_argument("--site", choices=SITES, default="model")
+    diverse.add_argument("--site", choices=SITES, default="block")
     diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
     diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
     diverse.add_argument("--absolute", action="store_true", help="strengths per s, not s / s_1")

@@ -33,9 +33,7 @@ class Measure(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Float.Output(
-                    display_name="vendi", tooltip="Effective number of different images."
-                ),
+                io.Float.Output(display_name="vendi", tooltip="Effective number of images."),
                 io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
                 io.String.Output(display_name="report", tooltip="Both, as a sentence."),
             ],

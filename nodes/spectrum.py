@@ -6,8 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.spectra import Spectra
 from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
-from ..diversevar_core.methods.ssr_sar import DiverseVAR
-from ..diversevar_core.sampling.presets import PRESETS
+from ..diversevar_core.methods.ssr_sar import PAPER, DiverseVAR
 from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
 from .sample import condition_of
@@ -50,7 +49,7 @@ class Spectrum(io.ComfyNode):
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
         found = [one for one in method if isinstance(one, DiverseVAR)]
-        spectral = found[0] if found else PRESETS["SSR + SAR as in the paper"].methods()[0]
+        spectral = found[0] if found else PAPER
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
         settings = network.defaults()
         steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])

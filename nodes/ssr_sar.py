@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.methods.ssr_sar import SITES, DiverseVAR
+from ..diversevar_core.methods.ssr_sar import PAPER, SITES, DiverseVAR
 from ..diversevar_core.quote import quote
 from . import inputs
 
@@ -24,8 +24,8 @@ class SSRSAR(io.ComfyNode):
             search_aliases=["var", "diversity", "ssr", "sar", "singular values", "same face"],
             inputs=[
                 inputs.methods(),
-                inputs.ssr(0.25),
-                inputs.sar(0.125),
+                inputs.ssr(PAPER.ssr),
+                inputs.sar(PAPER.sar),
                 io.String.Input(
                     "sides",
                     default="4,6",

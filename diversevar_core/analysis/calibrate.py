@@ -24,7 +24,7 @@ from ..methods.starts import Starts, choose_starts
 from ..models.family import Family
 from ..quote import quote
 from ..sampling.conditions import Condition
-from ..sampling.presets import Preset, preset_of
+from ..sampling.presets import PRESETS, Preset, preset_of
 from ..sampling.sampler import sample
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings
@@ -35,7 +35,7 @@ from .judge import self_alignment
 
 LADDER = (
     Preset(),
-    Preset(ssr=0.5, sar=0.25),
+    PRESETS["SSR + SAR as in the paper"],
     Preset(guide_from=2),
     Preset(guide_from=4),
     Preset(guide_from=6),

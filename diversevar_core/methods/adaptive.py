@@ -28,7 +28,7 @@ class AdaptiveScaling(Method):
     changes.
     """
 
-    strength: float = 1.0
+    strength: float = 0.5
     choices: int = 2  # a token, or a bit; set by ``begin``
     order = 4
     name = "Adaptive Logits Scaling"

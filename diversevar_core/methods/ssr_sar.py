@@ -21,7 +21,7 @@ from ..sampling.schedule import Scale
 from . import Context, Method
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
-SITES = ("model", "block", "features")
+SITES = ("block", "model", "features")
 DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
 
 
@@ -55,14 +55,15 @@ class DiverseVAR(Method):
     paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
     sides: of the square schedule's maps (at other aspect ratios, the maps in the same places);
     None is ``DEFAULT_SIDES``.
-    site: "model" works once, on the transformer's input and output, "block" on every block's,
-    "features" as "model" does, but before the embeddings of scale and places join the input.
+    site: "block" works on every block's input and output, as summaries of the paper say; "model"
+    once, on the transformer's; "features" as "model" does, but before the embeddings of scale and
+    position are added to the input.
     """
 
     ssr: float = 0.0
     sar: float = 0.0
     sides: tuple[int, ...] | None = None
-    site: str = "model"
+    site: str = "block"
     ssr_alpha: float = 1.0
     sar_alpha: float = 1.0
     relative: bool = True
@@ -123,12 +124,6 @@ class DiverseVAR(Method):
         return self.amplify(x, scale) if self.site != "block" else x
 
 
-def calibrated(diversity: float) -> DiverseVAR:
-    """SSR and SAR together from one strength: 0 is off, 1 is SSR 0.5 and SAR 0.25.
-
-    The paper's places, at the largest strength that costs the emoji model no measurable alignment
-    (docs/emoji-model-card.md). Raises ValueError for a negative or non-finite strength.
-    """
-    if not 0 <= diversity < float("inf"):
-        raise ValueError(f"diversity must be a finite number of 0 or more, not {diversity}.")
-    return DiverseVAR(ssr=0.5 * diversity, sar=0.25 * diversity)
+# The paper's places, "scales 4 and 6, all blocks". Its alpha and beta are not public: these are the
+# largest strengths that cost the emoji model no measurable alignment (docs/emoji-model-card.md).
+PAPER = DiverseVAR(ssr=0.25, sar=0.125)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoints.files import CheckpointError, read_object
 from ..methods import Method
 from ..methods.repulsion import Repulsion
-from ..methods.ssr_sar import DiverseVAR
+from ..methods.ssr_sar import PAPER, DiverseVAR
 from ..methods.starts import Starts
 from ..quote import quote
 from .settings import Settings
@@ -62,7 +62,7 @@ def acts(method: Method) -> bool:
 PRESETS = {
     "balanced": Preset(guide_from=4),
     "most different": Preset(guide_from=4, starts=256),
-    "SSR + SAR as in the paper": Preset(ssr=0.5, sar=0.25),
+    "SSR + SAR as in the paper": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
     "as published": Preset(),
 }
 
