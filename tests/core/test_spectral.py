@@ -109,7 +109,7 @@ def test_rows_do_not_see_each_other():
 
 def test_only_the_named_sides_are_touched():
     schedule = square((1, 2, 4, 6, 8))
-    method = DiverseVAR(ssr=1.0, sar=1.0, sides=(4, 6))
+    method = DiverseVAR(ssr=1.0, sar=1.0, sides=(4, 6), site="model")
     touched = []
     for scale in schedule:
         x = torch.randn(2, scale.tokens, 32)

@@ -1,0 +1,120 @@
+"""Draw docs/gallery.md's images: ``python -m benchmarks.gallery``.
+
+Eight images of each of three prompts with the included model, as published, with every preset and
+with every method; the prompts are the first of each third of those that the model knows, in
+alphabetical order. The templates' results are the thumbnails in ``workflows``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.methods.adaptive import AdaptiveScaling
+from diversevar_core.methods.fastvar import FastVAR
+from diversevar_core.methods.path_search import PathSearch
+from diversevar_core.methods.repulsion import Repulsion
+from diversevar_core.methods.scalekv import ScaleKV
+from diversevar_core.methods.starts import Starts
+from diversevar_core.methods.text_noise import TextNoise
+from diversevar_core.methods.travel import Travel
+from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.job import draw
+from diversevar_core.sampling.presets import PRESETS, Preset
+from diversevar_core.sampling.run import Method
+from diversevar_core.text.encoder import load_text_encoder
+from diversevar_core.vae.autoencoder import to_image
+
+ROOT = Path(__file__).parents[1]
+PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
+SEEDS = 8
+PUBLISHED = PRESETS["as published"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is drawn under a heading: a preset and a chain of methods."""
+
+    title: str
+    preset: Preset = PUBLISHED
+    methods: tuple[Method, ...] = ()
+
+
+ROWS = (
+    *(Row(f"Preset {name}", preset) for name, preset in PRESETS.items()),
+    Row("Diverse Seeds", methods=(Starts(),)),
+    Row("Batch Repulsion", methods=(Repulsion(),)),
+    Row("Adaptive Logit Scaling", methods=(AdaptiveScaling(),)),
+    Row("CADS Text Noise", methods=(TextNoise(),)),
+    Row("CADS Text Noise and Scale Travel", methods=(TextNoise(), Travel())),
+    Row("Adaptive Logit Scaling and Energy Path Search", methods=(AdaptiveScaling(), PathSearch())),
+    Row("FastVAR", methods=(FastVAR(),)),
+    Row("ScaleKV", methods=(ScaleKV(),)),
+)
+
+
+def every_third(prompts: Sequence[str]) -> list[str]:
+    """The first prompt of each third."""
+    ordered = sorted(prompts)
+    return [ordered[len(ordered) * i // 3] for i in range(3)]
+
+
+@torch.inference_mode()
+def strip(row: Row, prompts: Sequence[str]) -> Image.Image:
+    """One line of images for each prompt."""
+    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    text, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
+    settings = replace(model.defaults(), guidance_start=row.preset.guidance_start)
+    lines = []
+    for prompt in prompts:
+        condition = Text(text([prompt])).repeat(SEEDS)
+        how = (model, tokenizer, condition, schedule, settings, 0, row.preset.methods(row.methods))
+        *_, last = draw(*how).steps
+        lines.append(to_image(tokenizer.decode(last.f_hat)))
+    sheet = rearrange(torch.stack(lines), "p b c h w -> (p h) (b w) c")
+    return Image.fromarray((255 * sheet).round().byte().numpy())
+
+
+def file_name(title: str) -> str:
+    """A heading as a file's name."""
+    return f"gallery-{title.lower().replace(' + ', ' ').replace(' ', '-')}.png"
+
+
+def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path]) -> str:
+    """The page's Markdown."""
+    named = ", ".join(f"*{prompt}*" for prompt in prompts)
+    lines = [
+        "# Gallery",
+        "",
+        f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The prompts are the first "
+        f"of each third of those that it knows, in alphabetical order: {named}. Figures are in the "
+        "[model's card](emoji-model-card.md#figures).",
+        "",
+    ]
+    for row in rows:
+        lines += [f"## {row.title}", "", f"![{row.title}](images/{file_name(row.title)})", ""]
+    lines += ["## Templates", ""]
+    for path in templates:
+        lines += [f"**{path.stem}**", "", f"![{path.stem}](<../workflows/{path.name}>)", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
+    prompts = every_third(included.prompts())
+    for row in ROWS:
+        strip(row, prompts).save(IMAGES / file_name(row.title))
+        print(row.title, flush=True)
+    PAGE.write_text(page(ROWS, prompts, sorted(TEMPLATES.glob("*.jpg"))))
+
+
+if __name__ == "__main__":
+    main()
