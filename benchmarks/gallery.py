@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diversevar_core.sampling.job import draw
+from diversevar_core.sampling.run import Method
 from einops import rearrange
 from PIL import Image
 
@@ -27,9 +29,7 @@ from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.methods.travel import Travel
 from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import draw
 from diversevar_core.sampling.presets import PRESETS, Preset
-from diversevar_core.sampling.run import Method
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 
@@ -94,9 +94,9 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
     lines = [
         "# Gallery",
         "",
-        f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The prompts are the first "
-        f"of each third of those that it knows, in alphabetical order: {named}. Figures are in the "
-        "[model's card](emoji-model-card.md#figures).",
+        f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The "
+        f"prompts are the first of each third of those that it knows, in alphabetical order: {named}. "
+        "Figures are in the [model's card](emoji-model-card.md#figures).",
         "",
     ]
     for row in rows:

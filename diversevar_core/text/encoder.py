@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints.files import CheckpointError, Sparing, naming, read, reading
 from ..checkpoints.loading import compute_dtype, describe, filled
 from ..quote import quote
+from .known import unseen
 from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
@@ -127,6 +128,12 @@ class T5File:
         tokenizer.no_padding()
         return tokenizer
 
+    def prompts(self) -> list[str] | None:
+        """All prompts that its model was trained on, where the file says so."""
+        prompts = self.facts.get("prompts")
+        listed = isinstance(prompts, list) and all(isinstance(one, str) for one in prompts)
+        return prompts if listed else None
+
 
 def read_tokenizer(path: Path) -> str:
     """The text of a tokenizer.json. Raises CheckpointError."""
@@ -165,10 +172,18 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
 
 
 class TextEncoder:
-    """A T5 encoder and its tokenizer; call it with prompts."""
+    """A T5 encoder and its tokenizer; call it with prompts.
 
-    def __init__(self, encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer):
-        self.encoder, self.tokenizer = encoder, tokenizer
+    prompts: all that its model was trained on, where it is a small one that says so.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Tensor],
+        tokenizer: Tokenizer,
+        prompts: Sequence[str] | None = None,
+    ):
+        self.encoder, self.tokenizer, self.prompts = encoder, tokenizer, prompts
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -184,6 +199,10 @@ class TextEncoder:
             features.append(self.encoder(torch.tensor([ids]))[0])
         return features
 
+    def unseen(self, prompt: str) -> str | None:
+        """One sentence on what of a prompt the model has never seen; None where it knows it."""
+        return unseen(prompt, self.prompts) if self.prompts else None
+
 
 def load_text_encoder(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -194,7 +213,8 @@ def load_text_encoder(
     """
     file = read_t5(path)
     tokenizer = file.tokenizer()
-    return TextEncoder(build_t5(file, path, device, dtype), tokenizer)
+    encoder = build_t5(file, path, device, dtype)
+    return TextEncoder(encoder, tokenizer, file.prompts())
 
 
 def build_t5(
