@@ -95,7 +95,7 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
         "# Gallery",
         "",
         f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The "
-        f"prompts are the first of each third of those that it knows, in alphabetical order: {named}. "
+        f"prompts are the first of each third of those it knows, in alphabetical order: {named}. "
         "Figures are in the [model's card](emoji-model-card.md#figures).",
         "",
     ]
