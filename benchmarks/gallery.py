@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diversevar_core.sampling.job import draw
 from diversevar_core.sampling.run import Method
 from einops import rearrange
 from PIL import Image
@@ -29,6 +28,7 @@ from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.methods.travel import Travel
 from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.job import draw
 from diversevar_core.sampling.presets import PRESETS, Preset
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
