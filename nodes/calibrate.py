@@ -53,7 +53,7 @@ class Calibrate(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="From Load VAR CLIP, to read the prompts; VAR has none.",
+                    tooltip="From Load VAR CLIP (T5), to encode the prompts; VAR has none.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

@@ -32,8 +32,8 @@ class DiverseSeeds(io.ComfyNode):
                     default=Starts.candidates,
                     min=1,
                     max=1024,
-                    tooltip="How many seeds to start; the sampler finishes a batch of them. "
-                    "1 is off.",
+                    tooltip="How many seeds to start; the sampler finishes as many as the batch "
+                    "has images. 1 is off.",
                 ),
                 io.Int.Input(
                     "side",

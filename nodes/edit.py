@@ -23,8 +23,8 @@ class Edit(io.ComfyNode):
             node_id="DiverseVAREdit",
             display_name="VAR Edit Image",
             category="DiverseVAR",
-            description="Changes an image as an instruction says, with an editing model (VAREdit), "
-            "and keeps its size. A mask limits where.",
+            description="Edits an image by instruction with an editing model (VAREdit) and keeps "
+            "its size. A mask limits where.",
             search_aliases=[
                 "var",
                 "varedit",
@@ -45,7 +45,8 @@ class Edit(io.ComfyNode):
                 inputs.model("From Load VAR Model: an editing model."),
                 inputs.vae(),
                 io.Conditioning.Input(
-                    "positive", tooltip="The instruction: what to change, as to a person."
+                    "positive",
+                    tooltip="The instruction: say what to change, as you would to a person.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -61,7 +62,7 @@ class Edit(io.ComfyNode):
                     tooltip="Where the image may change; outside it keeps its pixels.",
                 ),
                 inputs.methods(),
-                inputs.seed("Edit i of a batch is what seed + i gives alone."),
+                inputs.seed("Image i of a batch uses seed + i, and is what that seed gives alone."),
                 inputs.batch_size(),
                 inputs.sampling(3.0, 0.1),
                 inputs.guidance_start(0, advanced=True),
@@ -71,8 +72,7 @@ class Edit(io.ComfyNode):
             outputs=[
                 io.Image.Output(tooltip="The edits, in the image's own size."),
                 io.Latent.Output(
-                    tooltip="The edits before the mask, in the model's square, with the white "
-                    "that fills it up."
+                    tooltip="The edits before the mask, as the model's square, padded with white."
                 ),
                 io.String.Output(
                     display_name="seeds",

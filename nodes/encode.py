@@ -16,9 +16,9 @@ class Encode(io.ComfyNode):
             node_id="DiverseVAREncode",
             display_name="VAR VAE Encode",
             category="DiverseVAR",
-            description="Turns images into latents for the sampler's latent_image. They are "
-            "cropped about the middle and resized to the nearest shape that the model makes; a "
-            "mask with them.",
+            description="Turns images into latents for the sampler's latent_image. Images, and "
+            "a mask with them, are cropped about the centre and resized to the nearest shape that "
+            "the model makes.",
             search_aliases=["var", "vq encode", "vae encode", "inpaint"],
             inputs=[
                 io.Image.Input("pixels", tooltip="The images to vary, or to inpaint."),

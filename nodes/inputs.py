@@ -25,7 +25,7 @@ def methods() -> io.Input:
     return Method.Input(
         "method",
         optional=True,
-        tooltip="Other methods, which act too, one of each kind; their order does not matter.",
+        tooltip="More methods to combine, one of each kind; their order does not matter.",
     )
 
 
@@ -59,8 +59,8 @@ def preset() -> io.DynamicCombo.Input:
             default=64,
             min=1,
             max=1024,
-            tooltip="Start so many seeds, which is quick, and finish the batch of those that "
-            "differ most. 1 is off; a batch of 1 has nothing to choose from.",
+            tooltip="Start this many seeds, which is quick, and finish only those that differ "
+            "most, as many as the batch has images. 1 is off; with one image there is no choice.",
         ),
         ssr(0.0),
         sar(0.0),
@@ -71,10 +71,11 @@ def preset() -> io.DynamicCombo.Input:
             *(io.DynamicCombo.Option(name, []) for name in (*PRESETS, CALIBRATION)),
             io.DynamicCombo.Option(CUSTOM, numbers),
         ],
-        tooltip="How different the images of a batch are. balanced: the first token maps, which "
-        "decide the idea, are drawn freely. most different: besides, the most different of 256 "
-        "seeds. SSR + SAR as in the paper: DiverseVAR alone. as published: the model as it is. my "
-        "calibration: what Calibrate Diversity found for this model. custom: your numbers.",
+        tooltip="How different the images are from seed to seed. balanced: the first token maps, "
+        "which decide the idea, are drawn without guidance. most different: the same, and of 256 "
+        "seeds those that differ most. SSR + SAR as in the paper: DiverseVAR alone. as published: "
+        "the model as it is. my calibration: what Calibrate Diversity found for this model. "
+        "custom: your own numbers.",
     )
 
 
@@ -100,8 +101,8 @@ def guidance_end() -> io.Int.Input:
         min=0,
         max=128,
         tooltip="Follow the prompt with cfg up to the token map of this side only; the larger "
-        "maps, fine detail, then take half the time. At a million pixels 24 saves two fifths. 0 "
-        "is the model as published.",
+        "maps, fine detail, then take half the time. At a million pixels, 24 saves two fifths of "
+        "the time. 0 is the model as published.",
         advanced=True,
     )
 
@@ -115,7 +116,7 @@ def ssr(default: float) -> io.Float.Input:
         max=8.0,
         step=0.025,
         tooltip="Soft suppression (SSR): how strongly to weaken the largest singular values of "
-        "what the model reads at sides 4 and 6, the layout that all seeds share. 0 is off.",
+        "what the model reads at early token maps, where all seeds share a layout. 0 is off.",
     )
 
 
@@ -128,7 +129,7 @@ def sar(default: float) -> io.Float.Input:
         max=4.0,
         step=0.025,
         tooltip="Soft amplification (SAR): how strongly to strengthen the largest singular values "
-        "of what the model puts out there. 0 is off.",
+        "of what the model puts out at the same token maps. 0 is off.",
     )
 
 
@@ -156,8 +157,8 @@ def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
                         min=0.01,
                         max=5.0,
                         step=0.05,
-                        tooltip="Lower is safer, higher is wilder. Official: Infinity 0.5, VAR 1, "
-                        "VAREdit 0.1.",
+                        tooltip="Lower is more predictable, higher more varied. Official: "
+                        "Infinity 0.5, VAR 1, VAREdit 0.1.",
                     ),
                     io.Float.Input(
                         "top_p",
@@ -179,7 +180,7 @@ def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
                 ],
             ),
         ],
-        tooltip="The model's official settings, or your own. The node says after a run what it "
+        tooltip="The model's official settings, or your own. After a run the node shows what was "
         "used.",
     )
 

@@ -33,33 +33,33 @@ class LoadModel(io.ComfyNode):
                     "weight_dtype",
                     options=list(host.WEIGHT_TYPES),
                     default="default",
-                    tooltip="How the weights are kept: default asks ComfyUI, which keeps half "
-                    "precision on most cards; fp8 takes half of that memory and costs a little "
-                    "quality; fast also computes in fp8, on cards that can.",
+                    tooltip="How the weights are kept. default: as ComfyUI decides, in half "
+                    "precision on most GPUs. fp8: half of that memory, for a little quality. "
+                    "fast: also computes in fp8, on GPUs that can.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "task",
                     options=["auto", *TASKS],
                     default="auto",
-                    tooltip="Whether an Infinity makes images or edits them (VAREdit), which its "
-                    "weights cannot tell. auto: as the file or its name says.",
+                    tooltip="Whether an Infinity model generates images or edits them (VAREdit); "
+                    "its weights look the same. auto: as the file or its name says.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "torch_compile",
                     default=False,
-                    tooltip="For cards: compile the model with torch.compile, into about half the "
-                    "kernels. The first image, and the first of another batch_size, wait for it. "
-                    "Weights are loaded whole. Cancel stops after the token map that is drawn. It "
-                    "needs Triton.",
+                    tooltip="For GPUs: compile the model with torch.compile, into about half as "
+                    "many kernels. The first image, and the first after batch_size changes, wait "
+                    "for it. Weights are loaded whole. Cancel stops after the present token map. Needs "
+                    "Triton.",
                     advanced=True,
                 ),
             ],
             outputs=[
                 VARModel.Output(
                     display_name="model",
-                    tooltip="For the DiverseVAR Sampler, or VAR Edit Image.",
+                    tooltip="For the DiverseVAR Sampler or VAR Edit Image.",
                 )
             ],
         )

@@ -16,8 +16,8 @@ class PathSearchNode(io.ComfyNode):
             display_name="Energy Path Search",
             category="DiverseVAR/methods",
             description="At the first token maps, draws several candidates, looks some maps "
-            "ahead and goes on with the likeliest (DiverseAR): better images where another "
-            "method makes them wilder.",
+            "ahead and goes on with the likeliest (DiverseAR). For use with a method that makes "
+            "images more varied, to keep them good.",
             search_aliases=["var", "diverse", "diversear", "candidates", "quality"],
             inputs=[
                 inputs.methods(),

@@ -27,15 +27,15 @@ class RepulsionNode(io.ComfyNode):
                     min=0.0,
                     max=16.0,
                     step=0.1,
-                    tooltip="How strongly to push; the logit of what all earlier images drew "
-                    "falls by so much. 0 is off.",
+                    tooltip="How strongly to push apart: a token that all earlier images drew has "
+                    "its logit lowered by this much. 0 is off.",
                 ),
                 io.Int.Input(
                     "side",
                     default=Repulsion.side,
                     min=1,
                     max=128,
-                    tooltip="Push at the token maps up to this side, which decide the idea.",
+                    tooltip="Act on the token maps up to this side; they decide the idea.",
                 ),
             ],
             outputs=[inputs.method_output()],

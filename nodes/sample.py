@@ -43,8 +43,8 @@ class Sampler(io.ComfyNode):
             node_id="DiverseVARSampler",
             display_name="DiverseVAR Sampler",
             category="DiverseVAR",
-            description="Makes images with a VAR or Infinity model that differ from seed to seed; "
-            "preset says how much.",
+            description="Samples images with a VAR or Infinity model so that seeds really differ; "
+            "preset sets how much.",
             search_aliases=[
                 "var",
                 "infinity",
@@ -104,8 +104,8 @@ class Sampler(io.ComfyNode):
                 inputs.methods(),
                 inputs.preset(),
                 inputs.seed(
-                    "Image i of a batch is what seed + i gives alone, or the seed that "
-                    "starts chose; the node shows which."
+                    "Image i of a batch uses seed + i, or the seed that starts chose for it, and "
+                    "is what that seed gives alone. The node shows the seeds."
                 ),
                 inputs.sampling(4.0, 0.5),
                 inputs.guidance_end(),
@@ -124,7 +124,8 @@ class Sampler(io.ComfyNode):
                 io.Latent.Output(tooltip="For VAE Decode."),
                 io.String.Output(
                     display_name="seeds",
-                    tooltip="The seed of every image: alone, without starts, it makes it again.",
+                    tooltip="The seed of each image; alone, with starts off, it makes the same "
+                    "image again.",
                 ),
             ],
         )

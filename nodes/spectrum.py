@@ -31,7 +31,7 @@ class Spectrum(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive", tooltip="A prompt (Infinity) or an ImageNet Class (VAR)."
                 ),
-                inputs.seed("Of the image that is sampled."),
+                inputs.seed("The seed of the image that is sampled."),
                 inputs.methods(),
             ],
             outputs=[

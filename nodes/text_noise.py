@@ -52,7 +52,8 @@ class TextNoiseNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the noisy prompt takes back the clean one's mean and spread.",
+                    tooltip="How far to restore the clean prompt's mean and spread after adding "
+                    "noise.",
                 ),
             ],
             outputs=[inputs.method_output()],

@@ -17,7 +17,7 @@ class TravelNode(io.ComfyNode):
             category="DiverseVAR/methods",
             description="Finishes the images, encodes them, keeps their coarse token maps and "
             "draws the others again under the clean prompt: what CADS Text Noise made different "
-            "stays, what it broke is repaired. Takes twice the time.",
+            "stays, what it broke can be repaired. Takes twice the time.",
             search_aliases=["var", "diverse", "refine", "travel", "quality"],
             inputs=[
                 inputs.methods(),
