@@ -8,45 +8,104 @@ from comfy_host import PACK, ROOT
 from PIL import Image
 
 SELECT = """type => {
-    app.graph.clear();
+    [...app.graph.nodes].forEach(node => app.graph.remove(node));
     const node = LiteGraph.createNode(type);
     app.graph.add(node);
     node.pos = [300, 200];
     app.canvas.selectNode(node);
 }"""
-PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
-LANGUAGES = ("zh", "zh-TW", "ja")
+# the help under this heading: its images, and what reaches past its right edge
+LOOK = """heading => {
+    const help = heading.parentElement, right = help.getBoundingClientRect().right + 1;
+    const cut = [...help.querySelectorAll('*')].filter(
+        part => part.getBoundingClientRect().right > right || part.scrollWidth > part.clientWidth + 1
+            && getComputedStyle(part).display != 'inline'
+    );
+    const images = [...help.querySelectorAll('img')];
+    return {
+        cut: cut.map(part => part.outerHTML.slice(0, 120)),
+        loaded: images.every(image => image.complete && image.naturalWidth > 0),
+        images: images.map(image => new URL(image.src).pathname.split('/').pop()),
+    };
+}"""
+# the labels of a node's widgets and sockets, each DynamicCombo at its last, longest option
+LABELS = """type => {
+    [...app.graph.nodes].forEach(node => app.graph.remove(node));
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    for (const widget of [...node.widgets ?? []]) {
+        if (type_of(widget.name) == 'COMFY_DYNAMICCOMBO_V3') {
+            widget.value = widget.options.values.at(-1);
+        }
+    }
+    function type_of(name) { return node.constructor.nodeData.inputs[name]?.type; }
+    const found = node.inputs.map(input => [input.name, input.label ?? input.localized_name]);
+    const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
+    return Object.fromEntries([...found, ...widgets]);
+}"""
+LANGUAGES = ("zh", "zh-TW", "ja")  # English stands in the nodes, and serves every other language
+DOCS = ROOT / "web" / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def ours(host) -> dict[str, dict]:
     return {name: node for name, node in host.nodes.items() if name.startswith("DiverseVAR")}
 
 
-def test_every_node_has_a_help_page_and_every_page_a_node(host):
-    assert {page.stem for page in PAGES} == set(ours(host))
+def inputs_of(node: dict) -> list[str]:
+    """The names of a node's inputs, ``preset.starts`` for one that an option of preset shows."""
+    return [name for kind in ("required", "optional") for name in named(node["input"].get(kind))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_help_page_shows_its_pictures_and_names_only_inputs_that_exist(host, page):
-    text = host.fetch(f"/extensions/{PACK}/docs/{page.name}").decode()
-    pictures = re.findall(r"!\[.+?\]\((.+?)\)", text)
-    assert pictures
-    for picture in pictures:
-        Image.open(BytesIO(host.fetch(f"/extensions/{PACK}/docs/{picture}"))).verify()
-    inputs = ours(host)[page.stem]["input"]
-    known = set(inputs.get("required", {})) | set(inputs.get("optional", {}))
-    for line in re.findall(r"^- ((?:\*\*[a-z_]+\*\*(?:, )?)+):", text, re.M):
-        assert set(re.findall(r"[a-z_]+", line)) <= known
+def named(inputs: dict | None) -> list[str]:
+    names = []
+    for name, (kind, *more) in (inputs or {}).items():
+        names.append(name)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            for option in more[0]["options"]:
+                for nested in option["inputs"].values():
+                    names += [f"{name}.{inner}" for inner in named(nested)]
+    return names
+
+
+def key(name: str) -> str:
+    """An input's name as the page looks it up in a language's words."""
+    return name.replace(".", "_")
+
+
+def test_every_node_has_help_in_four_languages_and_nothing_else_has(host):
+    nodes = ours(host)
+    files = (".md", *(f"/{language}.md" for language in LANGUAGES))
+    assert set(PAGES) == {name + file for name in nodes for file in files}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_help_shows_its_images_and_names_only_inputs_that_exist(host, page):
+    name, _, language = page.removesuffix(".md").partition("/")
+    text = host.fetch(f"/extensions/{PACK}/docs/{page}").decode()
+    images = re.findall(r"!\[.+?\]\((.+?)\)", text)
+    assert images[0] == f"images/{name}.png"
+    for image in images:
+        Image.open(BytesIO(host.fetch(f"/extensions/{PACK}/docs/{image}"))).verify()
+    if language:
+        words = host.get("/i18n")[language]["nodeDefs"][name]
+        title, known = words["display_name"], {e["name"] for e in words["inputs"].values()}
+    else:
+        node = ours(host)[name]
+        title, known = node["display_name"], {i.rpartition(".")[2] for i in inputs_of(node)}
+    assert text.startswith(f"# {title}\n")
+    for line in re.findall(r"^- (\*\*.+?\*\*(?:(?:, |、)\*\*.+?\*\*)*)[:：]", text, re.M):
+        assert set(re.findall(r"\*\*(.+?)\*\*", line)) <= known
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_word_is_translated(host, language):
-    translated = host.get("/i18n")[language]["nodeDefs"]
-    assert set(translated) == set(ours(host))
+    translated = host.get("/i18n")[language]
+    assert set(translated["nodeDefs"]) == set(ours(host))
+    assert set(translated["nodeCategories"]) == {"methods", "analysis"}  # the host knows the others
     for name, node in ours(host).items():
-        found = translated[name]
-        inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
-        assert set(found["inputs"]) == set(inputs)
+        found = translated["nodeDefs"][name]
+        assert set(found["inputs"]) == {key(i) for i in inputs_of(node)}
         assert list(found["outputs"]) == [str(i) for i in range(len(node["output"]))]
         entries = [*found["inputs"].values(), *found["outputs"].values()]
         words = [found["display_name"], found["description"], *(e["tooltip"] for e in entries)]
@@ -54,23 +113,42 @@ def test_every_word_is_translated(host, language):
         assert all(entry["name"] for entry in entries)
 
 
-def test_search_finds_the_sampler(page):
-    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    sampler = page.get_by_role("option").filter(has_text="DiverseVAR Sampler")
-    for phrase in ("var", "infinity", "diverse", "ssr", "same face", "all seeds look alike"):
-        page.locator("input:focus").fill("no node has this name")
-        sampler.wait_for(state="detached")
-        page.locator("input:focus").fill(phrase)
-        sampler.wait_for()
+@pytest.fixture(params=("en", *LANGUAGES))
+def language(host, page, request):
+    """A language, and the page in it."""
+    host.fetch("/settings/Comfy.Locale", request.param)
+    page.reload()
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+    yield request.param
+    host.fetch("/settings/Comfy.Locale", "en")
 
 
-def test_help_opens_beside_every_node(host, page):
+def test_the_page_shows_the_words_of_its_language(host, page, language):
+    words = host.get("/i18n").get(language, {"nodeDefs": {}})
+    shown = page.evaluate("app.getNodeDefs()")
+    for name, node in ours(host).items():
+        own = words["nodeDefs"].get(name, node)
+        assert shown[name]["display_name"] == own["display_name"]
+        assert shown[name]["description"] == own["description"]
+        last = node["category"].partition("/")[2]
+        if last in ("methods", "analysis") and language != "en":
+            assert shown[name]["category"].endswith("/" + words["nodeCategories"][last])
+        labels = page.evaluate(LABELS, name)
+        assert set(inputs_of(node)) <= set(labels)
+        for each in inputs_of(node):
+            english = {"name": each.rpartition(".")[2]}
+            assert labels[each] == own.get("inputs", {}).get(key(each), english)["name"]
+
+
+def test_help_opens_beside_every_node_and_fits(host, page, language):
+    words = host.get("/i18n").get(language, {"nodeDefs": {}})["nodeDefs"]
     for name, node in ours(host).items():
         page.evaluate(SELECT, name)
         page.get_by_test_id("info-button").first.click()
-        page.get_by_role("heading", name=node["display_name"], exact=True).wait_for()
-        picture = page.locator(f'img[src*="images/{name}.png"]')
-        picture.wait_for()
-        page.wait_for_function(
-            "image => image.complete && image.naturalWidth > 0", arg=picture.element_handle()
-        )
+        title = words.get(name, node)["display_name"]
+        heading = page.get_by_role("heading", name=title, exact=True, level=1)
+        heading.wait_for()
+        page.wait_for_function(f"heading => ({LOOK})(heading).loaded", arg=heading.element_handle())
+        seen = heading.evaluate(LOOK)
+        assert seen["images"][0] == f"{name}.png"
+        assert seen["cut"] == []
