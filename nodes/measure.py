@@ -1,7 +1,7 @@
 """How different a batch is, and which of it differ most."""
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core.analysis.diversity import (
     mean_distance,
@@ -9,6 +9,7 @@ from ..diversevar_core.analysis.diversity import (
     pixel_features,
     vendi_score,
 )
+from . import host
 
 
 class Measure(io.ComfyNode):
@@ -37,6 +38,7 @@ class Measure(io.ComfyNode):
                 io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
                 io.String.Output(display_name="report", tooltip="Both, as a sentence."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -47,7 +49,8 @@ class Measure(io.ComfyNode):
             f"{len(images)} images amount to {vendi:.2f} different ones; "
             f"mean distance {distance:.3f} ({'pixels' if clip_vision is None else 'CLIP vision'})."
         )
-        return io.NodeOutput(vendi, distance, report, ui=ui.PreviewText(report))
+        host.show(cls, report)
+        return io.NodeOutput(vendi, distance, report)
 
 
 class Select(io.ComfyNode):

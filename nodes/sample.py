@@ -7,7 +7,7 @@ from functools import partial
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core.methods import Method
 from ..diversevar_core.methods.keep import Keep
@@ -176,7 +176,8 @@ class Sampler(io.ComfyNode):
         how = condition, schedule, settings, seed, methods, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(f"seeds {seeds}"))
+        host.show(cls, f"seeds {seeds}")
+        return io.NodeOutput({"samples": samples}, seeds)
 
 
 def draw(
