@@ -1,7 +1,7 @@
 """Renew what is made by the host and its page: ``python tests/refresh.py`` with COMFYUI_PATH set.
 
-workflows/api/NAME.json is what the page would queue; workflows/NAME.jpg and the help pages'
-web/docs/images/NAME.png show what comes of it; web/docs/images/NODE.png is the node on the page.
+workflows/api/NAME.json is what the page would queue, workflows/NAME.jpg what comes of it;
+web/docs/images/NODE.png is the node on the page, NODE_result.png what comes of its template.
 """
 
 import json
@@ -13,9 +13,14 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 SIDE = 512  # pixels of a thumbnail
-PAPER = (244, 244, 242)
-WIDEST = 1.52  # width to height of what is shown of a row; the rest of it is cut off
 IMAGES = ROOT / "web" / "docs" / "images"
+# the templates whose images a node's help page shows
+RESULTS = {
+    "DiverseVARSampler": "1 Text to image, works at once",
+    "DiverseVAREncode": "5 Variations of an image",
+    "DiverseVAREdit": "7 Edit an image, works at once",
+    "DiverseVARSelect": "8 Measure and select the most diverse",
+}
 # the only node on the page, one and a half times as large; where its box is on the screen
 ALONE = """type => {
     app.graph.clear();
@@ -30,31 +35,25 @@ ALONE = """type => {
 }"""
 
 
-def thumbnail(pictures: list[Image.Image]) -> Image.Image:
-    """The last batch of pictures, four at most, filling a square."""
-    last = [picture for picture in pictures if picture.size == pictures[-1].size][-4:]
-    columns = 2 if len(last) == 4 else 1
-    shown = last if columns == 2 else last[-1:]
-    cell = SIDE // columns
-    square = Image.new("RGB", (SIDE, SIDE), PAPER)
-    for i, picture in enumerate(shown):
-        picture = picture.crop((0, 0, min(picture.width, WIDEST * picture.height), picture.height))
-        scale = cell / max(picture.size)
-        size = [max(round(side * scale), 1) for side in picture.size]
-        fitted = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        row, column = divmod(i, columns)
-        left, top = ((cell - side) // 2 for side in size)
-        square.paste(fitted, (column * cell + left, row * cell + top))
+def thumbnail(images: list[Image.Image]) -> Image.Image:
+    """Four of the images, from the first on, fill a square."""
+    square, cell = Image.new("RGB", (SIDE, SIDE)), SIDE // 2
+    for i in range(4):
+        image = images[i * len(images) // 4].convert("RGB")
+        row, column = divmod(i, 2)
+        square.paste(
+            image.resize((cell, cell), Image.Resampling.LANCZOS), (column * cell, row * cell)
+        )
     return square
 
 
-def strip(pictures: list[Image.Image]) -> Image.Image:
-    """The last batch of pictures side by side."""
-    last = [picture for picture in pictures if picture.size == pictures[-1].size]
+def strip(images: list[Image.Image]) -> Image.Image:
+    """The last batch of images side by side."""
+    last = [image for image in images if image.size == images[-1].size]
     width, height = last[0].size
     row = Image.new("RGB", (len(last) * width, height))
-    for i, picture in enumerate(last):
-        row.paste(picture, (i * width, 0))
+    for i, image in enumerate(last):
+        row.paste(image, (i * width, 0))
     return row
 
 
@@ -63,14 +62,13 @@ def spectrum(prompt: dict) -> dict:
     nodes = dict(prompt)
     name = next(n for n in nodes if nodes[n]["class_type"] == "DiverseVARSampler")
     inputs = {key: nodes[name]["inputs"][key] for key in ("model", "vae", "positive")}
-    nodes[name] = {"class_type": "DiverseVARSpectrum", "inputs": inputs | {"diversity": 1.0}}
-    save = next(n for n in nodes if nodes[n]["class_type"] == "SaveImage")
-    nodes[save] = {"class_type": "PreviewImage", "inputs": {"images": [name, 0]}}
-    return {n: nodes[n] for n in nodes if nodes[n]["class_type"] != "VAEDecode"}
+    plot = {"class_type": "DiverseVARSpectrum", "inputs": inputs | {"seed": 0}}
+    kept = ("DiverseVARLoadModel", "DiverseVARLoadVAE", "DiverseVARLoadCLIP", "CLIPTextEncode")
+    return {n: node for n, node in nodes.items() if node["class_type"] in kept} | {name: plot}
 
 
 def portray(page, nodes: list[str]) -> None:
-    """A picture of every node as it is on the page."""
+    """An image of every node as it is on the page."""
     for name in nodes:
         box = page.evaluate(ALONE, name)
         page.wait_for_timeout(500)
@@ -101,9 +99,11 @@ def main() -> None:
                 print(f"{path.stem} needs models that are not here; its thumbnail stays")
             else:
                 thumbnail(outcome.pictures).save(path.with_suffix(".jpg"), quality=88)
-                strip(outcome.pictures).save(IMAGES / f"{path.stem}.png")
-                if path.stem == "text_to_image":
-                    host.run(spectrum(prompt)).pictures[0].save(IMAGES / "spectrum.png")
+                for node in (node for node, name in RESULTS.items() if name == path.stem):
+                    strip(outcome.pictures).save(IMAGES / f"{node}_result.png")
+                if path.stem == RESULTS["DiverseVARSampler"]:
+                    plot = host.run(spectrum(prompt)).pictures[0]
+                    plot.save(IMAGES / "DiverseVARSpectrum_result.png")
                 print(path.stem)
         portray(page, [name for name in host.nodes if name.startswith("DiverseVAR")])
         browser.close()
