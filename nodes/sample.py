@@ -128,6 +128,7 @@ class Sampler(io.ComfyNode):
                     "image again.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -79,16 +79,18 @@ def file(family: str) -> str:
 
 def text(encoder: str) -> list:
     """The conditioning of a prompt."""
-    (clip,) = node("LoadTextEncoder", text_encoder_name=encoder)
-    return node("EncodeText", clip=clip, prompt="a red apple", negative="")[0]
+    (clip,) = node("LoadCLIP", clip_name=encoder)
+    return clip.encode_from_tokens_scheduled(clip.tokenize("a red apple"))
 
 
 @cache
 def others(family: str, lazily: bool) -> tuple:
     """The family's tokenizer and a condition; lazily: loaded under Dynamic VRAM."""
     assert lazily == comfy.memory_management.aimdo_enabled
-    condition = node("ClassLabel", label=3)[0] if family == "var" else text(family)
-    return node("LoadTokenizer", vae_name=file(family))[0], condition
+    condition = (
+        node("ImageNetClass", class_name="3 tiger shark")[0] if family == "var" else text(family)
+    )
+    return node("LoadVAE", vae_name=file(family))[0], condition
 
 
 def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
@@ -98,9 +100,12 @@ def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -
     loaded models, with their patchers and the room beside them. numbers: inputs of the sampler.
     """
     vae, positive = others(family, comfy.memory_management.aimdo_enabled)
-    inputs = {"model": model, "vae": vae, "positive": positive, "seed": 7, "batch_size": 1}
-    inputs |= {"aspect": "1:1 square", "pixels": "the model's own", "diversity": 0.0}
-    inputs |= {"guide_from": 0, "cfg": 0, "tau": 0, "top_k": 0, "top_p": 0} | numbers
+    size = {"aspect_ratio": numbers.pop("aspect", "1:1 square"), "megapixels": "official"}
+    batch = numbers.pop("batch", 1)
+    (latent,) = node("EmptyLatent", model=model, vae=vae, batch_size=batch, **size)
+    inputs = {"model": model, "vae": vae, "positive": positive, "latent_image": latent, "seed": 7}
+    inputs |= {"preset": {"preset": "as published"}, "sampling": {"sampling": "official (cfg 4)"}}
+    inputs |= {"guidance_end": 0, "keep_side": 0, "exact_batch": False} | numbers
     load_models = comfy.model_management.load_models_gpu
 
     def load_and_tell(patchers, memory_required=0, **options) -> None:
@@ -204,10 +209,10 @@ def loras(report: Report) -> None:
     model = load("infinity.safetensors")
     before = weights(model)
     official, kohya = (
-        node("LoadLora", model=model, lora_name=f"{name}.safetensors", strength=0.5)[0]
+        node("LoadLora", model=model, lora_name=f"{name}.safetensors", strength_model=0.5)[0]
         for name in ("official", "kohya")
     )
-    (both,) = node("LoadLora", model=official, lora_name="kohya.safetensors", strength=0.25)
+    (both,) = node("LoadLora", model=official, lora_name="kohya.safetensors", strength_model=0.25)
     report["lora official"] = picture("infinity", official)
     report["lora kohya"] = picture("infinity", kohya)
     report["lora both"] = picture("infinity", both)
@@ -221,15 +226,20 @@ def loras(report: Report) -> None:
     for file in sorted((models / "loras").glob("*.safetensors")):
         if (name := f"lora {file.stem}") not in report:
             with report.errors(name):
-                (other,) = node("LoadLora", model=model, lora_name=file.name, strength=0.5)
+                (other,) = node("LoadLora", model=model, lora_name=file.name, strength_model=0.5)
                 report[name] = picture("infinity", other)
     with report.errors("lora nan"):
-        node("LoadLora", model=model, lora_name="kohya.safetensors", strength=float("nan"))
+        node("LoadLora", model=model, lora_name="kohya.safetensors", strength_model=float("nan"))
     for name in ("", ".", "../vae/var.safetensors"):
         with report.errors(f"lora at {name}"):
-            node("LoadLora", model=model, lora_name=name, strength=1.0)
+            node("LoadLora", model=model, lora_name=name, strength_model=1.0)
     with report.errors("lora of another model"):
-        node("LoadLora", model=load("var.safetensors"), lora_name="kohya.safetensors", strength=1.0)
+        node(
+            "LoadLora",
+            model=load("var.safetensors"),
+            lora_name="kohya.safetensors",
+            strength_model=1.0,
+        )
 
 
 def figures(report: Report) -> None:
@@ -243,7 +253,7 @@ def figures(report: Report) -> None:
         ("stronger", "official", 0.75),
         ("another lora", "lighter", 0.5),
     ):
-        inputs = {"model": plain, "lora_name": f"{lora}.safetensors", "strength": strength}
+        inputs = {"model": plain, "lora_name": f"{lora}.safetensors", "strength_model": strength}
         (found[name],) = node("LoadLora", **inputs)
     report["figures"] = {name: ours.figures_of(model) for name, model in found.items()}
 
@@ -255,7 +265,7 @@ def measured(report: Report) -> None:
     batches = {name: torch.rand(shape) for name, shape in shapes.items()}
     batches["nan"] = torch.full((2, 8, 8, 3), torch.nan)
     for name, images in batches.items():
-        for kind, inputs in (("Measure", {}), ("Pick", {"count": 1})):
+        for kind, inputs in (("Measure", {}), ("Select", {"count": 1})):
             with report.errors(f"{kind} {name}"):
                 report[f"{kind} {name}"] = node(kind, images=images, **inputs)
 
@@ -284,25 +294,26 @@ class Vision:
 def evicted(report: Report) -> None:
     """Starts compared by a model that takes the place of the others, which have a LoRA."""
     model = load("infinity.safetensors")
-    (tuned,) = node("LoadLora", model=model, lora_name="official.safetensors", strength=0.5)
+    (tuned,) = node("LoadLora", model=model, lora_name="official.safetensors", strength_model=0.5)
     vae, _ = others("infinity", False)
-    inputs = {"candidates": 20, "side": 4, "compare": "small pictures", "vae": vae}
     for evicts in (False, True):
-        (starts,) = node("Starts", **inputs, clip_vision=Vision(evicts))
-        report[f"evicts {evicts}"] = picture("infinity", tuned, batch_size=2, method=starts)
+        compare = {"compare": "small images", "vae": vae, "clip_vision": Vision(evicts)}
+        (starts,) = node("Seeds", candidates=20, side=4, compare=compare)
+        report[f"evicts {evicts}"] = picture("infinity", tuned, batch=2, method=starts)
 
 
 def half_pictures(report: Report) -> None:
     """The host's --fp16-intermediates: pictures in half precision, edited within a mask."""
-    model, (vae,) = load("emoji-edit"), node("LoadTokenizer", vae_name="emoji")
+    model, (vae,) = load("emoji-edit"), node("LoadVAE", vae_name="emoji")
     inputs = {"model": model, "vae": vae, "positive": text("emoji-edit"), "seed": 1}
-    inputs |= {"batch_size": 1, "cfg": 0, "tau": 0, "guide_from": 0, "top_k": 0, "top_p": 0}
+    inputs |= {"batch_size": 1, "sampling": {"sampling": "official (cfg 3)"}}
+    inputs |= {"guidance_start": 0, "guidance_end": 0, "exact_batch": False}
     shades, mask = torch.linspace(0, 1, 64)[:, None].expand(1, 64, 64, 3), torch.zeros(1, 64, 64)
     mask[:, :32] = 1
     for kind in (torch.float32, torch.float16):
         half = kind == torch.float16
         with patched(args, "fp16_intermediates", half):
-            edited, *_ = node("Edit", **inputs, picture=shades.to(kind), mask=mask.to(kind))
+            edited, *_ = node("Edit", **inputs, image=shades.to(kind), mask=mask.to(kind))
         report[f"edited in half {half}"] = edited.float()
 
 
@@ -365,7 +376,9 @@ def runs(report: Report) -> None:
 
     rooms = []
     (few,) = node("ScaleKV", budget=0.1)
-    for numbers in ({"cfg": 1.0}, {"cfg": 4.0}, {"cfg": 4.0, "method": few}):
+    for cfg, methods in ((1.0, ()), (4.0, ()), (4.0, few)):
+        sampling = {"sampling": "custom", "cfg": cfg, "temperature": 0.5, "top_p": 0.97, "top_k": 0}
+        numbers = {"sampling": sampling, "method": methods}
         picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
     report["room"] = rooms[1::3]  # as the pictures are drawn, and not decoded
     report["room of starts"] = []
@@ -376,16 +389,17 @@ def runs(report: Report) -> None:
         (2, 64, 128),
         (1, 64, 9),
     ):
-        (starts,) = node("Starts", candidates=candidates, side=side, compare="token maps")
+        compare = {"compare": "token maps"}
+        (starts,) = node("Seeds", candidates=candidates, side=side, compare=compare)
         first = len(rooms)
-        numbers = {"batch_size": batch, "method": starts}
+        numbers = {"batch": batch, "method": starts}
         picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
         report["room of starts"].append(rooms[first])
 
     rows = []
     hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
     for exact in (False, True):
-        report[f"batch {exact}"] = picture("infinity", model, batch_size=3, exact_batch=exact)
+        report[f"batch {exact}"] = picture("infinity", model, batch=3, exact_batch=exact)
         report[f"rows {exact}"], rows = set(rows), []
     hook.remove()
 
@@ -393,14 +407,14 @@ def runs(report: Report) -> None:
     report["copy is another"] = copy.model is not model.model
     report["copy"] = picture("infinity", copy)
     (vae,), (clip,) = (
-        node("LoadTokenizer", vae_name="emoji"),
-        node("LoadTextEncoder", text_encoder_name="emoji"),
+        node("LoadVAE", vae_name="emoji"),
+        node("LoadCLIP", clip_name="emoji"),
     )
     for patcher in (vae.patcher, clip.patcher):
         assert patcher.clone(force_deepcopy=True).model is not patcher.model
     estimate = vae.memory_used_decode((1, 1, 8, 8), torch.float32)
     with patched(comfy.model_management, "is_amd", lambda: True):
-        (amd,) = node("LoadTokenizer", vae_name="emoji")
+        (amd,) = node("LoadVAE", vae_name="emoji")
     report["amd"] = amd.memory_used_decode((1, 1, 8, 8), torch.float32) / estimate
 
 
@@ -442,7 +456,9 @@ def compiled(report: Report) -> None:
             if hasattr(part, "attention"):
                 part.attention = ours.attention
         report["compiled"] = picture("infinity", model)
-        (tuned,) = node("LoadLora", model=model, lora_name="official.safetensors", strength=0.5)
+        (tuned,) = node(
+            "LoadLora", model=model, lora_name="official.safetensors", strength_model=0.5
+        )
         report["compiled lora"] = picture("infinity", tuned, stream)
     report["graphs"] = counters["stats"]["unique_graphs"]
     report["graph breaks"] = dict(counters["graph_break"])

@@ -1,47 +1,72 @@
 """Prompts in API format that tests of the host begin with."""
 
 import numpy as np
+from comfy_host import ROOT
 
 MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
 TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
 TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
 PIXELS = {"infinity": 256, "var": 96, "emoji": 64}  # along a side
-HIGH, WIDE = 60, 96  # the picture's own size; the model's square is 256
+HIGH, WIDE = 60, 96  # the image's own size; the model's square is 256
+NAMES = (ROOT / "nodes" / "imagenet_classes.txt").read_text().splitlines()
+CLASSES = [f"{number} {name}" for number, name in enumerate(NAMES)]
+CUSTOM_PRESET = {"guidance_start": 4, "starts": 1, "ssr": 0.0, "sar": 0.0}
+CUSTOM_SAMPLING = {"cfg": 4.0, "temperature": 0.5, "top_p": 0.97, "top_k": 900}
 
 
-def graph(family: str, prompt: str = "a red apple", **sampler) -> dict:
-    """A text-to-image (infinity) or class-to-image (var) prompt; the rest stays at its default."""
+def graph(
+    family: str, prompt: str = "a red apple", batch_size: int = 1, size=None, **sampler
+) -> dict:
+    """A text-to-image (infinity) or class-to-image (var) prompt; the rest stays at its default.
+
+    size: inputs of Empty Latent. sampler: inputs of the sampler; numbers of a preset or of sampling
+    make them custom.
+    """
+    models = {"model": ["model", 0], "vae": ["vae", 0]}
+    chosen = {"preset": CUSTOM_PRESET, "sampling": CUSTOM_SAMPLING}
+    inputs = {"positive": ["text", 0], "latent_image": ["empty", 0]} | dotted(sampler, chosen)
+    if "preset" not in inputs:
+        inputs |= dotted(CUSTOM_PRESET, chosen)
     nodes = {
         "model": ("DiverseVARLoadModel", {"model_name": MODELS[family]}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": TOKENIZERS[family]}),
-        "sampler": (
-            "DiverseVARSampler",
-            {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0], **sampler},
-        ),
+        "vae": ("DiverseVARLoadVAE", {"vae_name": TOKENIZERS[family]}),
+        "empty": ("DiverseVAREmptyLatent", {**models, "batch_size": batch_size, **(size or {})}),
+        "sampler": ("DiverseVARSampler", models | inputs),
         "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
         "save": ("PreviewImage", {"images": ["decode", 0]}),
     }
     if family == "var":
-        nodes["text"] = ("DiverseVARClassLabel", {"label": 3})
+        nodes["text"] = ("DiverseVARImageNetClass", {"class_name": CLASSES[3]})
     else:
-        nodes["clip"] = ("DiverseVARLoadTextEncoder", {"text_encoder_name": TEXT_ENCODERS[family]})
-        inputs = {"clip": ["clip", 0], "prompt": prompt, "negative": ""}
-        nodes["text"] = ("DiverseVAREncodeText", inputs)
+        nodes["clip"] = ("DiverseVARLoadCLIP", {"clip_name": TEXT_ENCODERS[family]})
+        nodes["text"] = ("CLIPTextEncode", {"clip": ["clip", 0], "text": prompt})
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
+def dotted(inputs: dict, chosen: dict[str, dict]) -> dict:
+    """A node's inputs; numbers below a choice make it custom, and have its name in front."""
+    out = dict(inputs)
+    for choice, numbers in chosen.items():
+        if numbers.keys() & inputs.keys():
+            out = {name: value for name, value in out.items() if name not in numbers}
+            own = {f"{choice}.{name}": inputs.get(name, v) for name, v in numbers.items()}
+            out |= {choice: "custom"} | own
+    return out
+
+
 def edit_graph(**edit) -> dict:
-    """A prompt that edits a picture; the rest stays at its default."""
-    image = {"width": WIDE, "height": HIGH, "color": 0x4080C0}
-    text = {"clip": ["clip", 0], "prompt": "a red apple on the moon", "negative": ""}
-    inputs = {"model": ["model", 0], "vae": ["vae", 0], "positive": ["text", 0]}
+    """A prompt that edits an image; the rest stays at its default."""
+    models = {"model": ["model", 0], "vae": ["vae", 0]}
+    chosen = {"sampling": CUSTOM_SAMPLING | {"cfg": 3.0, "temperature": 0.1}}
+    inputs = {"positive": ["text", 0], "image": ["image", 0]} | dotted(edit, chosen)
+    text = {"clip": ["clip", 0], "text": "a red apple on the moon"}
     nodes = {
         "model": ("DiverseVARLoadModel", {"model_name": "edit_tiny.pth"}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": "infinity_tiny.safetensors"}),
-        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": "t5_tiny"}),
-        "text": ("DiverseVAREncodeText", text),
-        "image": ("EmptyImage", image),
-        "edit": ("DiverseVAREdit", {**inputs, "picture": ["image", 0], **edit}),
+        "vae": ("DiverseVARLoadVAE", {"vae_name": "infinity_tiny.safetensors"}),
+        "clip": ("DiverseVARLoadCLIP", {"clip_name": "t5_tiny"}),
+        "text": ("CLIPTextEncode", text),
+        "image": ("EmptyImage", {"width": WIDE, "height": HIGH, "color": 0x4080C0}),
+        "edit": ("DiverseVAREdit", models | inputs),
         "save": ("PreviewImage", {"images": ["edit", 0]}),
     }
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
@@ -49,7 +74,7 @@ def edit_graph(**edit) -> dict:
 
 def encoded(family: str, **sampler) -> dict:
     """A prompt whose sampler varies a picture of its size, red on the left, blue on the right."""
-    prompt, side = graph(family, picture=["encode", 0], **sampler), PIXELS[family]
+    prompt, side = graph(family, latent_image=["encode", 0], **sampler), PIXELS[family]
     for name, color in (("image", 0xC04020), ("blue", 0x2040C0)):
         inputs = {"width": side, "height": side, "color": color}
         prompt[name] = {"class_type": "EmptyImage", "inputs": inputs}

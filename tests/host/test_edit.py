@@ -1,4 +1,4 @@
-"""Edit by Instruction through the HTTP API: sizes, masks, batches, cancel, wrong pairings."""
+"""VAR Edit Image through the HTTP API: sizes, masks, batches, cancel, wrong pairings."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def masked(value: float = 1.0, **edit) -> dict:
 
 
 def test_the_edit_has_the_pictures_size_and_its_seed(host):
-    first, second = pixels(host.run(graph(seed=5, batch_size=2, tau=1.0)))
-    (alone,) = pixels(host.run(graph(seed=6, tau=1.0)))
+    first, second = pixels(host.run(graph(seed=5, batch_size=2, temperature=1.0)))
+    (alone,) = pixels(host.run(graph(seed=6, temperature=1.0)))
     assert first.shape == (HIGH, WIDE, 3)
     assert not np.array_equal(first, second)
     np.testing.assert_allclose(second, alone.astype(int), atol=1)  # same bits; a rounding
@@ -34,10 +34,10 @@ def test_the_seeds_of_edits_are_saved_with_them(host):
 
 
 def test_instruction_and_picture_and_method_change_the_edit(host):
-    prompts = [graph(), graph(), graph(), graph(method=["method", 0], guide_from=4)]
-    prompts[1]["text"]["inputs"]["prompt"] = "a cat"
+    prompts = [graph(), graph(), graph(), graph(method=["method", 0], guidance_start=4)]
+    prompts[1]["text"]["inputs"]["text"] = "a cat"
     prompts[2]["image"]["inputs"]["color"] = 0xFF0000
-    prompts[3]["method"] = {"class_type": "DiverseVARSpectral", "inputs": {}}
+    prompts[3]["method"] = {"class_type": "DiverseVARSSRSAR", "inputs": {}}
     plain, *others = (pixels(host.run(prompt))[0] for prompt in prompts)
     assert all(not np.array_equal(plain, other) for other in others)
 
@@ -57,7 +57,7 @@ def test_a_picture_each_is_edited_with_a_seed_each(host):
     prompt["other"]["inputs"]["color"] = 0xFF0000
     both = {"image1": ["image", 0], "image2": ["other", 0]}
     prompt["both"] = {"class_type": "ImageBatch", "inputs": both}
-    prompt["edit"]["inputs"]["picture"] = ["both", 0]
+    prompt["edit"]["inputs"]["image"] = ["both", 0]
     first, second = pixels(host.run(prompt))
     (alone,) = pixels(host.run(graph(seed=3)))
     np.testing.assert_allclose(first, alone.astype(int), atol=1)
@@ -106,6 +106,9 @@ def edit_model_in_sampler(told: str = "auto", file: str = "edit_tiny.pth") -> di
     prompt = graph()
     prompt["model"]["inputs"] = {"model_name": file, "task": told}
     inputs = {name: prompt["edit"]["inputs"][name] for name in ("model", "vae", "positive")}
+    latent = {"model": ["model", 0], "vae": ["vae", 0]}
+    prompt["empty"] = {"class_type": "DiverseVAREmptyLatent", "inputs": latent}
+    inputs["latent_image"] = ["empty", 0]
     prompt["edit"] = {"class_type": "DiverseVARSampler", "inputs": inputs}
     prompt["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": ["edit", 0]}}
     prompt["decode"]["inputs"]["vae"] = ["vae", 0]
@@ -127,7 +130,7 @@ def two_pictures() -> dict:
 
 def no_instruction() -> dict:
     prompt = graph()
-    prompt["text"]["inputs"]["prompt"] = " "
+    prompt["text"]["inputs"]["text"] = " "
     return prompt
 
 
@@ -137,10 +140,10 @@ def no_instruction() -> dict:
         (text_model_in_edit(), "cannot edit"),
         (classes_in_edit(), "cannot edit"),
         (edit_model_as_told(), "set task to edit"),
-        (edit_model_in_sampler(), "use edit by instruction"),
-        (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use edit by instruction"),
+        (edit_model_in_sampler(), "use var edit image"),
+        (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use var edit image"),
         (wrong_tokenizer(), "tokenizer"),
-        (two_pictures(), "picture is a batch of 2 and batch_size is 3"),
+        (two_pictures(), "image is a batch of 2 and batch_size is 3"),
         (masked(0.0), "the mask is empty"),
         (no_instruction(), "empty"),
         (graph(cfg=float("nan")), "nan"),

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from prompts import TOKENIZERS, edit_graph, encoded, graph, pixels
+from prompts import CLASSES, TOKENIZERS, edit_graph, encoded, graph, pixels
 
 HALF = "\ud800"  # half of a character, which no output can encode
 
@@ -32,12 +32,6 @@ def fails(host, prompt: dict) -> str:
     return error
 
 
-def captioned() -> dict:
-    prompt = graph("emoji")
-    rows = {"above": ["decode", 0], "below": ["decode", 0], "caption_above": HALF}
-    return with_node(prompt, "save.images", "DiverseVARCompare", **rows)
-
-
 def stock_text(text: str, kind: str = "CLIPTextEncode", **inputs) -> dict:
     prompt = graph("emoji")
     prompt["text"] = {"class_type": kind, "inputs": {"clip": ["clip", 0], "text": text, **inputs}}
@@ -47,15 +41,14 @@ def stock_text(text: str, kind: str = "CLIPTextEncode", **inputs) -> dict:
 @pytest.mark.parametrize(
     "prompt",
     [
-        with_node(graph("emoji"), "sampler.method", "DiverseVARSpectral", sides=HALF),
-        with_node(graph("emoji"), "sampler.method", "DiverseVARSpectral", sides="4," * 50_000),
+        with_node(graph("emoji"), "sampler.method", "DiverseVARSSRSAR", sides=HALF),
+        with_node(graph("emoji"), "sampler.method", "DiverseVARSSRSAR", sides="4," * 50_000),
         graph("emoji", prompt=f"a cat {HALF}"),
         stock_text(HALF),
-        captioned(),
         given(graph("emoji"), "sampler.preset", "chr(0xd800)"),
         given(graph("emoji"), "model.model_name", "chr(0xd800)"),
     ],
-    ids=["sides", "long", "prompt", "stock", "caption", "choice", "name"],
+    ids=["sides", "long", "prompt", "stock", "choice", "name"],
 )
 def test_no_text_ends_the_queue(host, prompt):
     error = host.run(prompt, seconds=30).error
@@ -67,24 +60,22 @@ def test_no_text_ends_the_queue(host, prompt):
 @pytest.mark.parametrize(
     "place, code, words",
     [
-        ("sampler.batch_size", "0", "batch_size must be from 1 to 64, not 0"),
-        ("sampler.batch_size", "-1", "batch_size must be from 1 to 64, not -1"),
-        ("sampler.batch_size", "10**30", "batch_size must be from 1 to 64"),
-        ("sampler.batch_size", "1.5", "batch_size must be a whole number, not '1.5'"),
-        ("sampler.batch_size", "'two'", "batch_size must be a whole number, not 'two'"),
+        ("empty.batch_size", "0", "batch_size must be from 1 to 64, not 0"),
+        ("empty.batch_size", "-1", "batch_size must be from 1 to 64, not -1"),
+        ("empty.batch_size", "10**30", "batch_size must be from 1 to 64"),
+        ("empty.batch_size", "1.5", "batch_size must be a whole number, not '1.5'"),
+        ("empty.batch_size", "'two'", "batch_size must be a whole number, not 'two'"),
         ("sampler.seed", "2**64", "seed must be from 0 to 18446744073709551615"),
-        ("sampler.cfg", "math.nan", "cfg must be from 0.0 to 30.0, not nan"),
-        ("sampler.tau", "-1", "tau must be from 0.0 to 5.0, not -1"),
-        ("sampler.aspect", "'9:1'", "aspect has no '9:1', only '1:1 square'"),
-        ("sampler.preset", "'wild'", "preset has no 'wild', only 'custom'"),
+        ("sampler.sampling.cfg", "math.nan", "cfg must be from 0.0 to 30.0, not nan"),
+        ("sampler.sampling.temperature", "-1", "temperature must be from 0.01 to 5.0, not -1"),
+        ("empty.aspect_ratio", "'9:1'", "aspect_ratio has no '9:1', only '1:1 square'"),
+        ("sampler.preset", "'wild'", "preset has no 'wild', only 'balanced'"),
         ("sampler.exact_batch", "'no'", "exact_batch must be true or false, not 'no'"),
         ("sampler.method", "('a',)", "method takes DIVERSEVAR_METHOD"),
         ("sampler.model", "3", "model takes DIVERSEVAR_MODEL"),
-        ("sampler.vae", "3", "Load VAR Tokenizer"),
+        ("sampler.vae", "3", "Load VAR VAE"),
         ("sampler.positive", "[]", "positive takes CONDITIONING"),
-        ("sampler.picture", "torch.ones(1, 8, 8, 3)", "picture takes LATENT"),
-        ("text.clip", "3", "clip takes CLIP"),
-        ("text.prompt", "3", "prompt must be a text, not '3'"),
+        ("sampler.latent_image", "torch.ones(1, 8, 8, 3)", "latent_image takes LATENT"),
     ],
 )
 def test_what_comes_by_a_link_keeps_to_the_schema(host, place, code, words):
@@ -93,29 +84,29 @@ def test_what_comes_by_a_link_keeps_to_the_schema(host, place, code, words):
 
 def test_an_optional_input_that_is_given_nothing_is_unconnected(host):
     (plain,) = pixels(host.run(graph("emoji")))
-    for name in ("method", "negative", "mask", "starts"):
+    for name in ("method", "negative"):
         (same,) = pixels(host.run(given(graph("emoji"), f"sampler.{name}", "None")))
         np.testing.assert_array_equal(plain, same)
 
 
 def grey(channels: int, place: str) -> dict:
-    """Pictures of so many channels into Edit, Encode or Compare."""
+    """Pictures of so many channels into Edit, Encode or Select."""
     code = f"torch.linspace(0, 1, 64)[:, None, None].expand(1, 64, 64, {channels})"
     if place == "edit":
-        return given(edit_graph(), "edit.picture", code)
+        return given(edit_graph(), "edit.image", code)
     if place == "encode":
         return given(encoded("emoji", keep_side=128), "encode.pixels", code)
-    prompt = with_node(graph("emoji"), "save.images", "DiverseVARCompare", above=["decode", 0])
-    prompt["new"]["inputs"]["below"] = ["decode", 0]
-    return given(prompt, "new.below", code)
+    return given(
+        with_node(graph("emoji"), "save.images", "DiverseVARSelect", count=1), "new.images", code
+    )
 
 
-@pytest.mark.parametrize("place", ["edit", "encode", "compare"])
+@pytest.mark.parametrize("place", ["edit", "encode", "select"])
 def test_grey_is_colour_and_transparency_is_left_out(host, place):
     colour, *others = (pixels(host.run(grey(count, place)))[0] for count in (3, 1, 4))
     for other in others:
         np.testing.assert_array_equal(colour, other)
-    assert "has 2 channels, and a picture has 1" in fails(host, grey(2, place))
+    assert "channels" in fails(host, grey(2, place))
     empty = grey(3, place)
     empty["object"]["inputs"]["code"] = "torch.ones(0, 64, 64, 3)"
     assert "is empty (shape [0, 64, 64, 3])" in fails(host, empty)
@@ -126,12 +117,12 @@ def test_an_edit_reads_pictures_beyond_the_range_as_clamped(host):
     code = (
         "(torch.arange(64) // 16 % 2).float().expand(64, 64)[None, :, :, None].expand(1, 64, 64, 3)"
     )
-    (plain,) = pixels(host.run(given(edit_graph(), "edit.picture", code)))
-    (beyond,) = pixels(host.run(given(edit_graph(), "edit.picture", f"({code}) * 1.4 - 0.2")))
+    (plain,) = pixels(host.run(given(edit_graph(), "edit.image", code)))
+    (beyond,) = pixels(host.run(given(edit_graph(), "edit.image", f"({code}) * 1.4 - 0.2")))
     np.testing.assert_array_equal(plain, beyond)
 
 
-@pytest.mark.parametrize("place", ["sampler", "encode", "edit"])
+@pytest.mark.parametrize("place", ["encode", "edit"])
 def test_a_mask_must_say_where(host, place):
     def prompt(code: str) -> dict:
         if place == "edit":
@@ -151,12 +142,9 @@ def test_a_mask_must_say_where(host, place):
     np.testing.assert_array_equal(clamped, beyond)
 
 
-@pytest.mark.parametrize("place", ["sampler.picture", "decode.samples"])
-def test_a_latent_of_a_video_is_named(host, place):
+def test_a_latent_of_a_video_is_named(host):
     code = "{'samples': torch.zeros(1, 16, 1, 8, 8)}"
-    prompt = graph("emoji")
-    prompt["decode"]["class_type"] = "DiverseVARDecode"
-    assert "of a video" in fails(host, given(prompt, place, code))
+    assert "of a video" in fails(host, given(graph("emoji"), "sampler.latent_image", code))
 
 
 def ranged(start: float, end: float) -> dict:
@@ -175,7 +163,10 @@ def test_the_full_range_of_steps_is_none(host):
 def mixed(kind: str, **inputs) -> dict:
     """Two classes into one positive."""
     prompt = graph("var")
-    prompt["other"] = {"class_type": "DiverseVARClassLabel", "inputs": {"label": 5}}
+    prompt["other"] = {
+        "class_type": "DiverseVARImageNetClass",
+        "inputs": {"class_name": CLASSES[5]},
+    }
     return with_node(prompt, "sampler.positive", kind, **inputs)
 
 
@@ -211,7 +202,7 @@ def test_text_nodes_for_other_encoders_say_so(host, kind, texts):
     inputs = {"clip": ["clip", 0]} | dict.fromkeys(texts, "a cat")
     prompt["text"] = {"class_type": kind, "inputs": inputs}
     error = host.run(prompt).error
-    assert "VAR Encode Text" in error and "\n" not in error
+    assert "CLIP Text Encode" in error and "\n" not in error
 
 
 def test_a_zeroed_negative_is_read_as_zeros(host):
@@ -224,7 +215,13 @@ def test_a_zeroed_negative_is_read_as_zeros(host):
 
 
 def a_picture_each(**sampler) -> dict:
-    prompt = encoded("emoji", batch_size=2, **sampler)
+    code = "torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))"
+    return given(encoded("emoji", **sampler), "encode.pixels", code)
+
+
+def repeated(**sampler) -> dict:
+    """Two variations of one picture."""
+    prompt = encoded("emoji", **sampler)
     return with_node(prompt, "encode.pixels", "RepeatImageBatch", image=["both", 0], amount=2)
 
 
@@ -232,16 +229,16 @@ def test_starts_compare_pictures_of_the_same(host):
     assert "set starts to 1" in fails(host, a_picture_each(keep_side=2, starts=8))
     assert "set starts to 1" in fails(host, a_picture_each(keep_side=2, preset="most different"))
     masks = "torch.stack((torch.ones(64, 64), torch.eye(64)))"
-    prompt = given(encoded("emoji", batch_size=2, starts=8), "sampler.mask", masks)
+    prompt = given(repeated(starts=8), "encode.mask", masks)
     assert "set starts to 1" in fails(host, prompt)
-    for ways in (a_picture_each(keep_side=2), encoded("emoji", batch_size=2, starts=8)):
+    for ways in (a_picture_each(keep_side=2), repeated(keep_side=2, starts=8)):
         assert len(pixels(host.run(ways))) == 2
 
 
 def started_edit(pictures: int) -> dict:
     prompt = edit_graph(batch_size=2)
     prompt["image"]["inputs"]["batch_size"] = pictures
-    return with_node(prompt, "edit.method", "DiverseVARStarts", candidates=4)
+    return with_node(prompt, "edit.method", "DiverseVARSeeds", candidates=4)
 
 
 def test_edits_of_several_pictures_have_no_starts(host):
@@ -250,10 +247,10 @@ def test_edits_of_several_pictures_have_no_starts(host):
 
 
 def test_small_pictures_need_the_models_own_tokenizer(host):
-    inputs = {"candidates": 8, "compare": "small pictures", "vae": ["other", 0]}
-    prompt = with_node(graph("emoji", batch_size=2), "sampler.method", "DiverseVARStarts", **inputs)
+    inputs = {"candidates": 8, "compare": "small images", "compare.vae": ["other", 0]}
+    prompt = with_node(graph("emoji", batch_size=2), "sampler.method", "DiverseVARSeeds", **inputs)
     inputs = {"vae_name": TOKENIZERS["var"]}
-    prompt["other"] = {"class_type": "DiverseVARLoadTokenizer", "inputs": inputs}
+    prompt["other"] = {"class_type": "DiverseVARLoadVAE", "inputs": inputs}
     assert "connect the same tokenizer to both" in fails(host, prompt)
 
 
@@ -263,7 +260,7 @@ def test_a_text_encoder_without_its_tokenizer_is_refused(host):
     alone.mkdir()
     (alone / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     prompt = graph("infinity")
-    prompt["clip"]["inputs"]["text_encoder_name"] = "alone"
+    prompt["clip"]["inputs"]["clip_name"] = "alone"
     assert "put its own tokenizer.json" in fails(host, prompt)
 
 

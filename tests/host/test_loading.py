@@ -296,7 +296,7 @@ def test_a_broken_lora_is_refused_with_its_reason(report, odd):
 
 
 def test_a_lora_has_a_finite_strength_and_a_listed_name(report):
-    assert report["lora nan"] == "ValueError: strength must be a finite number, not nan."
+    assert report["lora nan"] == "ValueError: strength_model must be a finite number, not nan."
     for name in ("", ".", "../vae/var.safetensors"):
         assert "in models/loras any more" in report[f"lora at {name}"]
 
@@ -308,7 +308,7 @@ def test_what_figures_depend_on_tells_models_apart(report):
     assert len({json.dumps(figures[name]) for name in changed}) == len(changed)
 
 
-@pytest.mark.parametrize("kind", ["Measure", "Pick"])
+@pytest.mark.parametrize("kind", ["Measure", "Select"])
 def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
@@ -408,7 +408,9 @@ def test_decoding_counts_more_memory_on_amd(report):
 
 
 def test_a_workflow_gives_the_same_pictures_under_dynamic_vram(host, tmp_path):
-    prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+    prompt = json.loads(
+        (ROOT / "workflows" / "api" / "1 Text to image, works at once.json").read_text()
+    )
     expected = host.run(prompt).pictures
     other = Host(*find(), tmp_path, DYNAMIC)
     found = other.run(prompt)

@@ -19,8 +19,9 @@ def load(name: str, seed: int) -> dict:
 
 def queue_five(host, first: int) -> list[dict]:
     """Queue five workflows at once and cancel the third once it runs; their history."""
-    names = ["text_to_image", "edit_by_instruction", "vanilla_and_diverse", "inpainting"]
-    names += ["edit_by_instruction_varedit_8b"]
+    names = ["1 Text to image, works at once", "7 Edit an image, works at once"]
+    names += ["3 As published and most different, side by side", "6 Inpaint an image"]
+    names += ["VAREdit-8B, edit photographs (large)"]
     numbers = [
         json.loads(host.fetch("/prompt", {"prompt": load(name, first + i)}))["prompt_id"]
         for i, name in enumerate(names)
