@@ -11,7 +11,7 @@ HALF = "\ud800"  # half of a character, which no output can encode
 
 def given(prompt: dict, place: str, code: str, kind: str = "AnyObject") -> dict:
     """The prompt with a Python object at an input: ``node.input``."""
-    node, name = place.split(".")
+    node, _, name = place.partition(".")
     prompt["object"] = {"class_type": kind, "inputs": {"code": code}}
     prompt[node]["inputs"][name] = ["object", 0]
     return prompt
@@ -19,7 +19,7 @@ def given(prompt: dict, place: str, code: str, kind: str = "AnyObject") -> dict:
 
 def with_node(prompt: dict, place: str, kind: str, **inputs) -> dict:
     """The prompt with a node, called ``new``, at an input: ``node.input``."""
-    node, name = place.split(".")
+    node, _, name = place.partition(".")
     prompt["new"] = {"class_type": kind, "inputs": inputs}
     prompt[node]["inputs"][name] = ["new", 0]
     return prompt
@@ -79,7 +79,7 @@ def test_no_text_ends_the_queue(host, prompt):
     ],
 )
 def test_what_comes_by_a_link_keeps_to_the_schema(host, place, code, words):
-    assert words in fails(host, given(graph("emoji"), place, code))
+    assert words in fails(host, given(graph("emoji", cfg=4.0), place, code))
 
 
 def test_an_optional_input_that_is_given_nothing_is_unconnected(host):
