@@ -33,6 +33,7 @@ comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
 """
+TEXT = 3  # the kind of a binary message that is text on a node
 # On a very busy machine; they are waited only where something fails. Of a prompt: without a word.
 START_SECONDS, PROMPT_SECONDS = 600, 600
 HOW_TO = (
@@ -56,10 +57,11 @@ def find() -> tuple[Path, str] | None:
 
 @dataclass
 class Outcome:
-    """What became of a prompt: its websocket messages, preview frames, pictures, and error."""
+    """What became of a prompt: messages, preview frames, texts on nodes, pictures, and error."""
 
     messages: list[dict] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     pictures: list[Image.Image] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict]:
@@ -81,6 +83,7 @@ class Refused(Exception):
 class Host:
     """A running ComfyUI with this pack, on a port of its own and a base directory of its own.
 
+    COMFYUI_FRONTEND names the folder of another page than the host's own.
     beside: the source of another pack. With ``DYNAMIC`` it is as with Dynamic VRAM, but for what
     only a card can do (weights still lie in memory whole, and patches are applied there): layers
     start empty, and all branches for it are taken.
@@ -100,6 +103,8 @@ class Host:
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):
+            command += ["--front-end-root", frontend]
         with (base / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=path, stdout=log, stderr=log, start_new_session=True
@@ -164,12 +169,7 @@ class Host:
         nodes = {}
         for name, node in prompt.items():
             kind, inputs = node["class_type"], dict(node["inputs"])
-            schema = self.nodes[kind]["input"].get("required", {})
-            for key, (_, *options) in schema.items():
-                if key not in inputs and options and "default" in options[0]:
-                    inputs[key] = options[0]["default"]
-                elif key not in inputs and options and options[0].get("options"):
-                    inputs[key] = options[0]["options"][0]
+            fill(inputs, self.nodes[kind]["input"].get("required", {}))
             nodes[name] = {"class_type": kind, "inputs": inputs}
         return nodes
 
@@ -217,7 +217,9 @@ class Host:
         """Run a prompt to its end, well or not. Raises Refused."""
         outcome = Outcome()
         for event in self.events(prompt, preview, seconds, **extra):
-            if isinstance(event, bytes):
+            if isinstance(event, bytes) and int.from_bytes(event[:4]) == TEXT:
+                outcome.texts.append(event.decode())
+            elif isinstance(event, bytes):
                 outcome.previews.append(event)
             else:
                 outcome.messages.append(event)
@@ -241,6 +243,20 @@ class Host:
         ]
         ours = [block for block in blocks if f"custom_nodes/{PACK}" in block or str(ROOT) in block]
         return [block for block in ours if not re.search(r"\n\S*(Value|Checkpoint)Error: ", block)]
+
+
+def fill(inputs: dict, schema: dict, within: str = "") -> None:
+    """Set what is left out to its default; what a choice brings along is called CHOICE.NAME."""
+    for name, (_, *options) in schema.items():
+        key, given = within + name, options[0] if options else {}
+        choices = given.get("options") or []
+        if key not in inputs and "default" in given:
+            inputs[key] = given["default"]
+        elif key not in inputs and choices:
+            inputs[key] = choices[0]["key"] if isinstance(choices[0], dict) else choices[0]
+        for choice in choices:
+            if isinstance(choice, dict) and choice["key"] == inputs[key]:
+                fill(inputs, choice["inputs"].get("required", {}), f"{key}.")
 
 
 def chromium() -> str | None:
