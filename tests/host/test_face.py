@@ -1,0 +1,174 @@
+"""The face as a newcomer meets it: found by what one types, few clicks, no widget without effect."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from comfy_host import PACK, ROOT
+
+FIRST, APP = "1 Text to image, works at once", "2 The same as an app"
+OURS = {"DiverseVAR Sampler", "VAR Edit Image", "Eight different ideas"}
+PHRASES = [
+    "seed variety",
+    "same image every seed",
+    "all seeds look the same",
+    "variation",
+    "different pictures",
+    "similar images",
+    "emoji",
+    "text to image",
+    "edit image",
+    "种子多样性",
+    "每个种子都一样",
+    "文生图",
+    "編輯圖像",
+    "種子多樣性",
+    "シードの多様性",
+    "画像編集",
+    "テキストから画像",
+]
+# ours alone in the node search, without what else the host has under the same words
+SEARCH = "app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
+
+
+def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
+    page.evaluate("app.graph.clear()")
+    clicks = 0
+
+    def click(place) -> None:
+        nonlocal clicks
+        place.click()
+        clicks += 1
+
+    before = set(host.get("/history"))
+    click(page.get_by_role("button", name="Templates", exact=True))
+    click(page.get_by_text(PACK, exact=True))
+    click(page.get_by_test_id(f"template-workflow-{FIRST}"))
+    page.wait_for_function("app.graph.nodes.length > 0")
+    field = page.locator("textarea.comfy-multiline-input").first
+    click(field)
+    field.fill("birthday cake")
+    field.press("Control+Enter")
+    history = wait_for_one_more(host, page, before)
+    assert clicks <= 4
+    assert "birthday cake" in json.dumps(history["prompt"])
+    images = host.pictures(history)
+    assert len({hashlib.sha256(image).hexdigest() for image in images}) == 8
+
+
+def wait_for_one_more(host, page, before: set[str]) -> dict:
+    """The history's new entry, once it is finished."""
+    for _ in range(600):
+        for number in set(host.get("/history")) - before:
+            entry = host.get(f"/history/{number}")[number]
+            assert entry["status"]["status_str"] == "success"
+            return entry
+        page.wait_for_timeout(200)
+    raise TimeoutError("The prompt did not finish.")
+
+
+def test_search_finds_us_in_the_first_three(page):
+    page.evaluate("app.graph.clear()")
+    page.evaluate(SEARCH)
+    page.locator("input:focus").wait_for()
+    missed = {}
+    for phrase in PHRASES:
+        page.locator("input:focus").fill(phrase)
+        page.wait_for_timeout(700)
+        found = page.get_by_role("option").all_inner_texts()[:3]
+        if not any(name in text for name in OURS for text in found):
+            missed[phrase] = found
+    assert missed == {}
+
+
+def test_a_template_opens_as_an_app(host, page):
+    graph = json.loads((ROOT / "workflows" / f"{APP}.json").read_text())
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, APP])
+    for label in ("Prompt", "How different", "How many"):
+        page.get_by_text(label, exact=True).first.wait_for()
+    before = set(host.get("/history"))
+    page.get_by_role("button", name="Run", exact=True).last.click()
+    assert len(host.pictures(wait_for_one_more(host, page, before))) == 8
+    page.locator("img[src*='filename=text_']").first.wait_for()
+
+
+def test_the_subgraph_is_added_from_the_search_and_runs(host, page):
+    page.evaluate("app.graph.clear()")
+    page.evaluate(SEARCH)
+    page.locator("input:focus").fill("eight different ideas")
+    page.get_by_role("option").first.click()
+    page.mouse.click(700, 400)
+    page.wait_for_function("app.graph.nodes.length > 0")
+    widgets = page.evaluate("app.graph.nodes[0].widgets.map(w => w.label ?? w.name)")
+    assert widgets[0] == "Prompt"
+    prompt = page.evaluate("app.graphToPrompt().then(graph => graph.output)")
+    decode = next(name for name in prompt if prompt[name]["class_type"] == "VAEDecode")
+    prompt["show"] = {"class_type": "PreviewImage", "inputs": {"images": [decode, 0]}}
+    outcome = host.run(prompt)
+    assert outcome.error is None and len(outcome.pictures) == 8
+
+
+# what is visible once a preset, or sampling, is chosen -> another value than its own
+PRESETS = ["balanced", "most different", "SSR + SAR as in the paper", "as published"]
+VISIBLE = {
+    "infinity": [
+        {"preset": "custom", "preset.guidance_start": 0},
+        {"preset": "custom", "preset.starts": 1},
+        {"preset": "custom", "preset.ssr": 2.0},
+        {"preset": "custom", "preset.sar": 2.0},
+        *({"preset": preset, "seed": 1} for preset in PRESETS),
+        {"preset": "balanced", "guidance_end": 6},
+        {"preset": "balanced", "sampling": "custom", "sampling.cfg": 8.0},
+        {"preset": "balanced", "sampling": "custom", "sampling.temperature": 3.0},
+        {"preset": "balanced", "sampling": "custom", "sampling.top_p": 0.5},
+    ],
+    "var": [
+        {"preset": "balanced", "sampling": "custom", "sampling.top_k": 2},
+        {"preset": "balanced", "sampling": "custom", "sampling.top_p": 0.1},
+    ],
+}
+
+
+def prompt_of(family: str, **sampler) -> dict:
+    """A prompt for two images of a tiny model."""
+    model, vae = {
+        "infinity": ("infinity_tiny.safetensors", "infinity_tiny.safetensors"),
+        "var": ("var_d16.pth", "vae_ch160v4096z32.pth"),
+    }[family]
+    both = {"model": ["model", 0], "vae": ["vae", 0]}
+    inputs = {**both, "positive": ["text", 0], "latent_image": ["empty", 0], **sampler}
+    nodes = {
+        "model": ("DiverseVARLoadModel", {"model_name": model}),
+        "vae": ("DiverseVARLoadVAE", {"vae_name": vae}),
+        "clip": ("DiverseVARLoadCLIP", {"clip_name": "t5_tiny"}),
+        "text": ("CLIPTextEncode", {"clip": ["clip", 0], "text": "a red apple"}),
+        "empty": ("DiverseVAREmptyLatent", {**both, "batch_size": 2}),
+        "sampler": ("DiverseVARSampler", inputs),
+        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
+        "save": ("PreviewImage", {"images": ["decode", 0]}),
+    }
+    if family == "var":
+        del nodes["clip"]
+        nodes["text"] = ("DiverseVARImageNetClass", {})
+    return {name: {"class_type": kind, "inputs": given} for name, (kind, given) in nodes.items()}
+
+
+def hashes(host, prompt: dict) -> list[str]:
+    outcome = host.run(prompt)
+    assert outcome.error is None
+    return [hashlib.sha256(np.asarray(image).tobytes()).hexdigest() for image in outcome.pictures]
+
+
+@pytest.mark.parametrize("family", VISIBLE)
+def test_every_visible_widget_has_an_effect(host, family):
+    for changed in VISIBLE[family]:
+        choices = {key: changed[key] for key in ("preset", "sampling") if key in changed}
+        assert hashes(host, prompt_of(family, **choices)) != hashes(
+            host, prompt_of(family, **changed)
+        ), changed
+
+
+def test_presets_differ_from_each_other(host):
+    found = [tuple(hashes(host, prompt_of("infinity", preset=preset))) for preset in PRESETS]
+    assert len(set(found)) == len(PRESETS)
