@@ -1,6 +1,5 @@
 """Fine-tuned weights for the transformer."""
 
-import math
 import re
 from pathlib import Path
 
@@ -70,8 +69,6 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength_model) -> io.NodeOutput:
-        if not math.isfinite(strength_model):
-            raise ValueError(f"strength_model must be a finite number, not {strength_model}.")
         path = folders.lora_path(lora_name)
         patches = patches_for(model, path)
         model = model.clone()

@@ -1,4 +1,4 @@
-"""The face as a newcomer meets it: found by what one types, few clicks, no widget without effect."""
+"""What a newcomer meets: found by what one types, few clicks, no widget without effect."""
 
 import hashlib
 import json

@@ -106,7 +106,7 @@ def test_grey_is_colour_and_transparency_is_left_out(host, place):
     colour, *others = (pixels(host.run(grey(count, place)))[0] for count in (3, 1, 4))
     for other in others:
         np.testing.assert_array_equal(colour, other)
-    assert "channels" in fails(host, grey(2, place))
+    assert "has 2 channels, and an image has 1" in fails(host, grey(2, place))
     empty = grey(3, place)
     empty["object"]["inputs"]["code"] = "torch.ones(0, 64, 64, 3)"
     assert "is empty (shape [0, 64, 64, 3])" in fails(host, empty)
