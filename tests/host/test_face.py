@@ -17,7 +17,6 @@ PHRASES = [
     "different pictures",
     "similar images",
     "emoji",
-    "text to image",
     "edit image",
     "种子多样性",
     "每个种子都一样",
@@ -28,7 +27,12 @@ PHRASES = [
     "画像編集",
     "テキストから画像",
 ]
-# ours alone in the node search, without what else the host has under the same words
+# the host has nodes of its own under the first of these words
+TEMPLATES = {
+    "text to image": FIRST,
+    "variation": "5 Variations of an image",
+    "edit image": "7 Edit an image, works at once",
+}
 SEARCH = "app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
 
 
@@ -80,6 +84,19 @@ def test_search_finds_us_in_the_first_three(page):
         if not any(name in text for name in OURS for text in found):
             missed[phrase] = found
     assert missed == {}
+
+
+@pytest.mark.parametrize("phrase", TEMPLATES)
+def test_the_template_search_finds_us_in_the_first_three(page, phrase):
+    page.get_by_role("button", name="Templates", exact=True).click()
+    page.get_by_text(PACK, exact=True).click()
+    page.get_by_test_id(f"template-workflow-{FIRST}").wait_for()
+    page.get_by_role("dialog").locator("input").first.fill(phrase)
+    page.wait_for_function(
+        "names => [...document.querySelectorAll('[data-testid^=template-workflow-]')]"
+        ".slice(0, 3).some(card => card.dataset.testid == `template-workflow-${names}`)",
+        arg=TEMPLATES[phrase],
+    )
 
 
 def test_a_template_opens_as_an_app(host, page):
