@@ -134,7 +134,7 @@ VISIBLE = {
         {"preset": "custom", "preset.starts": 1},
         {"preset": "custom", "preset.ssr": 2.0},
         {"preset": "custom", "preset.sar": 2.0},
-        *({"preset": preset, "seed": 1} for preset in PRESETS),
+        *({"preset": preset, "seed": 1000} for preset in PRESETS),
         {"preset": "balanced", "guidance_end": 6},
         {"preset": "balanced", "sampling": "custom", "sampling.cfg": 8.0},
         {"preset": "balanced", "sampling": "custom", "sampling.temperature": 3.0},
