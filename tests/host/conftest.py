@@ -144,7 +144,7 @@ def page(host, browser):
     from playwright.sync_api import TimeoutError
 
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.route("**/templates/*.json", lambda route: route.fulfill(json=[]))
+    page.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
     page.set_default_timeout(1000 * START_SECONDS)
     try:
         page.goto(f"http://{host.address}")
