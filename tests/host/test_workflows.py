@@ -59,6 +59,7 @@ def test_the_host_offers_every_workflow_with_a_thumbnail(host, page):
     for name in WORKFLOWS:
         card = page.get_by_test_id(f"template-workflow-{name}")
         card.wait_for()
+        card.scroll_into_view_if_needed()
         page.wait_for_function(
             "card => card.querySelector('img')?.naturalWidth > 0", arg=card.element_handle()
         )
