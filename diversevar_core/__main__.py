@@ -32,7 +32,6 @@ from .images import (
     sheet,
     to_pil,
 )
-from .methods import Method, drawn_maps
 from .methods.adaptive import AdaptiveScaling
 from .methods.fastvar import FastVAR
 from .methods.path_search import PathSearch
@@ -51,7 +50,7 @@ from .quote import quote
 from .sampling.conditions import Condition, Labels, Text
 from .sampling.job import draw
 from .sampling.presets import PRESETS, Preset, beside, calibrated_preset
-from .sampling.sampler import Step
+from .sampling.run import Method, Step, drawn_maps
 from .sampling.schedule import PIXELS, Schedule, checked_sides, square
 from .sampling.settings import Settings
 from .text.encoder import load_text_encoder

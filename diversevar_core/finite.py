@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .methods import Method
 from .models.family import Family
 from .quote import quote
 from .sampling.conditions import Condition, Text
+from .sampling.run import Method
 from .sampling.schedule import Scale
 
 

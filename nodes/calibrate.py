@@ -7,11 +7,11 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.calibrate import Task, calibrate, choose
 from ..diversevar_core.analysis.front import front_plot
-from ..diversevar_core.methods import Method
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.conditions import Text
 from ..diversevar_core.sampling.presets import beside
+from ..diversevar_core.sampling.run import Method
 from . import host, inputs
 from .imagenet import labelled
 from .measure import features_of

@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.methods import Method
 from ..diversevar_core.quote import quote
+from ..diversevar_core.sampling.run import Method
 from ..diversevar_core.text.encoder import check_characters
 
 # what tells the objects of each type of socket

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.resize import area
-from ..diversevar_core.sampling.sampler import Step
+from ..diversevar_core.sampling.run import Step
 from ..diversevar_core.vae.autoencoder import to_image
 from . import host, inputs
 from .measure import features_of

@@ -37,16 +37,16 @@ from ..diversevar_core.checkpoints.loading import (
     read_model,
 )
 from ..diversevar_core.images import to_pil
-from ..diversevar_core.methods import Method, drawn_maps
 from ..diversevar_core.methods.starts import TOGETHER, Starts
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.resize import area
 from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.sampler import Step
+from ..diversevar_core.sampling.run import Method, Step, drawn_maps
 from ..diversevar_core.sampling.schedule import Schedule
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
+from ..diversevar_core.text.known import unseen
 from ..diversevar_core.vae.autoencoder import to_image
 from ..diversevar_core.vae.tokenizer import Tokenizer
 
@@ -60,6 +60,7 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 FILE = "diversevar_file"  # a patcher's attachment: where it was loaded from
+UNSEEN = "diversevar_unseen"  # a conditioning's entry: what its prompt has that is new to the model
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: its weights' names in the file
 
 
@@ -269,6 +270,23 @@ class PromptTokenizer(sd1_clip.SD1Tokenizer):
         return Tokens(super().tokenize_with_weights(text, *arguments, **options))
 
 
+class PromptEncoder(sd1_clip.SD1ClipModel):
+    """What the host's CLIP object has as its model; of a small one, what it knows of a prompt."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, prompts: list[str] | None, **options):
+        super().__init__(**options)
+        self.words, self.prompts = tokenizer, prompts
+
+    def encode_token_weights(self, token_weight_pairs):
+        encoded = super().encode_token_weights(token_weight_pairs)
+        if self.prompts is None:
+            return encoded
+        features, pooled, *extras = encoded
+        ids = [token for token, _ in token_weight_pairs["t5"][0] if isinstance(token, int)]
+        sentence = unseen(self.words.decode(ids), self.prompts)
+        return features, pooled, {**(extras[0] if extras else {}), UNSEEN: sentence}
+
+
 class T5Tokenizer(sd1_clip.SDTokenizer):
     """T5's tokens with the host's prompt weights, never padded; too long a prompt is an error."""
 
@@ -332,7 +350,8 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         name="t5",
         tokenizer=partial(T5Tokenizer, file.tokenizer(), file.config.d_model),
     )
-    encoder = partial(sd1_clip.SD1ClipModel, name="t5", clip_model=partial(T5Model, config))
+    encoder = partial(PromptEncoder, file.tokenizer(), file.prompts(), name="t5")
+    encoder = partial(encoder, clip_model=partial(T5Model, config))
     tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):

@@ -9,14 +9,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..diversevar_core.methods import Method
 from ..diversevar_core.methods.keep import Keep
+from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.pairing import check_pair, patch_of, picture_size, schedule_of_size
 from ..diversevar_core.sampling import job
 from ..diversevar_core.sampling.conditions import Condition, Labels, Text
 from ..diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset
+from ..diversevar_core.sampling.run import Method
 from ..diversevar_core.sampling.schedule import Schedule
 from ..diversevar_core.sampling.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_length
@@ -177,8 +178,30 @@ class Sampler(io.ComfyNode):
         how = condition, schedule, settings, seed, methods, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
-        host.show(cls, f"seeds {seeds}")
+        lines = used(chosen, settings, schedule, batch), f"seeds {seeds}"
+        host.show(cls, "\n".join((*lines, *without_effect(positive, latent_image, keep_side))))
         return io.NodeOutput({"samples": samples}, seeds)
+
+
+def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> str:
+    """What a run used, in a line, and which of it had no effect."""
+    line = f"{preset}; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
+    if preset.starts > 1 and batch == 1:
+        line += "; starts had no effect on a single image"
+    sides = [scale.side for scale in schedule]
+    if (preset.ssr or preset.sar) and not set(DEFAULT_SIDES) <= set(sides):
+        missing = ", ".join(str(side) for side in DEFAULT_SIDES if side not in sides)
+        line += f"; SSR and SAR had no effect at side {missing}, which this image has not"
+    return line
+
+
+def without_effect(positive: list, latent_image: dict, keep_side: int) -> list[str]:
+    """What the model does not know of the prompt, and an image that gave no more than its size."""
+    found = [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+    image = latent_image["samples"].any()
+    if image and keep_side == 0 and "noise_mask" not in latent_image:
+        found.append("Of the image only its size was used: set keep_side, or give it a mask.")
+    return found
 
 
 def draw(

@@ -29,13 +29,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.diversity.emoji import designs_and_modes
-from benchmarks.diversity.metrics import RESAMPLES, frechet, interval
 from diversevar_core.analysis.diversity import most_different
 from diversevar_core.analysis.judge import Judged, self_alignment
+from diversevar_core.analysis.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.images import captioned_rows, to_pil
-from diversevar_core.methods import Method
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
@@ -46,7 +44,7 @@ from diversevar_core.methods.travel import Travel, sample_and_travel
 from diversevar_core.models.infinity import Infinity
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.presets import PRESETS
-from diversevar_core.sampling.sampler import Step
+from diversevar_core.sampling.run import Method, Step
 from diversevar_core.sampling.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.bsq import BSQ

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diversevar_core.analysis.metrics import designs_and_modes
+
 from .features import Encode, Encoder, digest, read_tensors
 from .protocols import Judge, Pictures, Prompt, Protocol, only, text_of
-
-DESIGNS = 6
 
 # prompts of one word that the included model knows
 WORDS = """
@@ -50,16 +50,6 @@ def protocol(folder: Path | None) -> Protocol:
     )
     own = Judge(partial(judge, folder), within_prompts)
     return Protocol("emoji", prompts, 12, only(known, prompts), own)
-
-
-def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:
-    """How many designs one prompt's pictures have, and how evenly.
-
-    hit (N,) bool: whether a picture shows the concept; design (N,) indices. Designs are counted
-    among the pictures that show it; modes: exponential of the entropy of all pictures' designs.
-    """
-    share = torch.bincount(design, minlength=DESIGNS) / len(design)
-    return float(design[hit].unique().numel()), torch.special.entr(share).sum().exp().item()
 
 
 def judge(folder: Path, path: Path) -> Encoder:

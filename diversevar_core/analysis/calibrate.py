@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError, read_object
-from ..methods import Method
 from ..methods.starts import Starts, choose_starts
 from ..models.family import Family
 from ..quote import quote
 from ..sampling.conditions import Condition
 from ..sampling.presets import PRESETS, Preset, preset_of
+from ..sampling.run import Method
 from ..sampling.sampler import sample
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..methods import Context, Method
+from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
 
 MODEL = -1  # in place of a block's number: the whole transformer

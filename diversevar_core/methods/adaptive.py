@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
-from . import Context, Method
 
 TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, of the first maps
 LARGEST, STEPS = 8.0, 20  # temperature, and halvings of the range that it is looked for in

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..models.resize import area
+from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
-from . import Context, Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..sampling.run import Context, Method, Run, Step
 from ..sampling.schedule import Scale
 from ..sampling.settings import Guidance
-from . import Context, Method
-
-if TYPE_CHECKING:
-    from ..sampling.sampler import Run, Step
 
 
 @dataclass(frozen=True)

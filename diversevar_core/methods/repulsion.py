@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sampling.run import Method
 from ..sampling.schedule import Scale
-from . import Method
 
 
 @dataclass(frozen=True)

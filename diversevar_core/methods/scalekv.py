@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from einops import repeat
@@ -20,12 +19,9 @@ from torch.nn import functional as F
 
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
+from ..sampling.run import Context, Method, Run, Step
 from ..sampling.schedule import Scale
 from ..sampling.settings import Guidance
-from . import Context, Method
-
-if TYPE_CHECKING:
-    from ..sampling.sampler import Run, Step
 
 GRID = 4  # patches along a map's side; the token in the middle of each is in the window
 POOL = 5  # neighbours in a row that share their largest score

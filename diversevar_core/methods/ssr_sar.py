@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
-from . import Context, Method
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("block", "model", "features")

@@ -17,11 +17,11 @@ from ..analysis.diversity import most_different
 from ..models.family import Family
 from ..models.resize import area
 from ..sampling.conditions import Condition
-from ..sampling.sampler import Step, sample
+from ..sampling.run import Method, Step
+from ..sampling.sampler import sample
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings
 from ..vae.tokenizer import Tokenizer
-from . import Method
 
 TOGETHER = 16  # candidates drawn at once; they need room for the first maps only
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..sampling.conditions import Condition, Text
+from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
-from . import Context, Method
 
 OTHER_STREAM = 0x5EED0F7E47  # added to a picture's seed, whose own stream draws the tokens
 

@@ -14,11 +14,11 @@ import torch
 
 from ..models.family import Family
 from ..sampling.conditions import Condition
-from ..sampling.sampler import Step, sample
+from ..sampling.run import Method, Step
+from ..sampling.sampler import sample
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings
 from ..vae.tokenizer import Tokenizer
-from . import Method
 from .keep import Keep
 from .text_noise import TextNoise
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..methods import Method, drawn_maps
 from ..methods.starts import Starts, choose_starts
 from ..methods.travel import Travel, sample_and_travel
 from ..models.family import Family
+from ..sampling.run import Method, drawn_maps
 from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
-from .sampler import Step
+from .run import Step
 from .schedule import Schedule
 from .settings import Settings
 

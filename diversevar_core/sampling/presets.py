@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.files import CheckpointError, read_object
-from ..methods import Method
 from ..methods.repulsion import Repulsion
 from ..methods.ssr_sar import PAPER, DiverseVAR
 from ..methods.starts import Starts
 from ..quote import quote
+from ..sampling.run import Method
 from .settings import Settings
 
 

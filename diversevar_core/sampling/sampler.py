@@ -8,50 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..finite import not_finite
-from ..methods import Context, Method, check_chain, drawn_maps
-from ..models.family import Family, State
+from ..models.family import Family
 from ..models.pairing import check_pair
 from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
 from .random import PerImage, Shared, Stream, mixture, truncate, winners
+from .run import Context, Method, Run, Step, check_chain, drawn_maps
 from .schedule import Scale, Schedule
 from .settings import Guidance, Settings, guidance
-
-
-class Step(NamedTuple):
-    """What one map left behind."""
-
-    scale: Scale
-    logits: Tensor  # (B, n, channels) after guidance and temperature
-    tokens: Tensor  # (B, n), or bits (B, n, bits)
-    f_hat: Tensor  # (B, D, H, W), the sum so far
-
-
-@dataclass
-class Run:
-    """One batch of pictures in flight: all that a map hands to the next."""
-
-    state: State  # the model's: keys and values of the maps so far
-    condition: Condition | None = None  # that the state was given
-    f_hat: Tensor | None = None  # (B, D, H, W)
-    features: Tensor | None = None  # (B, n, D), the next map's input
-
-    def fork(self) -> Run:
-        """A copy that goes on without changing this one; ``KVCache.fork`` says how."""
-        return replace(self, state=self.state.fork())
-
-    def drop_unconditional(self) -> None:
-        """Go on without guidance."""
-        self.state.drop_unconditional()
-        self.condition = None
 
 
 def sample(

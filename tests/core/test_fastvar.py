@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.methods import Context
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.run import Context
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.schedule import MAPS, infinity_schedule, square
 from diversevar_core.sampling.settings import Guidance, Settings

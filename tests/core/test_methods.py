@@ -5,7 +5,6 @@ import torch
 
 from diversevar_core.analysis.diversity import mean_distance, similarity
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.methods import Method
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -17,6 +16,7 @@ from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.methods.travel import Travel, sample_and_travel
 from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.schedule import square
 from diversevar_core.sampling.settings import Settings

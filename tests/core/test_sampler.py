@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.methods import Method
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.models.attention import eager
 from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.random import PerImage, draw, truncate
+from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.settings import Settings
 
@@ -226,7 +226,7 @@ def test_float16_that_ends_is_named(infinity_case):
         model.blocks[1].ffn.fc2.weight.fill_(6e4)
     for methods, sentence in (
         ([], "LoRA brings them; compute in bfloat16 or float32"),
-        ([DiverseVAR(sar=0.5)], "lower sar 0.5, or compute in bfloat16"),
+        ([DiverseVAR(sar=0.5)], "lower sar 0.5 at every block, or compute in bfloat16"),
     ):
         with pytest.raises(ValueError, match=sentence):
             tokens(pair, prompts(4), 1, methods=methods)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diversevar_core.methods import Context
 from diversevar_core.methods.ssr_sar import MAX_EXPONENT, DiverseVAR, reweight
 from diversevar_core.sampling.conditions import Labels
+from diversevar_core.sampling.run import Context
 from diversevar_core.sampling.schedule import square
 
 SIZES = [(1, 64), (4, 64), (16, 256), (36, 256), (16, 2048), (36, 2048), (144, 2048), (144, 64)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diversevar_core.analysis.diversity import mean_distance, vendi_score
+from .diversity import mean_distance, vendi_score
 
 SEED = 1000
 RESAMPLES = 1000
@@ -108,3 +108,13 @@ def within_prompts(features: Tensor, each: int) -> dict[str, Tensor]:
         "distance": torch.tensor([mean_distance(group) for group in groups]).double(),
         "vendi": torch.tensor([vendi_score(group) for group in groups]).double(),
     }
+
+
+def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:
+    """How many designs one prompt's pictures have, and how evenly.
+
+    hit (N,) bool: whether a picture shows the concept; design (N,) indices. Designs are counted
+    among the pictures that show it; modes: exponential of the entropy of all pictures' designs.
+    """
+    share = torch.bincount(design) / len(design)
+    return float(design[hit].unique().numel()), torch.special.entr(share).sum().exp().item()
