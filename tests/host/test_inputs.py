@@ -90,18 +90,14 @@ def test_an_optional_input_that_is_given_nothing_is_unconnected(host):
 
 
 def grey(channels: int, place: str) -> dict:
-    """Pictures of so many channels into Edit, Encode or Select."""
+    """Pictures of so many channels into Edit or Encode."""
     code = f"torch.linspace(0, 1, 64)[:, None, None].expand(1, 64, 64, {channels})"
     if place == "edit":
         return given(edit_graph(), "edit.image", code)
-    if place == "encode":
-        return given(encoded("emoji", keep_side=128), "encode.pixels", code)
-    return given(
-        with_node(graph("emoji"), "save.images", "DiverseVARSelect", count=1), "new.images", code
-    )
+    return given(encoded("emoji", keep_side=128), "encode.pixels", code)
 
 
-@pytest.mark.parametrize("place", ["edit", "encode", "select"])
+@pytest.mark.parametrize("place", ["edit", "encode"])
 def test_grey_is_colour_and_transparency_is_left_out(host, place):
     colour, *others = (pixels(host.run(grey(count, place)))[0] for count in (3, 1, 4))
     for other in others:

@@ -130,7 +130,7 @@ def test_workflow_opens_and_runs(host, page, name):
     assert page.evaluate(RED + TYPES) == []
     assert not page.get_by_test_id("error-overlay").is_visible()
     assert not page.get_by_role("dialog").is_visible()
-    assert errors == []
+    assert [error for error in errors if "sentry.io" not in error] == []  # a newer page's reports
 
     prompt = without_versions(page.evaluate(PROMPT))
     assert prompt == json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
