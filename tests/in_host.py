@@ -69,7 +69,8 @@ def node(name: str, **inputs) -> tuple:
 
 def load(name: str, **options):
     """A transformer from its file in ``models``."""
-    return node("LoadModel", model_name=name, **options)[0]
+    inputs = {"weight_dtype": "default", "task": "auto", "torch_compile": False} | options
+    return node("LoadModel", model_name=name, **inputs)[0]
 
 
 def file(family: str) -> str:
