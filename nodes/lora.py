@@ -16,9 +16,9 @@ from ..diversevar_core.checkpoints.files import read_tensors
 from ..diversevar_core.quote import quote
 from . import folders, host, inputs
 
-# what trainers put before a layer's name in the model's file
+# what trainers and torch put before a layer's name in the model's file
 PREFIXES = re.compile(
-    r"^(?:(?:base_model\.model|diffusion_model|transformer)\.|"
+    r"^(?:(?:module|_orig_mod|base_model\.model|diffusion_model|transformer)\.|"
     r"lora_unet_|lora_transformer_|lycoris_)+"
 )
 
