@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diversevar_core.sampling.run import Method
 from einops import rearrange
 from PIL import Image
 
@@ -30,6 +29,7 @@ from diversevar_core.methods.travel import Travel
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.job import draw
 from diversevar_core.sampling.presets import PRESETS, Preset
+from diversevar_core.sampling.run import Method
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 
@@ -72,7 +72,7 @@ def strip(row: Row, prompts: Sequence[str]) -> Image.Image:
     """One line of images for each prompt."""
     model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
     text, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
-    settings = replace(model.defaults(), guidance_start=row.preset.guidance_start)
+    settings = row.preset.settings(model.defaults())
     lines = []
     for prompt in prompts:
         condition = Text(text([prompt])).repeat(SEEDS)

@@ -36,3 +36,11 @@ def test_the_included_model_carries_its_prompts():
 
 def test_a_text_encoder_without_a_list_says_nothing(text_encoder):
     assert load_text_encoder(text_encoder).unseen("anything at all") is None
+
+
+def test_the_command_line_says_it(command_line, tmp_path):
+    said = [
+        command_line("sample", "--prompt", prompt, "--out", tmp_path / "a.png").stderr
+        for prompt in ("octopus", "a motorcycle")
+    ]
+    assert said[0] == "" and "never seen the word 'motorcycle'" in said[1]
