@@ -1,6 +1,5 @@
 """Fine-tuned weights for the transformer."""
 
-import math
 import re
 from pathlib import Path
 
@@ -67,8 +66,6 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength) -> io.NodeOutput:
-        if not math.isfinite(strength):
-            raise ValueError(f"strength must be a finite number, not {strength}.")
         path = folders.lora_path(lora_name)
         patches = patches_for(model, path)
         model = model.clone()

@@ -9,6 +9,7 @@ from ..diversevar_core.diversity import (
     pixel_features,
     vendi_score,
 )
+from . import inputs
 
 
 class Measure(io.ComfyNode):
@@ -82,15 +83,12 @@ class Pick(io.ComfyNode):
 def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
     """Features (B, C) of pictures (B, H, W, 3): CLIP vision's, else small copies of them.
 
-    Grey ones (B, H, W, 1) are taken as RGB; ValueError where there are none, or of other channels.
+    Grey ones (B, H, W, 1) are read as RGB; ValueError where there are other channels.
     """
-    shape = list(images.shape)
-    if images.ndim != 4 or 0 in shape or shape[-1] == 2:
-        raise ValueError(f"images must be one or more pictures of 1, 3 or 4 channels, not {shape}.")
-    images = images[..., :3].expand(-1, -1, -1, 3)
+    images = inputs.rgb("images", images)
     if clip_vision is None:
-        return pixel_features(images.movedim(-1, 1))
-    return clip_vision.encode_image(images)["image_embeds"].cpu()
+        return pixel_features(images)
+    return clip_vision.encode_image(images.movedim(1, -1))["image_embeds"].cpu()
 
 
 NODES = [Measure, Pick]

@@ -69,10 +69,10 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
     shared += ["--cfg", run["cfg"], "--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
 
     def traced(seed, batch):
-        out = ["--trace", tmp_path / "trace", "--out", tmp_path / "picture.png"]
+        out = ["--trace", tmp_path / "trace.safetensors", "--out", tmp_path / "picture.png"]
         done = command_line("sample", *shared, "--seed", seed, "--batch", batch, *out)
         assert done.returncode == 0, done.stderr
-        return load_file(tmp_path / "trace")
+        return load_file(tmp_path / "trace.safetensors")
 
     together = traced(run["seed"], 3)
     for row in range(3):

@@ -296,7 +296,7 @@ def test_a_broken_lora_is_refused_with_its_reason(report, odd):
 
 
 def test_a_lora_has_a_finite_strength_and_a_listed_name(report):
-    assert report["lora nan"] == "ValueError: strength must be a finite number, not nan."
+    assert report["lora nan"] == "ValueError: strength must be from -10.0 to 10.0, not nan."
     for name in ("", ".", "../vae/var.safetensors"):
         assert "in models/loras any more" in report[f"lora at {name}"]
 
@@ -313,9 +313,7 @@ def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
     for odd in ("2 channels", "no pictures", "no pixels", "no batch"):
-        words = (
-            r"ValueError: images must be one or more pictures of 1, 3 or 4 channels, not \[.*\]\."
-        )
+        words = r"ValueError: images (is empty|takes IMAGE|has 2 channels).*"
         assert re.fullmatch(words, report[f"{kind} {odd}"])
     assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
 
