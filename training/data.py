@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 SETS = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emojione")
-PIXELS = 64
+PIXELS = 128
 
 # The full set: named pictures in at least four designs, but no people in five skin tones, flags,
 # letters and buttons.
@@ -45,15 +45,16 @@ WRITING = re.compile(
 
 @dataclass(frozen=True)
 class Concept:
-    """One prompt: its words, whether it may be mirrored, and how many designs draw it."""
+    """One prompt: its words, whether it may be mirrored, how many designs draw it, its category."""
 
     prompt: str
     mirrored: bool
     designs: int
+    category: str = ""
 
 
 class Data(NamedTuple):
-    """pictures (N, 64, 64, 3) uint8; concept and design, (N,) indices of each picture."""
+    """pictures (N, 128, 128, 3) uint8; concept and design, (N,) indices of each picture."""
 
     pictures: Tensor
     concept: Tensor
@@ -74,6 +75,12 @@ def load(folder: Path) -> Data:
 def to_model(pictures: Tensor) -> Tensor:
     """uint8 pictures (B, H, W, 3) -> (B, 3, H, W) float32 in -1..1."""
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def halved(pictures: Tensor) -> Tensor:
+    """uint8 pictures (B, H, W, 3) -> (B, H / 2, W / 2, 3), each pixel the mean of four."""
+    means = pictures.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).float().mean((2, 4))
+    return means.round().byte()
 
 
 def with_mirrored(data: Data) -> Data:
@@ -197,6 +204,7 @@ def main() -> None:
                 "prompt": name.replace("-", " "),
                 "mirrored": not WRITING.search(name),
                 "designs": designs,
+                "category": categories[name],
             }
         )
     np.savez_compressed(

@@ -29,7 +29,7 @@ COLOURS = {
     "pink": (352.0, 0.76),
 }
 STATES = ("plain", *COLOURS, "grey", "small", "upside down")
-SMALL = 44  # side in pixels of a small picture
+SMALL = 88  # side in pixels of a small picture
 VISIBLE = 5.0  # least mean difference of source and target, of 255
 
 # Of every kind of edit: how often it is trained, and how it may be said. Those with a share of 0

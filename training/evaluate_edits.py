@@ -64,8 +64,8 @@ def colour_of(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean square difference (N,) of pictures (N, H, W, 3), each blurred to eighths."""
-    blurred = F.avg_pool2d(to_model(a), 4) - F.avg_pool2d(to_model(b), 4)
+    """Mean square difference (N,) of pictures (N, H, W, 3), each blurred to sixteenths."""
+    blurred = F.avg_pool2d(to_model(a), 8) - F.avg_pool2d(to_model(b), 8)
     return blurred.square().mean((1, 2, 3))
 
 

@@ -30,7 +30,7 @@ class Judge(nn.Module):
 
     def __init__(self, concepts: int):
         super().__init__()
-        widths = (3, 32, 64, 128, FEATURES)
+        widths = (3, 16, 32, 64, 128, FEATURES)
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
@@ -46,6 +46,14 @@ class Judge(nn.Module):
         )
         self.concept = nn.Linear(FEATURES, concepts)
         self.design = nn.Linear(FEATURES, len(SETS))
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """What every stage makes of pictures (B, 3, H, W) in -1..1."""
+        found = []
+        for stage in self.stages:
+            pictures = stage(pictures)
+            found.append(pictures)
+        return found
 
     def forward(self, pictures: Tensor) -> Verdict:
         features = self.stages(pictures).mean(dim=(2, 3))
@@ -70,10 +78,11 @@ def jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
     moved = F.grid_sample(pictures - 1, grid, align_corners=False)  # white, 1, fills the border
     gain = 1 + 0.3 * (torch.rand(n, 3, 1, 1, generator=generator) - 0.5)
     moved = moved * gain + 1
-    side = int(torch.randint(20, 108, (), generator=generator))
-    if side < pictures.shape[-1]:
+    full = pictures.shape[-1]
+    side = int(full * (0.3 + 1.4 * torch.rand((), generator=generator)))
+    if side < full:
         small = F.interpolate(moved, size=(side, side), mode="area")
-        moved = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+        moved = F.interpolate(small, size=(full, full), mode="bilinear")
     return moved + 0.05 * torch.randn(moved.shape, generator=generator)
 
 
@@ -95,10 +104,10 @@ def accuracy(judge: Judge, pictures: Tensor, concept: Tensor, design: Tensor) ->
     }
 
 
-def load_judge(data: Data, path: Path) -> Judge:
+def load_judge(data: Data, path: Path, steps: int = STEPS) -> Judge:
     """The judge at ``path``, trained first where it is not there."""
     torch.manual_seed(SEED)
-    judge = Judge(len(data.concepts))
+    judge = Judge(len(data.concepts)).to(memory_format=torch.channels_last)
     if state := resume(path):
         judge.load_state_dict(state)
         return judge.eval()
@@ -108,14 +117,18 @@ def load_judge(data: Data, path: Path) -> Judge:
     design = torch.cat((data.design, data.design[mirrored]))
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     log, order = Log(every=100), batches(len(pictures), BATCH, SEED, 0)
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, STEPS, PEAK, WARMUP)
+            group["lr"] = learning_rate(step, steps, PEAK, WARMUP)
         places = next(order)
         generator = torch.Generator().manual_seed(SEED + step)
-        verdict = judge(jitter(to_model(pictures[places]), generator))
-        named = F.cross_entropy(verdict.concept, concept[places], label_smoothing=0.1)
-        drawn = F.cross_entropy(verdict.design, design[places], label_smoothing=0.1)
+        seen = jitter(to_model(pictures[places]), generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            verdict = judge(seen.contiguous(memory_format=torch.channels_last))
+        named, drawn = (
+            F.cross_entropy(logits.float(), right[places], label_smoothing=0.1)
+            for logits, right in ((verdict.concept, concept), (verdict.design, design))
+        )
         optimizer.zero_grad(set_to_none=True)
         (named + drawn).backward()
         optimizer.step()

@@ -21,6 +21,7 @@ from . import layouts_data
 from .data import to_model
 from .layouts_data import draw_layout, painted
 from .loop import Log, batches, learning_rate
+from .sharp import HALF
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import fit
@@ -40,9 +41,9 @@ SAMPLED = (
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
-    """Fine-tune the included tokenizer on layouts; encoder and decoder."""
+    """Fine-tune the tokenizer of 64 pixels on layouts; encoder and decoder."""
     objects = layouts_data.load(args.data)
-    tokenizer = load_tokenizer(args.start / "tokenizer.safetensors", args.device)
+    tokenizer = load_tokenizer(args.half, args.device)
     tokenizer = tokenizer.to(memory_format=torch.channels_last).requires_grad_(True)
 
     def pictures_at(step: int) -> Tensor:
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("part", choices=("tokenizer", "transformer"))
     parser.add_argument("--data", type=Path, default=Path("layout-data"))
     parser.add_argument("--start", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--half", type=Path, default=HALF, help="tokenizer to start from")
     parser.add_argument("--folder", type=Path, default=Path("layout-training"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -25,10 +25,13 @@ FLIPPED = 0.3  # largest share of flipped bits; each picture's own is uniform be
 
 
 class Batch(NamedTuple):
-    """targets (B, L, bits) of all maps and inputs (B, L - 1, bits) of all maps but the first."""
+    """targets (B, L, bits) of all maps, inputs (B, L - 1, bits) of all maps but the first, and
+    the sum f_hat (B, bits, H, W) of the maps as the inputs have them.
+    """
 
     targets: Tensor
     inputs: Tensor
+    f_hat: Tensor
 
 
 def self_correcting(
@@ -48,7 +51,7 @@ def self_correcting(
         f_hat, shown = tokenizer.accumulate(f_hat, bits ^ flips.to(bits.device), scale)
         targets.append(bits)
         inputs.append(shown)
-    return Batch(torch.cat(targets, dim=1), torch.cat(inputs[:-1], dim=1))
+    return Batch(torch.cat(targets, dim=1), torch.cat(inputs[:-1], dim=1), f_hat)
 
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:

@@ -2,7 +2,8 @@
 
 Infinity, arXiv 2412.04431, section 3.2, and BSQ, arXiv 2406.07548: straight-through signs on a
 pyramid of residuals, a commitment and an entropy term, and for the picture the error of colours,
-absolute and squared, and of their differences between neighbours. Resumes from its checkpoint.
+absolute and squared, and of their differences between neighbours. It sees pictures of 64 pixels;
+``sharp.py`` doubles them. Resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from diversevar_core.sampling.schedule import Schedule, square
 from diversevar_core.vae.autoencoder import AutoencoderConfig, ResnetBlock
 from diversevar_core.vae.bsq import BSQ, resize
 
-from .data import contact_sheet, load, to_model, with_mirrored
+from .data import contact_sheet, halved, load, to_model, with_mirrored
 from .loop import Log, batches, learning_rate, resume, save
 
 SIDES = (1, 2, 4, 6, 8)
@@ -179,7 +180,7 @@ def fit(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
-    parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
+    parser.add_argument("--folder", type=Path, default=Path("emoji-training/half"))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
@@ -196,9 +197,9 @@ def main() -> None:
     tokenizer.encoder.requires_grad_(not args.freeze_encoder)
 
     def pictures_at(step: int) -> Tensor:
-        return data.pictures[next(batches(len(data.pictures), BATCH, SEED, step))]
+        return halved(data.pictures[next(batches(len(data.pictures), BATCH, SEED, step))])
 
-    shown = data.pictures[:: len(data.pictures) // 48][:48]
+    shown = halved(data.pictures[:: len(data.pictures) // 48][:48])
     ramp = (PLAIN, QUANTIZED)
     fit(tokenizer, pictures_at, shown, square(SIDES), args.folder, args.steps, ramp)
 

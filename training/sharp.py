@@ -1,0 +1,332 @@
+"""Grow the emoji tokenizer from 64 to 128 pixels, bits as they are: ``python -m training.sharp``.
+
+Encoder and decoder get one more level at full resolution: the stride is then Infinity's own, 16.
+``encoder`` learns to give of a picture the features that the smaller tokenizer gives of its half.
+``decoder`` learns to paint sharply, as latent diffusion's does (arXiv 2112.10752): errors of
+colours, edges and a classifier's features, and, after a while, a critic of patches (hinge loss).
+Besides real pictures' bits it sees flipped ones, and pictures that the transformer draws, which
+only the critic judges. Both resume from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from diversevar_core.checkpoints import load_model, load_tokenizer
+from diversevar_core.conditions import Text
+from diversevar_core.sampler import sample
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
+from diversevar_core.text import load_text_encoder
+from diversevar_core.tokenizers.autoencoder import ResnetBlock
+from diversevar_core.tokenizers.bsq import BSQ
+
+from .data import contact_sheet, halved, load, to_model, with_mirrored
+from .judge import Judge, load_judge
+from .loop import Log, batches, learning_rate, resume, save
+from .teacher import self_correcting
+from .tokenizer import SIDES, differences, initialise, psnr, summed, to_pixels
+
+BATCH, PEAK, WARMUP, SEED = 8, 1e-3, 50, 3
+ENCODER_PEAK = 5e-4
+KNOWN = 0.5  # share of the pictures that show what the transformer knows
+FLIPPED = 0.1  # largest share of flipped bits, in every second picture
+PERCEPTUAL, EDGES = 0.2, 1.0
+CRITIC_FROM = 0.4  # share of the steps after which the critic has its say
+CRITIC = 0.4  # size of its gradient, of the other errors'
+CRITIC_RATE = 5e-4
+DRAWN = 2  # of a batch, pictures that the transformer draws, once there is the critic
+JUDGE_STEPS = 1300
+HALF = Path("emoji-training/half/tokenizer.safetensors")
+LEVEL = re.compile(r"(?<=down\.|.\.up\.)\d+")
+
+
+def grown(half: BSQ) -> BSQ:
+    """A tokenizer with one more level, which at first is near ``half`` between two resizings.
+
+    Its decoder doubles the pixels of what ``half`` paints; its encoder averages 2 x 2 pixels,
+    except that of the six rows and columns that the first convolution then reads, five are in
+    reach, and the second stands for the first as well.
+    """
+    config = half.config
+    channels = (config.channels[0], *config.channels)
+    tokenizer = BSQ(replace(config, channels=channels, halvings=config.halvings + 1))
+    initialise(tokenizer)
+    deeper = {LEVEL.sub(lambda n: str(int(n[0]) + 1), k): v for k, v in half.state_dict().items()}
+    tokenizer.load_state_dict(deeper, strict=False)
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    with torch.no_grad():
+        for block in (*encoder.down[0].block, *decoder.up[0].block):
+            block.conv2.weight.zero_()
+        nn.init.dirac_(decoder.up[1].upsample.conv.weight)
+        encoder.conv_in.weight.zero_()
+        encoder.conv_in.bias.zero_()
+        # channel (c, y, x) of the first 27 is colour c at place y, x under the kernel
+        encoder.conv_in.weight[:27] = torch.eye(27).view(27, 3, 3, 3)
+        encoder.down[0].downsample.conv.weight.zero_()
+        encoder.down[0].downsample.conv.bias.copy_(half.encoder.conv_in.bias)
+        kernel = averaging(half.encoder.conv_in.weight)
+        reached = encoder.down[0].downsample.conv.weight[:, :27].view(-1, 3, 3, 3, 3, 3)
+        for i, (y, row) in enumerate(PLACES):
+            for j, (x, column) in enumerate(PLACES):
+                reached[:, :, y, x, row, column] = kernel[:, :, i, j]
+    return tokenizer
+
+
+PLACES = ((0, 0), (1, 0), (1, 1), (1, 2), (2, 2))  # of 5: under the first kernel, and the second
+
+
+def averaging(weight: Tensor) -> Tensor:
+    """A kernel (out, in, 3, 3) of halved pictures -> about the same of whole ones, (..., 5, 5)."""
+    rows = torch.tensor([[1, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5]])
+    return torch.einsum("oiyx,yh,xw->oihw", weight, rows, rows)
+
+
+class Critic(nn.Sequential):
+    """Pictures (B, 3, H, W) -> how real each patch looks, (B, 1, H / 8, W / 8)."""
+
+    def __init__(self) -> None:
+        layers, widths = [], (3, 32, 64, 128)
+        for before, width in zip(widths, widths[1:], strict=False):
+            convolution = nn.Conv2d(before, width, 4, stride=2, padding=1)
+            layers += [spectral_norm(convolution), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
+
+
+def perceptual(judge: Judge, made: Tensor, pictures: Tensor) -> Tensor:
+    """Squared distance of the unit features of both (B, 3, H, W), the mean over the stages."""
+    with torch.no_grad():
+        real = judge.maps(pictures)
+    pairs = zip(judge.maps(made), real, strict=True)
+    apart = [(F.normalize(a.float()) - F.normalize(b.float())).square() for a, b in pairs]
+    return torch.stack([one.sum(dim=1).mean() for one in apart]).mean()
+
+
+def errors(judge: Judge, made: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+    """The loss and its parts of what was painted, beside the right pictures (B, 3, H, W)."""
+    pairs = zip(differences(made), differences(pictures), strict=True)
+    parts = {
+        "l1": F.l1_loss(made, pictures),
+        "mse": F.mse_loss(made, pictures),
+        "edges": sum(F.l1_loss(a, b) for a, b in pairs),
+        "perceptual": perceptual(judge, made, pictures),
+    }
+    loss = parts["l1"] + parts["mse"] + EDGES * parts["edges"] + PERCEPTUAL * parts["perceptual"]
+    return {"loss": loss} | parts
+
+
+def criticised(critic: Critic, made: Tensor, gradient: Tensor) -> Tensor:
+    """The errors' gradient (n, 3, H, W), and the critic's of all of ``made`` (B, ...) added.
+
+    The critic's is scaled by what the two are on the first n pictures.
+    """
+    n = len(gradient)
+    (wish,) = torch.autograd.grad(-critic(made).float().mean(), made)
+    wish = wish * CRITIC * gradient.norm() / wish[:n].norm().clamp(min=1e-12)
+    return wish + F.pad(gradient, (0, 0) * 3 + (0, len(made) - n))
+
+
+@torch.no_grad()
+def drawn_by(models: Path, prompts: Sequence[str], tokenizer: BSQ, path: Path) -> Tensor:
+    """Sums of maps (N, d, 8, 8) float16 of the transformer's pictures, three a prompt.
+
+    Every second prompt is guided late. They are kept at ``path``, drawn where it is not there.
+    """
+    if not path.exists():
+        model = load_model(models / "transformer.safetensors")
+        text = load_text_encoder(models / "text_encoder.safetensors")
+        found = []
+        for i, prompt in enumerate(prompts):
+            settings = Settings((4.0,), "flat", (0.5,), 0, 0.97, guide_from=4 * (i % 2))
+            seeds = range(SEED + 3 * i, SEED + 3 * i + 3)
+            rows = Text(text([prompt])).repeat(len(seeds))
+            *_, last = sample(model, tokenizer, rows, model.schedule(), settings, seeds)
+            found.append(last.f_hat.half())
+        torch.save(torch.cat(found), path)
+    return torch.load(path, weights_only=True)
+
+
+@torch.no_grad()
+def reread(half: BSQ, pictures: Tensor) -> Tensor:
+    """uint8 pictures (B, H, W, 3) -> the sum of their maps (B, d, h, w)."""
+    schedule = square(SIDES)
+    features = half.features(to_model(halved(pictures)))
+    return summed(half, half.quantize_maps(features, schedule), schedule)
+
+
+class Pictures:
+    """Batches of real pictures, a share of them of what the transformer knows."""
+
+    def __init__(self, known: Path, full: Path):
+        self.sets = [with_mirrored(load(folder)).pictures for folder in (known, full)]
+
+    def batch(self, step: int) -> Tensor:
+        """(BATCH, H, W, 3) uint8."""
+        sizes = round(BATCH * KNOWN), BATCH - round(BATCH * KNOWN)
+        pairs = zip(self.sets, sizes, strict=True)
+        return torch.cat([one[next(batches(len(one), n, SEED, step))] for one, n in pairs])
+
+
+def compiled(tokenizer: BSQ) -> BSQ:
+    """The tokenizer with norms and activations in one pass, in the order that a CPU likes."""
+    for module in tokenizer.modules():
+        if isinstance(module, ResnetBlock):
+            module.compile()
+    return tokenizer.to(memory_format=torch.channels_last)
+
+
+def parts(args: argparse.Namespace) -> tuple[BSQ, BSQ]:
+    """The tokenizer of halved pictures, and the grown one as far as it is trained."""
+    half = load_tokenizer(args.half)
+    tokenizer = grown(half)
+    for part in ("encoder", "decoder"):
+        if state := resume(args.folder / f"{part}.ckpt"):
+            tokenizer.get_submodule(part).load_state_dict(state["module"])
+    return half, tokenizer
+
+
+def write(tokenizer: BSQ, folder: Path) -> None:
+    """tokenizer.safetensors, in bfloat16."""
+    tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
+    save_file(tensors, folder / "tokenizer.safetensors")
+
+
+def train_encoder(args: argparse.Namespace) -> None:
+    """Teach the first level to give the deeper ones, which stay, what they know."""
+    half, tokenizer = parts(args)
+    checkpoint, encoder = args.folder / "encoder.ckpt", compiled(tokenizer).encoder
+    fresh = nn.ModuleList((encoder.conv_in, encoder.down[0])).requires_grad_(True)
+    optimizer = torch.optim.AdamW(fresh.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    state = resume(checkpoint) or {"step": 0}
+    if state["step"]:
+        optimizer.load_state_dict(state["optimizer"])
+    pictures, log = Pictures(args.data, args.full), Log(every=20)
+    for step in range(state["step"], args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, ENCODER_PEAK, WARMUP)
+        batch = pictures.batch(step)
+        wanted = half.features(to_model(halved(batch)))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encoder(to_model(batch)).float()
+        loss = F.mse_loss(features, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        bits = ((features > 0) == (wanted > 0)).float().mean()
+        log(step + 1, {"loss": loss.detach(), "signs": bits})
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
+            state = {"module": encoder.state_dict(), "optimizer": optimizer.state_dict()}
+            save(checkpoint, state | {"step": step + 1})
+    write(tokenizer, args.folder)
+
+
+@torch.compiler.set_stance("force_eager")
+@torch.no_grad()
+def draw_sheet(tokenizer: BSQ, shown: tuple[Tensor, Tensor], path: Path) -> None:
+    """Rows of twelve: pictures (24, H, W, 3) and what is painted of sums of maps (48, d, h, w)."""
+    right, f_hat = shown
+    made = to_pixels(tokenizer.decode(f_hat))
+    rows = zip(right.split(12), made[: len(right)].split(12), strict=True)
+    sheet = torch.cat((*(part for pair in rows for part in pair), made[len(right) :]))
+    contact_sheet(sheet.numpy(), 12).save(path)
+    print(f"PSNR {psnr(made[: len(right)], right).mean():.2f} dB", flush=True)
+
+
+def train_decoder(args: argparse.Namespace) -> None:
+    """Teach the decoder to paint real pictures' bits, and what the transformer draws."""
+    half, tokenizer = parts(args)
+    judge = load_judge(load(args.full), args.folder / "judge-full.ckpt", JUDGE_STEPS)
+    prompts = [concept.prompt for concept in load(args.data).concepts]
+    drawn = drawn_by(args.models, prompts, half, args.folder / "drawn.pt")
+    checkpoint, decoder = args.folder / "decoder.ckpt", compiled(tokenizer).decoder
+    judge.requires_grad_(False)
+    torch.manual_seed(SEED)
+    critic = Critic().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        decoder.requires_grad_(True).parameters(), betas=(0.9, 0.95), weight_decay=0.01
+    )
+    judging = torch.optim.Adam(critic.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.9))
+    state = resume(checkpoint) or {"step": 0}
+    if state["step"]:
+        critic.load_state_dict(state["critic"])
+        optimizer.load_state_dict(state["optimizer"])
+        judging.load_state_dict(state["judging"])
+    pictures, schedule, log = Pictures(args.data, args.full), square(SIDES), Log(every=20)
+    right = torch.cat([one[:: len(one) // 12][:12] for one in pictures.sets])
+    shown = right, torch.cat((reread(half, right), drawn[:: len(drawn) // 24][:24].float()))
+    for step in range(state["step"], args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
+        criticises = step >= CRITIC_FROM * args.steps
+        batch = pictures.batch(step)[: BATCH - DRAWN if criticises else BATCH]
+        generator = torch.Generator().manual_seed(SEED + step)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            features = half.encoder(to_model(halved(batch))).float()
+        seen = [
+            self_correcting(half, rows, schedule, generator, share).f_hat
+            for rows, share in ((features[::2], 0.0), (features[1::2], FLIPPED))
+        ]
+        right = to_model(torch.cat((batch[::2], batch[1::2])))
+        right = right.contiguous(memory_format=torch.channels_last)
+        if criticises:
+            places = torch.randint(len(drawn), (DRAWN,), generator=generator)
+            seen.append(drawn[places].float())
+        with torch.autocast("cpu", torch.bfloat16):
+            painted = decoder(torch.cat(seen)).float()
+            made = painted.detach().requires_grad_()
+            found = errors(judge, made[: len(right)], right)
+            (gradient,) = torch.autograd.grad(found["loss"], made)
+            if criticises:
+                gradient = criticised(critic, made, gradient[: len(right)])
+        optimizer.zero_grad(set_to_none=True)
+        painted.backward(gradient)
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        if criticises:
+            with torch.autocast("cpu", torch.bfloat16):
+                real, fake = critic(right).float(), critic(made.detach()).float()
+            fooled = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            judging.zero_grad(set_to_none=True)
+            fooled.backward()
+            judging.step()
+            found["critic"] = fooled
+        log(step + 1, {name: part.detach() for name, part in found.items()})
+        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            state = {
+                "module": decoder.state_dict(),
+                "critic": critic.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "judging": judging.state_dict(),
+            }
+            save(checkpoint, state | {"step": step + 1})
+            draw_sheet(tokenizer, shown, args.folder / f"decoder-{step + 1:05d}.png")
+    write(tokenizer, args.folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.sharp", description=__doc__)
+    parser.add_argument("part", choices=("encoder", "decoder"))
+    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
+    parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
+    parser.add_argument(
+        "--half", type=Path, default=Path("emoji-training/half/tokenizer.safetensors")
+    )
+    parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="what draws")
+    parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
+    parser.add_argument("--steps", type=int, default=1600)
+    args = parser.parse_args()
+    {"encoder": train_encoder, "decoder": train_decoder}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
