@@ -6,7 +6,7 @@ from comfy_host import ROOT
 MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
 TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
 TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
-PIXELS = {"infinity": 256, "var": 96, "emoji": 64}  # along a side
+PIXELS = {"infinity": 256, "var": 96, "emoji": 128}  # along a side
 HIGH, WIDE = 60, 96  # the image's own size; the model's square is 256
 NAMES = (ROOT / "nodes" / "imagenet_classes.txt").read_text().splitlines()
 CLASSES = [f"{number} {name}" for number, name in enumerate(NAMES)]

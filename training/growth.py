@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diversevar_core.checkpoints import load_tokenizer
-from diversevar_core.conditions import Text
-from diversevar_core.sampler import sample
-from diversevar_core.settings import Settings
-from diversevar_core.tokenizers.bsq import BSQ
+from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.sampling.settings import Settings
+from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model, with_mirrored
 from .judge import Judge, load_judge

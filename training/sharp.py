@@ -20,16 +20,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 
-from diversevar_core.checkpoints import load_model, load_tokenizer
-from diversevar_core.conditions import Text
-from diversevar_core.sampler import sample
-from diversevar_core.schedule import square
-from diversevar_core.settings import Settings
-from diversevar_core.text import load_text_encoder
-from diversevar_core.tokenizers.autoencoder import ResnetBlock
-from diversevar_core.tokenizers.bsq import BSQ
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.sampling.schedule import square
+from diversevar_core.sampling.settings import Settings
+from diversevar_core.text.encoder import load_text_encoder
+from diversevar_core.vae.autoencoder import ResnetBlock
+from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, halved, load, to_model, with_mirrored
 from .judge import Judge, load_judge
@@ -39,12 +38,12 @@ from .tokenizer import SIDES, differences, initialise, psnr, summed, to_pixels
 
 BATCH, PEAK, WARMUP, SEED = 8, 1e-3, 50, 3
 ENCODER_PEAK = 5e-4
-KNOWN = 0.5  # share of the pictures that show what the transformer knows
+KNOWN = 0.75  # share of the pictures that show what the transformer knows
 FLIPPED = 0.1  # largest share of flipped bits, in every second picture
-PERCEPTUAL, EDGES = 0.2, 1.0
-CRITIC_FROM = 0.4  # share of the steps after which the critic has its say
-CRITIC = 0.4  # size of its gradient, of the other errors'
-CRITIC_RATE = 5e-4
+PERCEPTUAL, EDGES = 1.0, 1.0
+LEARNS, SAYS, WHOLLY = 0.37, 0.45, 0.53  # shares of the steps from which on the critic does
+CRITIC = 0.3  # size of its gradient, of the other errors', in the end
+CRITIC_RATE = 1e-3
 DRAWN = 2  # of a batch, pictures that the transformer draws, once there is the critic
 JUDGE_STEPS = 1300
 HALF = Path("emoji-training/half/tokenizer.safetensors")
@@ -98,9 +97,10 @@ class Critic(nn.Sequential):
     def __init__(self) -> None:
         layers, widths = [], (3, 32, 64, 128)
         for before, width in zip(widths, widths[1:], strict=False):
-            convolution = nn.Conv2d(before, width, 4, stride=2, padding=1)
-            layers += [spectral_norm(convolution), nn.LeakyReLU(0.2)]
-        super().__init__(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
+            layers.append(nn.Conv2d(before, width, 4, stride=2, padding=1))
+            layers += [nn.GroupNorm(8, width)] if before > 3 else []
+            layers.append(nn.LeakyReLU(0.2))
+        super().__init__(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
 
 def perceptual(judge: Judge, made: Tensor, pictures: Tensor) -> Tensor:
@@ -125,14 +125,14 @@ def errors(judge: Judge, made: Tensor, pictures: Tensor) -> dict[str, Tensor]:
     return {"loss": loss} | parts
 
 
-def criticised(critic: Critic, made: Tensor, gradient: Tensor) -> Tensor:
+def criticised(critic: Critic, made: Tensor, gradient: Tensor, share: float) -> Tensor:
     """The errors' gradient (n, 3, H, W), and the critic's of all of ``made`` (B, ...) added.
 
-    The critic's is scaled by what the two are on the first n pictures.
+    The critic's is scaled so that on the first n pictures it is this share of the other's.
     """
     n = len(gradient)
     (wish,) = torch.autograd.grad(-critic(made).float().mean(), made)
-    wish = wish * CRITIC * gradient.norm() / wish[:n].norm().clamp(min=1e-12)
+    wish = wish * share * gradient.norm() / wish[:n].norm().clamp(min=1e-12)
     return wish + F.pad(gradient, (0, 0) * 3 + (0, len(made) - n))
 
 
@@ -267,7 +267,8 @@ def train_decoder(args: argparse.Namespace) -> None:
     for step in range(state["step"], args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
-        criticises = step >= CRITIC_FROM * args.steps
+        done = step / args.steps
+        criticises, share = done >= LEARNS, CRITIC * (done - SAYS) / (WHOLLY - SAYS)
         batch = pictures.batch(step)[: BATCH - DRAWN if criticises else BATCH]
         generator = torch.Generator().manual_seed(SEED + step)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -287,7 +288,9 @@ def train_decoder(args: argparse.Namespace) -> None:
             found = errors(judge, made[: len(right)], right)
             (gradient,) = torch.autograd.grad(found["loss"], made)
             if criticises:
-                gradient = criticised(critic, made, gradient[: len(right)])
+                gradient = criticised(
+                    critic, made, gradient[: len(right)], min(max(share, 0.0), CRITIC)
+                )
         optimizer.zero_grad(set_to_none=True)
         painted.backward(gradient)
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

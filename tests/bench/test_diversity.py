@@ -216,8 +216,8 @@ def test_dpg_lies_as_its_scorer_reads_it(tmp_path):
     grids = out / "vanilla" / "grids"
     assert sorted(path.name for path in grids.iterdir()) == ["12.png", "partiprompts7.png"]
     grid = Image.open(grids / "partiprompts7.png")
-    for j, corner in enumerate(((0, 0), (64, 0), (0, 64), (64, 64))):
-        part = grid.crop((*corner, corner[0] + 64, corner[1] + 64))
+    for j, corner in enumerate(((0, 0), (128, 0), (0, 128), (128, 128))):
+        part = grid.crop((*corner, corner[0] + 128, corner[1] + 128))
         one = Image.open(out / "vanilla" / "samples" / f"partiprompts7_{j}.png")
         assert part.tobytes() == one.tobytes()
 

@@ -107,7 +107,7 @@ def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
     picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
-    published, paper, different = picture.reshape(3, 20 + 64, 3, 64, 3)[:, 20:]  # no captions
+    published, paper, different = picture.reshape(3, 21 + 128, 3, 128, 3)[:, 21:]  # no captions
     assert (published != paper).any()
     assert different.std(axis=1).mean() > 1.5 * published.std(axis=1).mean()
 
@@ -123,7 +123,7 @@ def test_chosen_seeds_are_in_the_picture_and_each_makes_its_own(command_line, tm
     for i, seed in enumerate(seeds):
         command_line("sample", *files, tmp_path / "one.png", "--seed", seed, "--guide-from", "4")
         one = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
-        own = np.asarray(sheet)[:, 64 * i : 64 * (i + 1)]
+        own = np.asarray(sheet)[:, 128 * i : 128 * (i + 1)]
         np.testing.assert_allclose(one, own, atol=1)  # the same f_hat; the decoder rounds
 
 
@@ -166,7 +166,7 @@ def test_starts_compare_pictures_of_one_class(command_line, var_case, tmp_path, 
 def test_a_picture_is_never_lost_at_the_end(command_line, tmp_path, out, made):
     done = command_line("sample", "--prompt", "octopus", "--out", tmp_path / out)
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / made).size == (64, 64)
+    assert Image.open(tmp_path / made).size == (128, 128)
 
 
 @pytest.mark.parametrize("command", ["sample", "compare", "calibrate", "encode", "convert"])

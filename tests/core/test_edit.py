@@ -236,7 +236,7 @@ def test_the_included_model_makes_an_apple_blue_or_green(instruction, hues, comm
     command_line("sample", "--prompt", "red apple", "--out", apple)
     command_line("sample", *EDITING, "--source", apple, "--prompt", instruction, "--out", edited)
     before, after = (np.asarray(Image.open(path).convert("HSV")) for path in (apple, edited))
-    middle = slice(24, 48)  # of 64 pixels: within the apple
+    middle = slice(48, 96)  # of 128 pixels: within the apple
     for picture, (low, high) in ((before, (0, 30)), (after, hues)):
         hue, saturation = (picture[middle, middle, i].astype(float) for i in (0, 1))
         assert low <= np.median(hue) * 360 / 255 <= high
@@ -308,7 +308,7 @@ def test_training_sees_what_the_sampler_computes():
     path = INCLUDED / "transformer.safetensors"
     model, tokenizer = load_model(path), load_tokenizer(included.TOKENIZER)
     rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
-    picture = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    picture = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
     source, schedule = tokenizer.features(picture), model.schedule()
     settings = Settings((1.0,), "flat", (1.0,), 0, 0.0)
     text = Text(rows, source=source)
