@@ -326,7 +326,7 @@ def main() -> None:
     )
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="what draws")
     parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     {"encoder": train_encoder, "decoder": train_decoder}[args.part](args)
 
