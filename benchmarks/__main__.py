@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--fastvar", action="store_true", help="late tokens pruned, as published")
     one.add_argument("--compile", action="store_true", help="the transformer's blocks, by torch")
     one.add_argument("--scalekv", action="store_true", help="10 %% of keys and values kept")
-    one.add_argument("--guide-to", type=int, default=0, help="side of the last guided map")
+    one.add_argument("--guidance-end", type=int, default=0, help="side of the last guided map")
     one.add_argument("--tries", type=int, default=5)
     one.add_argument("--json", type=Path, help="write all numbers to this file")
     one.add_argument("--plot", help="draw the stages into this PNG")

@@ -43,7 +43,7 @@ def prepare(args: Namespace) -> Bench:
     files = (args.model, args.vq) if args.model else None
     model, tokenizer = build(args.shape, args.device, DTYPES[args.dtype], files)
     schedule = model.schedule(1.0, args.pixels)
-    settings = replace(model.defaults(), guide_to=args.guide_to)
+    settings = replace(model.defaults(), guidance_end=args.guidance_end)
     what = condition(model, args.batch, schedule[-1], args.device)
     methods = [PAPER] if args.diversity else []
     methods += [FastVAR()] if args.fastvar else []

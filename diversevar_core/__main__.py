@@ -26,9 +26,9 @@ from .checkpoints.loading import load_model, load_tokenizer
 from .images import (
     captioned_rows,
     into_square,
-    open_picture,
+    open_image,
     out_of_square,
-    read_picture,
+    read_image,
     sheet,
     to_pil,
 )
@@ -45,11 +45,11 @@ from .models.compiled import compile_blocks
 from .models.family import Family
 from .models.infinity import TASKS
 from .models.packed import fastest_dtype, pack
-from .models.pairing import check_pair, picture_size
+from .models.pairing import check_pair, image_size
 from .quote import quote
 from .sampling.conditions import Condition, Labels, Text
 from .sampling.job import draw
-from .sampling.presets import PRESETS, Preset, beside, calibrated_preset
+from .sampling.presets import PRESETS, Preset, calibrated_preset, calibration_path
 from .sampling.run import Method, Step, drawn_maps
 from .sampling.schedule import PIXELS, Schedule, checked_sides, square
 from .sampling.settings import Settings
@@ -57,7 +57,7 @@ from .text.encoder import load_text_encoder
 from .vae.autoencoder import to_image
 from .vae.tokenizer import Tokenizer
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what pictures are written as
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what images are written as
 CALIBRATION = "my calibration"  # the preset that ``calibrate`` saves
 
 
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="diversevar_core", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
-    one = commands.add_parser("sample", help="make pictures", description="Make pictures.")
+    one = commands.add_parser("sample", help="make images", description="Make images.")
     one.set_defaults(run=run_sample)
     add_sampling_options(one)
     add_method_options(one)
@@ -118,15 +118,15 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--prompts", type=Path, required=True, help="text file: a prompt, or a class, a line"
     )
-    tune.add_argument("--seeds", type=int, default=6, help="pictures a prompt")
+    tune.add_argument("--seeds", type=int, default=6, help="images a prompt")
     tune.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
 
-    two = commands.add_parser("encode", help="picture -> token maps -> picture")
+    two = commands.add_parser("encode", help="image -> token maps -> image")
     two.set_defaults(run=run_encode)
     two.add_argument("--vq", required=True, help="tokenizer")
-    two.add_argument("--image", required=True, help="picture file")
+    two.add_argument("--image", required=True, help="image file")
     two.add_argument("--sides", type=integers, required=True, help="of its maps, as in 1,2,4,6,8")
-    two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the picture again")
+    two.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the image again")
     two.add_argument("--trace", type=Path, help="safetensors of the token maps")
 
     three = commands.add_parser(
@@ -160,12 +160,12 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "fastest"),
         help="type of the transformer's products (default: float32 on a CPU, else as stored); "
-        "fastest measures a CPU's. A seed's picture depends on it",
+        "fastest measures a CPU's. A seed's image depends on it",
     )
     files.add_argument(
         "--compile",
         action="store_true",
-        help="compile the transformer's blocks, for a GPU: the first pictures take longer",
+        help="compile the transformer's blocks, for a GPU: the first images take longer",
     )
 
 
@@ -173,17 +173,17 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     """What ``sample`` and ``compare`` take."""
     add_model_options(command)
     what = command.add_argument_group("what to make")
-    what.add_argument("--prompt", help="text of the picture")
+    what.add_argument("--prompt", help="text of the image")
     what.add_argument("--negative", help="text to steer away from")
     what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
-    what.add_argument("--source", help="editing models: the picture; --prompt says what to change")
+    what.add_argument("--source", help="editing models: the image; --prompt says what to change")
     what.add_argument("--source-features", help="the same as safetensors: features (1, d, H, W)")
     what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
-    what.add_argument("--batch", type=int, help="pictures (default: one a prompt or label)")
-    what.add_argument("--seed", type=int, default=0, help="picture i has seed + i (default 0)")
+    what.add_argument("--batch", type=int, help="images (default: one a prompt or label)")
+    what.add_argument("--seed", type=int, default=0, help="image i has seed + i (default 0)")
     what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
     what.add_argument(
-        "--exact-batch", action="store_true", help="compute each picture of a batch alone"
+        "--exact-batch", action="store_true", help="compute each image of a batch alone"
     )
     what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
     what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
@@ -195,13 +195,13 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--cfg-layer", type=int, help="0 guides logits, -m block depth-m")
     how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
     how.add_argument(
-        "--guide-from",
+        "--guidance-start",
         type=int,
         metavar="SIDE",
         help="no guidance and temperature 1 at the maps before this side",
     )
     how.add_argument(
-        "--guide-to", type=int, metavar="SIDE", help="no guidance at the maps after this side"
+        "--guidance-end", type=int, metavar="SIDE", help="no guidance at the maps after this side"
     )
     how.add_argument("--top-k", type=int, help="0 is off")
     how.add_argument("--top-p", type=float, help="0 is off")
@@ -226,14 +226,14 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     other.add_argument(
         "--preset",
         choices=[*PRESETS, CALIBRATION],
-        help="sets --guide-from, --starts, --ssr, --sar and --repulsion",
+        help="sets --guidance-start, --starts, --ssr, --sar and --repulsion",
     )
     other.add_argument(
         "--starts", type=int, default=1, help="seeds to start, of which the most different finish"
     )
     other.add_argument("--starts-side", type=int, default=6, help="up to which map they start")
     other.add_argument(
-        "--repulsion", type=float, default=0.0, help="how strongly pictures of a batch push apart"
+        "--repulsion", type=float, default=0.0, help="how strongly images of a batch push apart"
     )
     other.add_argument("--repulsion-side", type=int, default=4, help="up to which map they push")
     other.add_argument(
@@ -245,12 +245,12 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     other.add_argument(
         "--travel", type=int, default=0, help="draw again from the map after this side, 0 is off"
     )
-    fast = command.add_argument_group("FastVAR (arXiv 2503.23367): large pictures in less time")
+    fast = command.add_argument_group("FastVAR (arXiv 2503.23367): large images in less time")
     fast.add_argument(
         "--prune", type=float, default=0.0, help="share of tokens left out (published 0.5)"
     )
     fast.add_argument("--skip", type=int, default=0, help="last maps left out (published 2)")
-    small = command.add_argument_group("ScaleKV (arXiv 2505.19602): large pictures in less memory")
+    small = command.add_argument_group("ScaleKV (arXiv 2505.19602): large images in less memory")
     small.add_argument(
         "--cache", type=float, default=1.0, help="share of keys and values kept (published 0.1)"
     )
@@ -335,24 +335,24 @@ def read_source_features(path: str, device: str) -> Tensor:
 def source_of(
     args: argparse.Namespace, model: Family, tokenizer: Tokenizer, schedule: Schedule, device: str
 ) -> Tensor | None:
-    """Features of the picture to edit, if there is one."""
+    """Features of the image to edit, if there is one."""
     if args.source_features:
         return read_source_features(args.source_features, device)
     if not args.source:
         return None
-    height, width = picture_size(model, tokenizer, schedule)
+    height, width = image_size(model, tokenizer, schedule)
     if height != width:
-        raise ValueError("Pictures are edited in a square; leave --aspect at 1:1.")
-    return tokenizer.features(into_square(open_picture(args.source), width).to(device))
+        raise ValueError("Images are edited in a square; leave --aspect at 1:1.")
+    return tokenizer.features(into_square(open_image(args.source), width).to(device))
 
 
 def condition_of(
     args: argparse.Namespace, model: Family, source: Tensor | None, device: str
 ) -> Condition:
-    """What every picture shows: classes, or text of a features file or a prompt."""
+    """What every image shows: classes, or text of a features file or a prompt."""
     if model.reads is Labels:
         if source is not None:
-            raise ValueError(f"{model.name} edits no pictures; leave out the source.")
+            raise ValueError(f"{model.name} edits no images; leave out the source.")
         if args.labels is None:
             raise ValueError(f"{model.name} paints classes; give --labels.")
         labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
@@ -379,7 +379,7 @@ def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tens
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    """Make pictures, save them, print the path."""
+    """Make images, save them, print the path."""
     args.out = place(args.out, *PICTURES)
     args.trace = args.trace and place(args.trace, ".safetensors")
     job, chain = prepare(args), chain_of(args)
@@ -388,13 +388,13 @@ def run_sample(args: argparse.Namespace) -> None:
         preset = preset_of(args.preset, args.model)
         settings, chain = preset.settings(settings), preset.methods(chain)
     seeds, steps = job.run(settings, chain)
-    image = job.picture(steps)
+    image = job.image(steps)
     if args.trace:
         drawn = trace([step.tokens for step in steps], job.tokenizer)
         drawn |= {f"logits.{step.scale.k}": step.logits for step in steps}
         save_trace(args.trace, job.schedule, drawn | {"f_hat": steps[-1].f_hat, "image": image})
     image = job.as_source(image)
-    save_picture(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
+    save_image(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -405,9 +405,9 @@ def run_compare(args: argparse.Namespace) -> None:
     for name in ("as published", *args.presets):
         preset = preset_of(name, args.model)
         _, steps = job.run(preset.settings(job.settings), preset.methods())
-        row = job.as_source(job.picture(steps))
+        row = job.as_source(job.image(steps))
         rows.append((name if str(preset) == name else f"{name}: {preset}", row))
-    save_picture(args.out, captioned_rows(rows))
+    save_image(args.out, captioned_rows(rows))
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
@@ -420,19 +420,19 @@ def run_calibrate(args: argparse.Namespace) -> None:
     else:
         encoder = load_text_encoder(args.text_encoder, device)
         conditions = [Text(encoder([line])) for line in lines]
-    path, started = beside(Path(args.model)), time.monotonic()
+    path, started = calibration_path(Path(args.model)), time.monotonic()
     task = Task(model, tokenizer, conditions, model.schedule(), model.defaults(), args.seeds)
     files = [args.model, args.vq, *([] if model.reads is Labels else [args.text_encoder])]
     about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
     about["files"] = [version_of(Path(file)) for file in files]
     about["types"] = [str(model.dtype), str(tokenizer.dtype)]
     begun = 0.0
-    for rungs, done in calibrate(task, path, about):
+    for measured, done in calibrate(task, path, about):
         begun = begun or done
         if begun < done < 1:
             left = (time.monotonic() - started) * (1 - done) / (done - begun)
             print(f"{done:.0%} done, about {left:.0f} s left", file=sys.stderr)
-        measured = rungs
+        measured = measured
     chosen = choose(measured)
     to_pil(front_plot(measured, chosen)).save(args.out)
     print(f"{chosen.preset}: saved to {path}, plot in {args.out}")
@@ -473,7 +473,7 @@ class Job:
     seed: int
     shared: bool
     exact_batch: bool
-    size: tuple[int, int] | None  # width and height of the source picture
+    size: tuple[int, int] | None  # width and height of the source image
 
     def run(
         self, settings: Settings, methods: Sequence[Method] = ()
@@ -485,12 +485,12 @@ class Job:
         return drawn.seeds, list(drawn.steps)[-len(drawn_maps(self.schedule, methods)) :]
 
     @torch.no_grad()
-    def picture(self, steps: list[Step]) -> Tensor:
-        """The pictures (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
+    def image(self, steps: list[Step]) -> Tensor:
+        """The images (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
         return to_image(self.tokenizer.decode(steps[-1].f_hat))
 
     def as_source(self, images: Tensor) -> Tensor:
-        """Pictures in the source picture's own size, where there is one."""
+        """Images in the source image's own size, where there is one."""
         return out_of_square(images.cpu(), *self.size) if self.size else images
 
 
@@ -517,7 +517,7 @@ def prepare(args: argparse.Namespace) -> Job:
     given = {name: value for name, value in given.items() if value is not None}
     settings = replace(model.defaults(), **given)
     draws = args.seed, args.rng == "shared", args.exact_batch
-    size = open_picture(args.source).size if args.source else None
+    size = open_image(args.source).size if args.source else None
     return Job(model, tokenizer, condition, schedule, settings, *draws, size)
 
 
@@ -559,8 +559,8 @@ def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> No
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, header)
 
 
-def save_picture(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
-    """Write a picture (3, H, W) in 0..1, its seeds in its metadata, and print the path."""
+def save_image(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
+    """Write an image (3, H, W) in 0..1, its seeds in its metadata, and print the path."""
     about = PngInfo()
     if seeds:
         about.add_text("seeds", ", ".join(map(str, seeds)))
@@ -570,13 +570,13 @@ def save_picture(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
 
 @torch.no_grad()
 def run_encode(args: argparse.Namespace) -> None:
-    """Take a picture through the tokenizer and back."""
+    """Take an image through the tokenizer and back."""
     args.out = place(args.out, *PICTURES)
     args.trace = args.trace and place(args.trace, ".safetensors")
     schedule = square(checked_sides(args.sides, "--sides"))
     tokenizer = load_tokenizer(args.vq)
     size = schedule[-1].w * tokenizer.stride
-    features = tokenizer.features(read_picture(args.image, size, size))
+    features = tokenizer.features(read_image(args.image, size, size))
     maps, f_hat = tokenizer.quantize_maps(features, schedule), None
     for scale, tokens in zip(schedule, maps, strict=True):
         f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
@@ -584,7 +584,7 @@ def run_encode(args: argparse.Namespace) -> None:
     if args.trace:
         drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
         save_trace(args.trace, schedule, drawn)
-    save_picture(args.out, image[0])
+    save_image(args.out, image[0])
 
 
 def run_convert(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def not_finite(
 ) -> ValueError:
     """Why what is computed at a map is not finite, looked for where it may have begun."""
     return ValueError(
-        f"From the token map of side {scale.side} on, the picture is computed with NaN or "
+        f"From the token map of side {scale.side} on, the image is computed with NaN or "
         f"infinity: {cause(model, condition, methods)}."
     )
 
@@ -32,7 +32,7 @@ def cause(model: Family, condition: Condition, methods: Sequence[Method]) -> str
             if not all(map(is_finite, features)):
                 return f"{name} holds them already; look for a weight such as (word:nan)"
         if condition.source is not None and not is_finite(condition.source):
-            return "the picture that is edited holds them already"
+            return "the image that is edited holds them already"
     for name, weight in model.named_parameters():
         if not weight.is_meta and not is_finite(weight):
             return (

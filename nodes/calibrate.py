@@ -10,7 +10,7 @@ from ..diversevar_core.analysis.front import front_plot
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.conditions import Text
-from ..diversevar_core.sampling.presets import beside
+from ..diversevar_core.sampling.presets import calibration_path
 from ..diversevar_core.sampling.run import Method
 from . import host, inputs
 from .imagenet import labelled
@@ -19,7 +19,7 @@ from .sample import condition_of
 
 
 class Calibrate(io.ComfyNode):
-    """Diversity against the model's own judgement of its pictures."""
+    """Diversity against the model's own judgement of its images."""
 
     @classmethod
     def define_schema(cls):
@@ -73,7 +73,7 @@ class Calibrate(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
-        schedule, path = network.schedule(), beside(model.get_attachment(host.FILE))
+        schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("There are no prompts; write a few, one a line.")
@@ -105,14 +105,14 @@ class Calibrate(io.ComfyNode):
             host.to_device(model, vae, schedule, seeds, methods=methods)
 
         bar = comfy.utils.ProgressBar(1000)
-        for measured, done in calibrate(task, path, about, ready=ready):
-            rungs = measured
+        measured = []
+        for now, done in calibrate(task, path, about, ready=ready):
+            measured = now
             bar.update_absolute(round(1000 * done))
-        chosen = choose(rungs)
-        plot = front_plot(rungs, chosen).movedim(0, -1)[None]
-        report = (
-            f"Of {len(rungs)} strengths, {chosen.preset} suits this model; saved to {quote(path)}."
-        )
+        chosen = choose(measured)
+        plot = front_plot(measured, chosen).movedim(0, -1)[None]
+        found = f"Of {len(measured)} strengths, {chosen.preset} suits this model"
+        report = f"{found}; saved to {quote(path)}."
         return io.NodeOutput(plot, report, ui=ui.PreviewImage(plot, cls=cls))
 
 

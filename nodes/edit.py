@@ -1,4 +1,4 @@
-"""Picture and instruction -> the picture, edited."""
+"""Image and instruction -> the image, edited."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.models.pairing import check_pair, picture_size
+from ..diversevar_core.models.pairing import check_pair, image_size
 from ..diversevar_core.sampling.settings import guidance
 from . import host, inputs
 from .encode import fit_mask
@@ -114,7 +114,7 @@ class Edit(io.ComfyNode):
         height, width = image.shape[2:]
         if mask is not None:
             mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
-        _, side = picture_size(network, tokenizer, schedule)
+        _, side = image_size(network, tokenizer, schedule)
         squares = torch.cat([into_square(to_pil(one), side) for one in image])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 

@@ -1,9 +1,9 @@
-"""Picture -> latent of a size that the model makes."""
+"""Image -> latent of a size that the model makes."""
 
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.models.pairing import check_pair, picture_size
+from ..diversevar_core.models.pairing import check_pair, image_size
 from . import host, inputs
 
 
@@ -37,29 +37,29 @@ class Encode(io.ComfyNode):
     def execute(cls, pixels, vae, model, mask=None) -> io.NodeOutput:
         tokenizer, network = host.tokenizer_of(vae), model.model
         check_pair(network, tokenizer)
-        pictures = inputs.rgb("pixels", pixels)
-        height, width = pictures.shape[2:]
+        images = inputs.rgb("pixels", pixels)
+        height, width = images.shape[2:]
         nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))
-        size = picture_size(network, tokenizer, network.schedule(nearest))
-        fitted = host.fit(pictures, *size)
+        size = image_size(network, tokenizer, network.schedule(nearest))
+        fitted = host.fit(images, *size)
         latent = {"samples": vae.encode(fitted.movedim(1, -1))}
         if mask is not None:
             latent["noise_mask"] = fit_mask(mask, len(pixels), *size)
         return io.NodeOutput(latent)
 
 
-def fit_mask(mask: torch.Tensor, pictures: int, height: int, width: int) -> torch.Tensor:
-    """A mask (1 or B, [1,] H, W) through its picture's crop and resize -> (1 or B, height, width).
+def fit_mask(mask: torch.Tensor, images: int, height: int, width: int) -> torch.Tensor:
+    """A mask (1 or B, [1,] H, W) through its image's crop and resize -> (1 or B, height, width).
 
-    In 0..1. Raises ValueError where there are neither one nor as many masks as pictures, or nothing
+    In 0..1. Raises ValueError where there are neither one nor as many masks as images, or nothing
     is painted.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if mask.isnan().any():
         raise ValueError("The mask holds values that are not numbers; paint another.")
-    if len(mask) not in (1, pictures):
+    if len(mask) not in (1, images):
         raise ValueError(
-            f"There are {len(mask)} masks for {pictures} pictures; give one, or one a picture."
+            f"There are {len(mask)} masks for {images} images; give one, or one an image."
         )
     mask = host.fit(mask.clamp(0, 1), height, width, "area").squeeze(1)
     if not mask.any():

@@ -172,7 +172,7 @@ def intermediate_device() -> torch.device:
 
 
 class Autoencoder(nn.Module):
-    """A tokenizer as the host's VAE code calls it: pictures <-> features, no tokens between."""
+    """A tokenizer as the host's VAE code calls it: images <-> features, no tokens between."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -387,11 +387,11 @@ def to_device(
     sources: int = 0,
     methods: Sequence[Method] = (),
 ) -> torch.device:
-    """Have both models ready, with room for this many pictures; returns their device.
+    """Have both models ready, with room for this many images; returns their device.
 
-    guided: whether every picture has a second row, without its condition. sources: how many
-    pictures are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps;
-    Starts draw more pictures through the first of them, before the others. The candidates of a
+    guided: whether every image has a second row, without its condition. sources: how many
+    images are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps;
+    Starts draw more images through the first of them, before the others. The candidates of a
     path search share what is kept.
     """
     drawn = drawn_maps(schedule, methods)
@@ -410,9 +410,9 @@ def to_device(
 def room_of(
     network: Family, maps: Schedule, guided: bool, batch: int, share: float, source: int
 ) -> float:
-    """Bytes that pictures need through these maps: keys and values, and the last map's streams.
+    """Bytes that images need through these maps: keys and values, and the last map's streams.
 
-    share: of the keys and values that are kept. source: tokens of all edited pictures.
+    share: of the keys and values that are kept. source: tokens of all edited images.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
     rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
@@ -483,15 +483,15 @@ def watch(
         for step in steps:
             comfy.model_management.throw_exception_if_processing_interrupted()
             done += step.scale.tokens
-            picture = ("JPEG", preview(step, vae), pixels) if previews else None
-            bar.update_absolute(done, preview=picture)
+            image = ("JPEG", preview(step, vae), pixels) if previews else None
+            bar.update_absolute(done, preview=image)
     finally:
         model.cleanup()
     return step.f_hat.to(comfy.model_management.intermediate_device())
 
 
 def preview(step: Step, vae: TokenizerVAE):
-    """The first picture so far, decoded small: no larger than the map that was just drawn."""
+    """The first image so far, decoded small: no larger than the map that was just drawn."""
     f_hat = step.f_hat[:1]
     h, w = step.scale.h, step.scale.w
     shrink = min(PREVIEW_SIDE / max(h, w), 1)

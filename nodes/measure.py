@@ -82,7 +82,7 @@ class Select(io.ComfyNode):
 
 
 def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
-    """Features (B, C) of pictures (B, H, W, 3): CLIP vision's, else small copies of them.
+    """Features (B, C) of images (B, H, W, 3): CLIP vision's, else small copies of them.
 
     Grey ones (B, H, W, 1) are read as RGB; ValueError where there are other channels.
     """

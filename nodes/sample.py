@@ -1,4 +1,4 @@
-"""The sampler: a VAR model's pictures, with DiverseVAR's cure for sameness."""
+"""The sampler: a VAR model's images, with DiverseVAR's cure for sameness."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import check_pair, patch_of, picture_size, schedule_of_size
+from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.sampling import job
 from ..diversevar_core.sampling.conditions import Condition, Labels, Text
 from ..diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset
@@ -56,7 +56,7 @@ class Sampler(io.ComfyNode):
                 "all seeds look alike",
                 "same face",
                 "variation",
-                "different pictures",
+                "different images",
                 "different images",
                 "similar images",
                 "diversity",
@@ -158,7 +158,7 @@ class Sampler(io.ComfyNode):
         samples = latent_image["samples"]
         batch = len(samples)
         schedule = schedule_of_latent(network, tokenizer, samples)
-        settings = settings_of(network, sampling, chosen.guide_from, guidance_end)
+        settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         ready = partial(host.to_device, model, vae, schedule, batch, guided, methods=methods)
         device = ready()
@@ -166,7 +166,7 @@ class Sampler(io.ComfyNode):
         if samples.any():  # an image, not an empty latent
             mask = latent_image.get("noise_mask")
             if mask is not None:
-                mask = fit_mask(mask, batch, *picture_size(network, tokenizer, schedule))
+                mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
             features = samples[: 1 if (samples == samples[:1]).all() else batch]
             maps = tokenizer.quantize_maps(features.to(device).float(), schedule)
             methods.append(Keep(maps, keep_side, mask))
@@ -215,7 +215,7 @@ def draw(
     exact_batch: bool,
     ready: Callable[[], object],
 ) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with the host's progress; f_hat (B, D, H, W), and the seed of every picture."""
+    """``job.draw`` with the host's progress; f_hat (B, D, H, W), and the seed of every image."""
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
     bar = comfy.utils.ProgressBar(starts.candidates)
     how = (model.model, vae.tokenizer, condition, schedule, settings, seed, methods)
@@ -244,7 +244,7 @@ def check_latent(samples: torch.Tensor) -> None:
 
 
 def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
-    """The token maps of an encoded picture (1 or B, D, H, W)."""
+    """The token maps of an encoded image (1 or B, D, H, W)."""
     channels = tokenizer.token_kind.channels
     check_latent(samples)
     if samples.shape[1] != channels:
@@ -260,7 +260,7 @@ def settings_of(
     network: Family, sampling: dict, guidance_start: int, guidance_end: int
 ) -> Settings:
     """What the sampling widget says, guided between two sides."""
-    settings = replace(network.defaults(), guide_from=guidance_start, guide_to=guidance_end)
+    settings = replace(network.defaults(), guidance_start=guidance_start, guidance_end=guidance_end)
     if sampling["sampling"] != inputs.CUSTOM:
         return settings
     return replace(
@@ -279,7 +279,7 @@ def condition_of(
     batch: int,
     device: torch.device,
 ) -> Condition:
-    """What every picture shows, as the model reads it."""
+    """What every image shows, as the model reads it."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
     features, extras = one_of(positive, "positive")
@@ -295,14 +295,14 @@ def condition_of(
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
-    """The text of every picture, from conditionings; an empty negative is the model's own."""
+    """The text of every image, from conditionings; an empty negative is the model's own."""
     features = one_prompt(positive, "positive")
     if len(features) == 1:
-        raise ValueError("The prompt is empty; write what the picture should show.")
-    away = None if negative is None else one_prompt(negative, "negative")
-    if away is not None and len(away) == 1:  # nothing but the end token
-        away = None
-    return Text([features.to(device)] * batch, None if away is None else [away.to(device)] * batch)
+        raise ValueError("The prompt is empty; write what the image should show.")
+    steered = None if negative is None else one_prompt(negative, "negative")
+    if steered is None or len(steered) == 1:  # nothing but the end token
+        return Text([features.to(device)] * batch)
+    return Text([features.to(device)] * batch, [steered.to(device)] * batch)
 
 
 def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
@@ -315,7 +315,7 @@ def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
 
 
 def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
-    """The features (length, Ct) and extras of a conditioning that is one, for the whole picture."""
+    """The features (length, Ct) and extras of a conditioning that is one, for the whole image."""
     count = sum(len(features) for features, _ in conditioning)
     if count != 1:
         raise ValueError(
@@ -328,7 +328,7 @@ def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
         asks.append("a range of steps")
     if asks:
         raise ValueError(
-            f"{socket} asks for {asks[0]}, and a VAR model paints the whole picture at every "
+            f"{socket} asks for {asks[0]}, and a VAR model paints the whole image at every "
             "step; remove the node that sets it."
         )
     return features[0], extras

@@ -1,4 +1,4 @@
-"""What diversity does to singular values, as a picture."""
+"""What diversity does to singular values, as an image."""
 
 from itertools import islice
 

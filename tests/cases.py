@@ -99,7 +99,7 @@ def write_text_encoder(folder: Path, width: int = 256) -> Path:
         "on",
         "the",
         "moon",
-        "picture",
+        "image",
         "of",
     ]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))

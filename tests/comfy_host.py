@@ -57,12 +57,12 @@ def find() -> tuple[Path, str] | None:
 
 @dataclass
 class Outcome:
-    """What became of a prompt: messages, preview frames, texts on nodes, pictures, and error."""
+    """What became of a prompt: messages, preview frames, texts on nodes, images, and error."""
 
     messages: list[dict] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict]:
         """The data of all messages of a kind."""
@@ -224,12 +224,12 @@ class Host:
             else:
                 outcome.messages.append(event)
         number = outcome.messages[0]["data"]["prompt_id"]
-        files = self.pictures(self.get(f"/history/{number}")[number])
-        outcome.pictures = [Image.open(BytesIO(file)) for file in files]
+        files = self.images(self.get(f"/history/{number}")[number])
+        outcome.images = [Image.open(BytesIO(file)) for file in files]
         return outcome
 
-    def pictures(self, entry: dict) -> list[bytes]:
-        """The picture files of an entry of the history."""
+    def images(self, entry: dict) -> list[bytes]:
+        """The image files of an entry of the history."""
         images = [i for output in entry["outputs"].values() for i in output.get("images", [])]
         return [self.fetch("/view?" + urllib.parse.urlencode(image)) for image in images]
 

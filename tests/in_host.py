@@ -94,8 +94,8 @@ def others(family: str, lazily: bool) -> tuple:
     return node("LoadVAE", vae_name=file(family))[0], condition
 
 
-def picture(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
-    """The latent of one picture: the sum of its tokens' codes, the same only for the same tokens.
+def image(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
+    """The latent of one image: the sum of its tokens' codes, the same only for the same tokens.
 
     The family's tokenizer and text encoder have its name. loaded: called whenever the host has
     loaded models, with their patchers and the room beside them. numbers: inputs of the sampler.
@@ -170,7 +170,7 @@ def matrix(report: Report) -> None:
         for kind in ("bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"):
             name = f"{family} rounded to {kind}"
             with report.errors(name):
-                report[name] = picture(family, load(f"{family}_{kind}.safetensors"))
+                report[name] = image(family, load(f"{family}_{kind}.safetensors"))
         for mode in ("plain", "dynamic"):
             ways = [
                 ("default", None),
@@ -184,7 +184,7 @@ def matrix(report: Report) -> None:
                         ways.enter_context(dynamic())
                     if flag:
                         ways.enter_context(patched(args, flag, True))
-                    report[name] = picture(family, load(file(family), weight_dtype=kind))
+                    report[name] = image(family, load(file(family), weight_dtype=kind))
 
 
 def quantized(report: Report) -> None:
@@ -192,11 +192,11 @@ def quantized(report: Report) -> None:
     for family in FAMILIES:
         name = f"{family} dequantized"
         with report.errors(name):
-            report[name] = picture(family, load(f"{name}.safetensors"))
+            report[name] = image(family, load(f"{name}.safetensors"))
         for mode in ("plain", "dynamic"):
             name = f"{family} quantized {mode}"
             with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
-                report[name] = picture(family, load(f"{family} quantized.safetensors"))
+                report[name] = image(family, load(f"{family} quantized.safetensors"))
     for encoder in ("t5 dequantized", "t5 quantized", "t5 scaled", "t5 headed", "t5 unmarked"):
         with report.errors(encoder):
             report[encoder] = text(encoder)[0][0]
@@ -214,13 +214,13 @@ def loras(report: Report) -> None:
         for name in ("official", "kohya")
     )
     (both,) = node("LoadLora", model=official, lora_name="kohya.safetensors", strength_model=0.25)
-    report["lora official"] = picture("infinity", official)
-    report["lora kohya"] = picture("infinity", kohya)
-    report["lora both"] = picture("infinity", both)
-    report["lora streamed"] = picture("infinity", official, stream)
+    report["lora official"] = image("infinity", official)
+    report["lora kohya"] = image("infinity", kohya)
+    report["lora both"] = image("infinity", both)
+    report["lora streamed"] = image("infinity", official, stream)
     for name in ("merged half", "merged three quarters"):
-        report[name] = picture("infinity", load(f"{name}.safetensors"))
-    report["lora off"] = picture("infinity", model)
+        report[name] = image("infinity", load(f"{name}.safetensors"))
+    report["lora off"] = image("infinity", model)
     comfy.model_management.unload_all_models()
     after = weights(model)
     report["lora restores"] = all(torch.equal(before[name], after[name]) for name in before)
@@ -228,7 +228,7 @@ def loras(report: Report) -> None:
         if (name := f"lora {file.stem}") not in report:
             with report.errors(name):
                 (other,) = node("LoadLora", model=model, lora_name=file.name, strength_model=0.5)
-                report[name] = picture("infinity", other)
+                report[name] = image("infinity", other)
     with report.errors("lora nan"):
         node("LoadLora", model=model, lora_name="kohya.safetensors", strength_model=float("nan"))
     for name in ("", ".", "../vae/var.safetensors"):
@@ -260,9 +260,9 @@ def figures(report: Report) -> None:
 
 
 def measured(report: Report) -> None:
-    """What is said of batches of odd pictures."""
+    """What is said of batches of odd images."""
     shapes = {f"{c} channels": (2, 8, 8, c) for c in (1, 2, 3, 4)}
-    shapes |= {"no pictures": (0, 8, 8, 3), "no pixels": (2, 0, 8, 3), "no batch": (8, 8, 3)}
+    shapes |= {"no images": (0, 8, 8, 3), "no pixels": (2, 0, 8, 3), "no batch": (8, 8, 3)}
     batches = {name: torch.rand(shape) for name, shape in shapes.items()}
     batches["nan"] = torch.full((2, 8, 8, 3), torch.nan)
     for name, images in batches.items():
@@ -300,11 +300,11 @@ def evicted(report: Report) -> None:
     for evicts in (False, True):
         compare = {"compare": "small images", "vae": vae, "clip_vision": Vision(evicts)}
         (starts,) = node("Seeds", candidates=20, side=4, compare=compare)
-        report[f"evicts {evicts}"] = picture("infinity", tuned, batch=2, method=starts)
+        report[f"evicts {evicts}"] = image("infinity", tuned, batch=2, method=starts)
 
 
-def half_pictures(report: Report) -> None:
-    """The host's --fp16-intermediates: pictures in half precision, edited within a mask."""
+def half_images(report: Report) -> None:
+    """The host's --fp16-intermediates: images in half precision, edited within a mask."""
     model, (vae,) = load("emoji-edit"), node("LoadVAE", vae_name="emoji")
     inputs = {"model": model, "vae": vae, "positive": text("emoji-edit"), "seed": 1}
     inputs |= {"batch_size": 1, "sampling": {"sampling": "official (cfg 3)"}}
@@ -328,7 +328,7 @@ def elsewhere(report: Report) -> None:
     for family in FAMILIES:
         name = f"{family} elsewhere"
         with report.errors(name):
-            report[name] = picture(family, load(file(family)), away)
+            report[name] = image(family, load(file(family)), away)
 
 
 def files(report: Report) -> None:
@@ -361,16 +361,16 @@ def runs(report: Report) -> None:
     seen = []
     for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
         model.add_callback(kind, lambda patcher, kind=kind: seen.append(kind))
-    picture("infinity", model)
+    image("infinity", model)
     with report.errors("cancelled"):
         cancel = comfy.model_management.interrupt_current_processing
-        picture("infinity", model, lambda patchers, room: cancel())
+        image("infinity", model, lambda patchers, room: cancel())
     report["callbacks"] = seen.copy()
 
     args.preview_method, args.preview_size = LatentPreviewMethod.Auto, 300
     frames = []
     comfy.utils.set_progress_bar_global_hook(lambda at, of, frame, **_: frames.append(frame))
-    picture("infinity", model, aspect="1:2 portrait")
+    image("infinity", model, aspect="1:2 portrait")
     comfy.utils.set_progress_bar_global_hook(None)
     args.preview_method = LatentPreviewMethod.NoPreviews
     report["previews"] = [(kind, image.size, side) for kind, image, side in frames]
@@ -380,8 +380,8 @@ def runs(report: Report) -> None:
     for cfg, methods in ((1.0, ()), (4.0, ()), (4.0, few)):
         sampling = {"sampling": "custom", "cfg": cfg, "temperature": 0.5, "top_p": 0.97, "top_k": 0}
         numbers = {"sampling": sampling, "method": methods}
-        picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
-    report["room"] = rooms[1::3]  # as the pictures are drawn, and not decoded
+        image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
+    report["room"] = rooms[1::3]  # as the images are drawn, and not decoded
     report["room of starts"] = []
     for batch, candidates, side in (
         (2, 1, 128),
@@ -394,19 +394,19 @@ def runs(report: Report) -> None:
         (starts,) = node("Seeds", candidates=candidates, side=side, compare=compare)
         first = len(rooms)
         numbers = {"batch": batch, "method": starts}
-        picture("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
+        image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
         report["room of starts"].append(rooms[first])
 
     rows = []
     hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
     for exact in (False, True):
-        report[f"batch {exact}"] = picture("infinity", model, batch=3, exact_batch=exact)
+        report[f"batch {exact}"] = image("infinity", model, batch=3, exact_batch=exact)
         report[f"rows {exact}"], rows = set(rows), []
     hook.remove()
 
     copy = model.clone(force_deepcopy=True)
     report["copy is another"] = copy.model is not model.model
-    report["copy"] = picture("infinity", copy)
+    report["copy"] = image("infinity", copy)
     (vae,), (clip,) = (
         node("LoadVAE", vae_name="emoji"),
         node("LoadCLIP", clip_name="emoji"),
@@ -438,13 +438,13 @@ def as_on_a_card(report: Report) -> None:
                 for part in model.model.modules():
                     if hasattr(part, "attention"):
                         part.attention = ours.attention
-                report[name] = picture(family, model)
+                report[name] = image(family, model)
     with patched(comfy.model_management, "supports_fp8_compute", lambda *_: True):
         for family in FAMILIES:
             for name, kind in ((file(family), TYPES[1]), (f"{family} quantized.safetensors", None)):
                 way = f"{family} {kind or 'quantized'} computed in fp8"
                 with report.errors(way):
-                    report[way] = picture(family, load(name, weight_dtype=kind or "default"))
+                    report[way] = image(family, load(name, weight_dtype=kind or "default"))
 
 
 def compiled(report: Report) -> None:
@@ -456,11 +456,11 @@ def compiled(report: Report) -> None:
         for part in model.model.modules():
             if hasattr(part, "attention"):
                 part.attention = ours.attention
-        report["compiled"] = picture("infinity", model)
+        report["compiled"] = image("infinity", model)
         (tuned,) = node(
             "LoadLora", model=model, lora_name="official.safetensors", strength_model=0.5
         )
-        report["compiled lora"] = picture("infinity", tuned, stream)
+        report["compiled lora"] = image("infinity", tuned, stream)
     report["graphs"] = counters["stats"]["unique_graphs"]
     report["graph breaks"] = dict(counters["graph_break"])
     with report.errors("no compiler"), patched(inductor.cpp, "cxx", ("/nowhere",)):
@@ -497,7 +497,7 @@ def main() -> None:
             figures,
             measured,
             evicted,
-            half_pictures,
+            half_images,
             files,
             runs,
             as_on_a_card,

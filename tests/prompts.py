@@ -73,7 +73,7 @@ def edit_graph(**edit) -> dict:
 
 
 def encoded(family: str, **sampler) -> dict:
-    """A prompt whose sampler varies a picture of its size, red on the left, blue on the right."""
+    """A prompt whose sampler varies an image of its size, red on the left, blue on the right."""
     prompt, side = graph(family, latent_image=["encode", 0], **sampler), PIXELS[family]
     for name, color in (("image", 0xC04020), ("blue", 0x2040C0)):
         inputs = {"width": side, "height": side, "color": color}
@@ -88,4 +88,4 @@ def encoded(family: str, **sampler) -> dict:
 
 def pixels(outcome) -> list[np.ndarray]:
     assert outcome.error is None
-    return [np.asarray(picture) for picture in outcome.pictures]
+    return [np.asarray(image) for image in outcome.images]

@@ -98,11 +98,11 @@ def main() -> None:
             except Refused:
                 print(f"{path.stem} needs models that are not here; its thumbnail stays")
             else:
-                thumbnail(outcome.pictures).save(path.with_suffix(".jpg"), quality=88)
+                thumbnail(outcome.images).save(path.with_suffix(".jpg"), quality=88)
                 for node in (node for node, name in RESULTS.items() if name == path.stem):
-                    strip(outcome.pictures).save(IMAGES / f"{node}_result.png")
+                    strip(outcome.images).save(IMAGES / f"{node}_result.png")
                 if path.stem == RESULTS["DiverseVARSampler"]:
-                    plot = host.run(spectrum(prompt)).pictures[0]
+                    plot = host.run(spectrum(prompt)).images[0]
                     plot.save(IMAGES / "DiverseVARSpectrum_result.png")
                 print(path.stem)
         portray(page, [name for name in host.nodes if name.startswith("DiverseVAR")])

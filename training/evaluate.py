@@ -69,15 +69,15 @@ class Row:
     cfg: tuple[float, ...] = (4.0,)
     tau: tuple[float, ...] = (0.5,)
     methods: tuple[Method, ...] = ()
-    guide_from: int = 0
-    guide_to: int = 0
+    guidance_start: int = 0
+    guidance_end: int = 0
 
 
 def rows() -> list[Row]:
     """The front: every method at several strengths, where it does best, and pairs of them."""
 
     def late(name: str, kind: str, *methods: Method) -> Row:
-        return Row(f"guide_from 4, {name}", kind, methods=methods, guide_from=4)
+        return Row(f"guidance_start 4, {name}", kind, methods=methods, guidance_start=4)
 
     def published(name: str, kind: str, *methods: Method) -> Row:
         return Row(f"published, {name}", kind, methods=methods)
@@ -89,14 +89,16 @@ def rows() -> list[Row]:
         found.append(Row(f"cfg {cfg:g}, tau {tau:g}", "temperature", (cfg,), (tau,)))
     for side in (2, 4, 6, 8):
         off = (Starts(1),)  # candidates that the rows of starts choose among
-        found.append(Row(f"guide_from {side}", "late guidance", methods=off, guide_from=side))
+        found.append(
+            Row(f"guidance_start {side}", "late guidance", methods=off, guidance_start=side)
+        )
     for side in (4, 6):
-        found.append(Row(f"published, guide_to {side}", "guidance", guide_to=side))
+        found.append(Row(f"published, guidance_end {side}", "guidance", guidance_end=side))
     for cfg, tau in ((6.0, 0.5), (4.0, 0.25), (6.0, 0.25)):
-        name = f"guide_from 4, cfg {cfg:g}, tau {tau:g}"
-        found.append(Row(name, "late guidance", (cfg,), (tau,), guide_from=4))
-    name = "guide_from 4, guide_to 6"
-    found.append(Row(name, "late guidance", guide_from=4, guide_to=6))
+        name = f"guidance_start 4, cfg {cfg:g}, tau {tau:g}"
+        found.append(Row(name, "late guidance", (cfg,), (tau,), guidance_start=4))
+    name = "guidance_start 4, guidance_end 6"
+    found.append(Row(name, "late guidance", guidance_start=4, guidance_end=6))
     for n in (32, 64, 128, 256):
         for side in (2, 6):
             found.append(late(f"starts {n}, side {side}", "starts", Starts(n, side)))
@@ -193,7 +195,7 @@ class Bench:
     def sample(self, row: Row, concept: int, seeds: Sequence[int]) -> Drawn:
         """A concept's pictures of these seeds."""
         text = Text(self.text([self.data.concepts[concept].prompt])).repeat(len(seeds))
-        guided = {"guide_from": row.guide_from, "guide_to": row.guide_to}
+        guided = {"guidance_start": row.guidance_start, "guidance_end": row.guidance_end}
         settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, **guided)
         how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
         steps = list(sample_and_travel(*how, methods=row.methods))[-len(self.model.schedule()) :]
@@ -202,7 +204,9 @@ class Bench:
 
     def candidates(self, row: Row, concept: int, first: int, count: int) -> Drawn:
         """Pictures of ``count`` seeds, finished and kept: each is what its seed gives alone."""
-        folder = self.kept / " ".join(map(str, (row.guide_from, *row.cfg, *row.tau, *row.methods)))
+        folder = self.kept / " ".join(
+            map(str, (row.guidance_start, *row.cfg, *row.tau, *row.methods))
+        )
         file = folder / f"{concept}.pt"
         found = [Drawn(*torch.load(file))] if file.exists() else []
         have = sum(len(one.pictures) for one in found)
@@ -308,7 +312,9 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         "most different": "most different",
     }
     ways = {
-        title: Row("", "", methods=PRESETS[name].methods(), guide_from=PRESETS[name].guide_from)
+        title: Row(
+            "", "", methods=PRESETS[name].methods(), guidance_start=PRESETS[name].guidance_start
+        )
         for title, name in ways.items()
     }
     known = [concept.prompt for concept in bench.data.concepts]

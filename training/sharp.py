@@ -147,7 +147,7 @@ def drawn_by(models: Path, prompts: Sequence[str], tokenizer: BSQ, path: Path) -
         text = load_text_encoder(models / "text_encoder.safetensors")
         found = []
         for i, prompt in enumerate(prompts):
-            settings = Settings((4.0,), "flat", (0.5,), 0, 0.97, guide_from=4 * (i % 2))
+            settings = Settings((4.0,), "flat", (0.5,), 0, 0.97, guidance_start=4 * (i % 2))
             seeds = range(SEED + 3 * i, SEED + 3 * i + 3)
             rows = Text(text([prompt])).repeat(len(seeds))
             *_, last = sample(model, tokenizer, rows, model.schedule(), settings, seeds)

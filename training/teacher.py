@@ -56,7 +56,7 @@ def self_correcting(
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
     """Rotary angles of all maps in a row, (L, head_dim / 2)."""
-    return torch.cat([model.rotary(scale, device) for scale in schedule])
+    return torch.cat([model.rotary_of_map(scale, device) for scale in schedule])
 
 
 def levels(schedule: Schedule) -> Tensor:

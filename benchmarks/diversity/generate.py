@@ -32,7 +32,7 @@ from .features import digest
 class Row:
     """A way to sample: the model's official settings, guided from a side on, with methods."""
 
-    guide_from: int = 0
+    guidance_start: int = 0
     methods: tuple[Method, ...] = ()
 
     @property
@@ -44,8 +44,8 @@ class Row:
 ROWS = {
     "vanilla": Row(),
     "ssr+sar": Row(methods=(DiverseVAR(ssr=0.5, sar=0.25, sides=(4, 6)),)),
-    "late guidance": Row(guide_from=4),
-    "diverse starts": Row(guide_from=4, methods=(Starts(candidates=64, side=6),)),
+    "late guidance": Row(guidance_start=4),
+    "diverse starts": Row(guidance_start=4, methods=(Starts(candidates=64, side=6),)),
 }
 
 
@@ -92,7 +92,7 @@ class Sampler:
 
     def settings(self, row: Row) -> Settings:
         """The row's settings for this model."""
-        return replace(self.model.defaults(), guide_from=row.guide_from)
+        return replace(self.model.defaults(), guidance_start=row.guidance_start)
 
     def facts(self, row: Row) -> dict[str, str]:
         """Everything that the row's pictures depend on besides prompts and seeds."""

@@ -1,6 +1,6 @@
 """Find the strengths that suit a model: diversity against what the model says of itself.
 
-A few prompts and seeds on a ladder of strengths. No other model is needed: how different pictures
+A few prompts and seeds on a candidates of strengths. No other model is needed: how different images
 are is seen in their pixels (or in features that are given), and how well they follow their prompts
 is the model's own judgement (``judge.py``).
 """
@@ -33,25 +33,25 @@ from ..vae.tokenizer import Tokenizer
 from .diversity import mean_distance, pixel_features
 from .judge import self_alignment
 
-LADDER = (
+CANDIDATES = (
     Preset(),
     PRESETS["SSR + SAR as in the paper"],
-    Preset(guide_from=2),
-    Preset(guide_from=4),
-    Preset(guide_from=6),
-    Preset(guide_from=4, starts=64),
-    Preset(guide_from=4, starts=256),
-    Preset(guide_from=4, repulsion=2.0),
-    Preset(guide_from=4, repulsion=4.0),
-    Preset(guide_from=4, repulsion=8.0),
+    Preset(guidance_start=2),
+    Preset(guidance_start=4),
+    Preset(guidance_start=6),
+    Preset(guidance_start=4, starts=64),
+    Preset(guidance_start=4, starts=256),
+    Preset(guidance_start=4, repulsion=2.0),
+    Preset(guidance_start=4, repulsion=4.0),
+    Preset(guidance_start=4, repulsion=8.0),
 )
 RESAMPLES = 2000
 TIE = 0.05  # share of diversity that a few prompts and seeds cannot tell apart
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One preset as measured, a number a prompt: distance of pictures, nats a picture."""
+class Measured:
+    """One preset as measured, a number a prompt: distance of images, nats an image."""
 
     preset: Preset
     diversity: list[float]
@@ -63,7 +63,7 @@ class Rung:
 class Task:
     """What is measured: the models, a condition for every prompt, the seeds of each.
 
-    features: pictures (B, 3, H, W) in 0..1 -> (B, C).
+    features: images (B, 3, H, W) in 0..1 -> (B, C).
     """
 
     model: Family
@@ -92,9 +92,9 @@ def measure(
         steps = list(sample(*models, settings, seeds, methods=chain))
         with torch.no_grad():  # one by one: a decoder needs gigabytes for a million pixels
             decoded = [task.tokenizer.decode(one) for one in steps[-1].f_hat.split(1)]
-        pictures = to_image(torch.cat(decoded))
+        images = to_image(torch.cat(decoded))
         judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
-        distance = mean_distance(task.features(pictures))
+        distance = mean_distance(task.features(images))
         found = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
         if not all(map(math.isfinite, found)):
             raise ValueError(
@@ -108,37 +108,37 @@ def calibrate(
     task: Task,
     path: Path,
     about: dict[str, object],
-    ladder: Sequence[Preset] = LADDER,
+    candidates: Sequence[Preset] = CANDIDATES,
     ready: Callable[[Sequence[Method]], None] = lambda methods: None,
-) -> Iterator[tuple[list[Rung], float]]:
-    """Measure every rung that ``path`` does not hold yet, save it there, and at last the choice.
+) -> Iterator[tuple[list[Measured], float]]:
+    """Measure every candidate that ``path`` does not hold yet, save it, and at last the choice.
 
     about: what the figures depend on, as JSON, saved with them; where the file's differs, it starts
     over. ready: called before each sampling with its methods; features may have taken the models'
-    place. Yields the rungs so far and the share of the work that is done, after every prompt. A
-    file that says all of it already is left as it is.
+    place. Yields what is measured so far and the share of the work that is done, after every
+    prompt. A file that says all of it already is left as it is.
     """
     before = saved_at(path)
-    measured = {rung.preset: rung for rung in rungs_of(before, about, len(task.conditions))}
+    known = {one.preset: one for one in measured_of(before, about, len(task.conditions))}
 
-    def rungs() -> list[Rung]:
-        return [measured[preset] for preset in ladder if preset in measured]
+    def measured() -> list[Measured]:
+        return [known[preset] for preset in candidates if preset in known]
 
-    done, total = len(rungs()) * len(task.conditions), len(ladder) * len(task.conditions)
-    for preset in ladder:
-        if preset in measured:
+    done, total = len(measured()) * len(task.conditions), len(candidates) * len(task.conditions)
+    for preset in candidates:
+        if preset in known:
             continue
         found = []
         for numbers in measure(task, preset, ready):
             found.append(numbers)
             done += 1
-            yield rungs(), done / total
-        measured[preset] = Rung(preset, *map(list, zip(*found, strict=True)))
-        write(path, content(about, rungs(), None))
-    finished = content(about, rungs(), choose(rungs()))
+            yield measured(), done / total
+        known[preset] = Measured(preset, *map(list, zip(*found, strict=True)))
+        write(path, content(about, measured(), None))
+    finished = content(about, measured(), choose(measured()))
     if finished != before:
         write(path, finished)
-    yield rungs(), 1.0
+    yield measured(), 1.0
 
 
 def saved_at(path: Path) -> dict[str, object]:
@@ -149,20 +149,20 @@ def saved_at(path: Path) -> dict[str, object]:
         return {}
 
 
-def rungs_of(saved: dict[str, object], about: dict[str, object], prompts: int) -> list[Rung]:
-    """The rungs of a file that was written for the same ``about``, but for broken ones."""
-    if saved.get("about") != about or not isinstance(saved.get("rungs"), list):
+def measured_of(saved: dict[str, object], about: dict[str, object], prompts: int) -> list[Measured]:
+    """What a file that was written for the same ``about`` has measured, but for broken entries."""
+    if saved.get("about") != about or not isinstance(saved.get("measured"), list):
         return []
-    rungs = []
-    for rung in saved["rungs"]:
+    measured = []
+    for one in saved["measured"]:
         try:
-            preset, *figures = (rung[field.name] for field in fields(Rung))
-            rungs.append(
-                Rung(preset_of(preset), *(a_prompt(values, prompts) for values in figures))
+            preset, *figures = (one[field.name] for field in fields(Measured))
+            measured.append(
+                Measured(preset_of(preset), *(a_prompt(values, prompts) for values in figures))
             )
         except (KeyError, TypeError, ValueError):
             continue
-    return rungs
+    return measured
 
 
 def a_prompt(values: object, prompts: int) -> list[float]:
@@ -177,11 +177,11 @@ def a_prompt(values: object, prompts: int) -> list[float]:
 
 
 def content(
-    about: dict[str, object], rungs: Sequence[Rung], chosen: Rung | None
+    about: dict[str, object], measured: Sequence[Measured], chosen: Measured | None
 ) -> dict[str, object]:
     """What is saved."""
     saved = {"chosen": chosen and asdict(chosen.preset), "about": about}
-    return saved | {"rungs": [asdict(rung) for rung in rungs]}
+    return saved | {"measured": [asdict(one) for one in measured]}
 
 
 def write(path: Path, saved: dict[str, object]) -> None:
@@ -200,23 +200,23 @@ def write(path: Path, saved: dict[str, object]) -> None:
         raise ValueError(f"The calibration cannot be saved to {quote(path)} ({error}).") from error
 
 
-def choose(rungs: Sequence[Rung], tolerance: float = 0.1) -> Rung:
-    """The most different rung that follows the prompts nearly as well as the published settings.
+def choose(measured: Sequence[Measured], tolerance: float = 0.1) -> Measured:
+    """The most different one that follows the prompts nearly as well as the published settings.
 
-    The first rung is the published one. A rung may lose ``tolerance`` of its alignment, and of its
-    likelihood as much again in nats. Of rungs that differ as much, within TIE, it is the one that
+    The first is the published setting. Another may lose ``tolerance`` of its alignment, and of its
+    likelihood as much again in nats. Of those that differ as much, within TIE, it is the one that
     follows best. All numbers are finite.
     """
-    alignment, likelihood = mean(rungs[0].alignment), mean(rungs[0].likelihood)
+    alignment, likelihood = mean(measured[0].alignment), mean(measured[0].likelihood)
     loss = tolerance * abs(alignment)
     good = [
-        rung
-        for rung in rungs
-        if mean(rung.alignment) >= alignment - loss and mean(rung.likelihood) >= likelihood - loss
+        one
+        for one in measured
+        if mean(one.alignment) >= alignment - loss and mean(one.likelihood) >= likelihood - loss
     ]
-    most = max(mean(rung.diversity) for rung in good)
-    tied = [rung for rung in good if mean(rung.diversity) >= (1 - TIE) * most]
-    return max(tied, key=lambda rung: mean(rung.alignment))
+    most = max(mean(one.diversity) for one in good)
+    tied = [one for one in good if mean(one.diversity) >= (1 - TIE) * most]
+    return max(tied, key=lambda one: mean(one.alignment))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
-"""The model judges itself: how well a picture follows its prompt, by the model's own likelihood.
+"""The model judges itself: how well an image follows its prompt, by the model's own likelihood.
 
 The log-likelihood of its tokens under the prompt, less that without it, is the information that
-prompt and picture share (pointwise mutual information); a broken picture is unlikely either way.
+prompt and image share (pointwise mutual information); a broken image is unlikely either way.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def self_alignment(
     condition: Condition,
     schedule: Schedule,
 ) -> Judged:
-    """Judge pictures by their tokens (B, n) or bits (B, n, bits) of every map.
+    """Judge images by their tokens (B, n) or bits (B, n, bits) of every map.
 
-    At temperature 1, unguided, every map after the picture's own coarser ones. Where the condition
+    At temperature 1, unguided, every map after the image's own coarser ones. Where the condition
     has a negative text, alignment is against that instead of the model's own. Both are computed
     together, in the rows of a guided batch.
     """

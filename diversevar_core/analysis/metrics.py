@@ -1,7 +1,7 @@
 """The figures, from features and scores alone.
 
 Every function takes tensors and computes in float64 on the CPU; figures that are means of one
-value a picture or a prompt return these values, so that ``interval`` can tell how sure they are.
+value an image or a prompt return these values, so that ``interval`` can tell how sure they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
     Heusel et al., arXiv 1706.08500. With covariances A^T A and B^T B, the trace of the root of
     their product is the sum of the singular values of A B^T; no root of a nearly singular matrix
-    is taken, so fewer pictures than channels do no harm to the arithmetic.
+    is taken, so fewer images than channels do no harm to the arithmetic.
     """
     a, b = a.double(), b.double()
     root_a, root_b = (
@@ -62,12 +62,12 @@ def neighbours(real: Tensor, made: Tensor, k: int) -> dict[str, Tensor]:
 
     Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991); density and coverage
     (Naeem et al., arXiv 2002.09797). real (N, C) and made (M, C) features; recall and coverage
-    have a value for every real picture, precision and density for every made one. Raises
-    ValueError where there are too few pictures for k neighbours.
+    have a value for every real image, precision and density for every made one. Raises
+    ValueError where there are too few images for k neighbours.
     """
     if min(len(real), len(made)) <= k:
         raise ValueError(
-            f"{k} nearest neighbours need more than {k} pictures; there are {len(real)} "
+            f"{k} nearest neighbours need more than {k} images; there are {len(real)} "
             f"references and {len(made)} samples."
         )
     real, made = real.double(), made.double()
@@ -88,9 +88,9 @@ def neighbours(real: Tensor, made: Tensor, k: int) -> dict[str, Tensor]:
 
 
 def overall_vendi(features: Tensor) -> float:
-    """Vendi score of all pictures' features (N, C), by the smaller of the two Gram matrices.
+    """Vendi score of all images' features (N, C), by the smaller of the two Gram matrices.
 
-    The same as ``diversity.vendi_score``, whose (N, N) matrix is too large for many pictures.
+    The same as ``diversity.vendi_score``, whose (N, N) matrix is too large for many images.
     """
     unit = F.normalize(features.double())
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
@@ -99,9 +99,9 @@ def overall_vendi(features: Tensor) -> float:
 
 
 def within_prompts(features: Tensor, each: int) -> dict[str, Tensor]:
-    """Mean cosine distance and Vendi score of every prompt's pictures.
+    """Mean cosine distance and Vendi score of every prompt's images.
 
-    features: (prompts * each, C), a prompt's pictures together.
+    features: (prompts * each, C), a prompt's images together.
     """
     groups = features.unflatten(0, (-1, each))
     return {
@@ -111,10 +111,10 @@ def within_prompts(features: Tensor, each: int) -> dict[str, Tensor]:
 
 
 def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:
-    """How many designs one prompt's pictures have, and how evenly.
+    """How many designs one prompt's images have, and how evenly.
 
-    hit (N,) bool: whether a picture shows the concept; design (N,) indices. Designs are counted
-    among the pictures that show it; modes: exponential of the entropy of all pictures' designs.
+    hit (N,) bool: whether an image shows the concept; design (N,) indices. Designs are counted
+    among the images that show it; modes: exponential of the entropy of all images' designs.
     """
     share = torch.bincount(design) / len(design)
     return float(design[hit].unique().numel()), torch.special.entr(share).sum().exp().item()

@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
 
 class Spectra(Method):
-    """Runs ``method`` and keeps, of the first picture, what it did to every feature map.
+    """Runs ``method`` and keeps, of the first image, what it did to every feature map.
 
     found: place -> singular values (min(n, C),) before and after the method, descending, for maps
     of ``sides`` in ``blocks``. Only the hooks that see a feature map are passed on.

@@ -1,4 +1,4 @@
-"""A picture of what a diversity method does to singular values."""
+"""An image of what a diversity method does to singular values."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..quote import quote
-from ..text.encoder import is_t5, read_tokenizer, rename, tokenizer_beside
+from ..text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
 from ..vae.bsq import BSQ
 from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
 from .loading import BUFFERS, describe, is_model, is_quantized, is_tokenizer
@@ -109,7 +109,7 @@ def read_whole(source: Path) -> Checkpoint:
         )
     if is_quantized(file.tensors):
         raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
-    facts, beside = file.facts, tokenizer_beside(source)
+    facts, beside = file.facts, tokenizer_path(source)
     if is_t5(file.tensors):
         tensors = rename(file.tensors)
         facts = {name: facts[name] for name in ("tokenizer.json",) if name in facts}

@@ -74,7 +74,7 @@ class Checkpoint:
     facts: dict[str, object]
 
 
-class Sparing(io.FileIO):
+class BoundedFile(io.FileIO):
     """A file of which no more than ``LIMIT`` bytes are read in all; CheckpointError beyond that."""
 
     def __init__(self, path: Path):
@@ -186,7 +186,7 @@ def facts_of_name(path: Path) -> dict[str, object]:
 
 def read_object(file: Path) -> dict[str, object]:
     """A file's JSON object. Raises CheckpointError."""
-    with reading(file), Sparing(file) as opened:
+    with reading(file), BoundedFile(file) as opened:
         text = opened.read()
         try:
             content = json.loads(text)
@@ -283,7 +283,7 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
             return read_safetensors(file), {name: parse(name, facts[name]) for name in facts}
         zipped = is_zip(file)
         if zipped:
-            program(file)
+            read_pickle(file)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
@@ -315,7 +315,7 @@ def check_kind(file: Path) -> None:
 def imports(file: Path, zipped: bool) -> bool:
     """Whether a pickle names anything to import, and so to run, beyond what tensors need."""
     with file.open("rb") as opened:
-        source = io.BytesIO(program(file) if zipped else opened.read(LIMIT))
+        source = io.BytesIO(read_pickle(file) if zipped else opened.read(LIMIT))
     return any(
         opcode in ("INST", "STACK_GLOBAL")
         or (opcode == "GLOBAL" and not value.startswith(("torch", "collections")))
@@ -338,7 +338,7 @@ def read_header(file: Path) -> dict[str, object]:
 
     Raises CheckpointError.
     """
-    with reading(file), Sparing(file) as opened:
+    with reading(file), BoundedFile(file) as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         if not isinstance(header, dict):
             raise ValueError("the header is no object")
@@ -357,13 +357,13 @@ def is_zip(file: Path) -> bool:
         return opened.read(4) == b"PK\x03\x04"
 
 
-def program(file: Path) -> bytes:
+def read_pickle(file: Path) -> bytes:
     """The pickle in a checkpoint that torch saved as a zip; its tensors lie in other entries.
 
     Raises CheckpointError, also where an entry is compressed or encrypted: torch writes neither,
     and a small entry might become gigabytes.
     """
-    with reading(file), Sparing(file) as opened, zipfile.ZipFile(opened) as archive:
+    with reading(file), BoundedFile(file) as opened, zipfile.ZipFile(opened) as archive:
         entries = archive.infolist()
         if any(entry.compress_type or entry.flag_bits & 1 for entry in entries):
             raise CheckpointError(
@@ -396,7 +396,7 @@ def names_in_file(file: Path) -> frozenset[str]:
         if is_safetensors(file):
             return frozenset(read_header(file)) - {"__metadata__"}
         texts = (
-            text for _, text, _ in itertools.islice(pickletools.genops(program(file)), OPCODES)
+            text for _, text, _ in itertools.islice(pickletools.genops(read_pickle(file)), OPCODES)
         )
         return frozenset(text for text in texts if isinstance(text, str))
 

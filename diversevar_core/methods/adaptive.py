@@ -56,7 +56,7 @@ def certainty(choices: Tensor) -> Tensor:
 def tempered(choices: Tensor, target: float) -> Tensor:
     """(B, n, m, choices) logits, divided so that their certainty is at most ``target``.
 
-    By bisection of each picture's temperature in 1 to ``LARGEST``; what is below is left alone.
+    By bisection of each image's temperature in 1 to ``LARGEST``; what is below is left alone.
     """
     low = choices.new_ones(len(choices), 1, 1, 1)
     high = low * LARGEST

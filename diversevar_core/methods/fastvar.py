@@ -1,4 +1,4 @@
-"""FastVAR: fewer tokens in the last maps, where most of a picture's time goes.
+"""FastVAR: fewer tokens in the last maps, where most of an image's time goes.
 
 Guo et al., "FastVAR: Linear Visual Autoregressive Modeling via Cached Token Pruning", arXiv
 2503.23367. The last two maps are left out; in the two before them only the tokens that differ most

@@ -1,4 +1,4 @@
-"""Keep a picture's own tokens: variations and inpainting.
+"""Keep an image's own tokens: variations and inpainting.
 
 Zero-shot editing of VAR, arXiv 2404.02905, section 5.3 (``models/var.py`` of FoundationVision/VAR
 resamples what is not kept): where a token is kept, it takes the place of the one that was drawn,
@@ -24,33 +24,33 @@ class Keep(Method):
 
     maps: Sequence[Tensor]  # tokens (1 or B, n) or bits (1 or B, n, bits) of every map
     side: int = 0  # maps of at most this side are kept whole; 0 keeps none
-    mask: Tensor | None = None  # (1 or B, H, W), above 0 where the picture is drawn; None is all
+    mask: Tensor | None = None  # (1 or B, H, W), above 0 where the image is drawn; None is all
     order = 3
 
     @property
     def alike(self) -> bool:
-        """Whether one picture and one mask serve the whole batch."""
+        """Whether one image and one mask serve the whole batch."""
         return all(
             len(one) == 1 for one in (*self.maps, *([] if self.mask is None else [self.mask]))
         )
 
     def begin(self, context: Context) -> Keep:
-        """Raises ValueError where maps are not the schedule's, or fewer than the pictures."""
+        """Raises ValueError where maps are not the schedule's, or fewer than the images."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
             raise ValueError(
-                f"The encoded picture has token maps of {ours} tokens, but this picture's have "
+                f"The encoded image has token maps of {ours} tokens, but this image's have "
                 f"{theirs}; encode it with this model and the same shape."
             )
         places = list(context.places)
         given = {
-            "pictures": self.maps[0],
+            "images": self.maps[0],
             "masks": self.maps[0] if self.mask is None else self.mask,
         }
         for what, many in given.items():
             if 1 != len(many) <= max(places):
                 raise ValueError(
-                    f"There are {len(many)} {what} to keep and more pictures are drawn; give one "
+                    f"There are {len(many)} {what} to keep and more images are drawn; give one "
                     "for all, or one for each. Diverse starts need one for all."
                 )
         mask, device = self.mask, context.condition.device

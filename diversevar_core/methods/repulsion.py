@@ -1,4 +1,4 @@
-"""Batch repulsion: a picture avoids what the earlier ones of its batch drew.
+"""Batch repulsion: an image avoids what the earlier ones of its batch drew.
 
 Ours; of the family of particle guidance (Corso et al., arXiv 2310.13102), in tokens.
 """
@@ -17,9 +17,9 @@ from ..sampling.schedule import Scale
 
 @dataclass(frozen=True)
 class Repulsion(Method):
-    """Lower a choice's logit by ``strength`` times the share of earlier pictures that drew it.
+    """Lower a choice's logit by ``strength`` times the share of earlier images that drew it.
 
-    At the maps up to ``side``, token by token. The batch is drawn in order, so the first picture is
+    At the maps up to ``side``, token by token. The batch is drawn in order, so the first image is
     what it is alone; the others depend on the company.
     """
 

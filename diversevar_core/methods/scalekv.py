@@ -1,4 +1,4 @@
-"""ScaleKV: fewer keys and values from map to map, where most of a large picture's memory goes.
+"""ScaleKV: fewer keys and values from map to map, where most of a large image's memory goes.
 
 Li et al., "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
 arXiv 2505.19602. After every map each block keeps the tokens that a few of the map's queries attend

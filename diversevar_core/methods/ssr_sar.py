@@ -3,7 +3,7 @@
 Wang et al., "Diversity Has Always Been There in Your Visual Autoregressive Models",
 arXiv 2511.17074. At early maps, SSR softens the dominant singular values of the transformer's
 input feature map, ``alpha * exp(-beta * s) * s``, and SAR strengthens those of its output,
-``alpha * exp(beta * s) * s``. The matrix is tokens by channels, one per picture and guidance row.
+``alpha * exp(beta * s) * s``. The matrix is tokens by channels, one per image and guidance row.
 
 The singular vectors are never needed on the long side: with F F^T = W diag(s^2) W^T the result
 is W diag(gain(s)) W^T F, one small symmetric eigendecomposition.
@@ -92,7 +92,7 @@ class DiverseVAR(Method):
         for side in self.sides or ():
             if side not in known:
                 raise ValueError(
-                    f"This picture has no token map of side {side}; "
+                    f"This image has no token map of side {side}; "
                     f"its sides are {', '.join(map(str, known))}."
                 )
         return self

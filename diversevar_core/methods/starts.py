@@ -54,7 +54,7 @@ class Starts(Method):
             )
 
     def chooses(self, count: int) -> bool:
-        """Whether there is something to choose for so many pictures."""
+        """Whether there is something to choose for so many images."""
         return 1 < count < self.candidates
 
 
@@ -73,17 +73,17 @@ def choose_starts(
 ) -> list[int]:
     """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
 
-    condition: of all pictures, which show the same; its first is taken. Methods that act on a batch
+    condition: of all images, which show the same; its first is taken. Methods that act on a batch
     together are left out, as the company is not known yet. progress: told how many candidates are
     drawn, after each group. ready: has the models where they compute, before each group. With
-    ``count`` candidates or fewer, or for one picture, there is nothing to choose: the first seeds.
+    ``count`` candidates or fewer, or for one image, there is nothing to choose: the first seeds.
     Raises ValueError where ``starts`` compares with another model's tokenizer.
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))
     if starts.tokenizer is not None and starts.tokenizer.token_kind != tokenizer.token_kind:
         raise ValueError(
-            f"Diverse starts would decode small pictures with {starts.tokenizer.name}'s tokenizer "
+            f"Diverse starts would decode small images with {starts.tokenizer.name}'s tokenizer "
             f"({starts.tokenizer.token_kind}), and this model's has {tokenizer.token_kind}; "
             "connect the same tokenizer to both."
         )

@@ -16,7 +16,7 @@ from ..sampling.conditions import Condition, Text
 from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
 
-OTHER_STREAM = 0x5EED0F7E47  # added to a picture's seed, whose own stream draws the tokens
+OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, whose own stream draws the tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class TextNoise(Method):
     strength: of the noise n, 0 is off. begin, end: gamma falls from 1 to 0 while the time, which
     runs from 1 at the first map to 0 at the last, rises from ``begin`` to ``end`` (CADS' tau_1 and
     tau_2; an end above 1 leaves some of the text to the first map). rescale: CADS' psi, how far
-    the result takes back the text's mean and deviation. Every picture has one noise, of its seed;
+    the result takes back the text's mean and deviation. Every image has one noise, of its seed;
     tokens are drawn with the same numbers as without it.
     """
 
@@ -34,7 +34,7 @@ class TextNoise(Method):
     begin_time: float = 0.6
     end_time: float = 0.9
     rescale: float = 1.0
-    noise: tuple[Tensor, ...] = ()  # like each picture's text; set by ``begin``
+    noise: tuple[Tensor, ...] = ()  # like each image's text; set by ``begin``
     order = 1
     name = "Text Noise"
 

@@ -1,7 +1,7 @@
-"""Scale travel: keep a picture's coarse tokens and draw the rest again under the clean text.
+"""Scale travel: keep an image's coarse tokens and draw the rest again under the clean text.
 
 Park et al., "DiverseVAR", arXiv 2511.21415, stage 2: text noise makes an idea differ and the
-picture worse; its coarse maps carry the idea, and the model draws the others again from them. The
+image worse; its coarse maps carry the idea, and the model draws the others again from them. The
 paper's side is not public.
 """
 
@@ -47,7 +47,7 @@ def sample_and_travel(
 ) -> Iterator[Step]:
     """``sample``, and again where a ``Travel`` is among the methods; yields all maps of both.
 
-    The finished pictures are encoded, their maps up to the side are kept, and the others drawn
+    The finished images are encoded, their maps up to the side are kept, and the others drawn
     with the same seeds, without text noise.
     """
     how = (model, tokenizer, condition, schedule, settings, seeds)

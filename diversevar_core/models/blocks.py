@@ -37,7 +37,7 @@ Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class KVCache:
-    """One block's keys and values for the maps of a picture, in one allocation.
+    """One block's keys and values for the maps of an image, in one allocation.
 
     maps: how many are kept: all but the last, whose keys and values nobody reads again; tokens:
     room for this many.
@@ -100,27 +100,27 @@ class KVCache:
             self.k, self.v = self.k[:rows].clone(), self.v[:rows].clone()
 
 
-class Behind:
-    """One block's keys and values, with a source picture's in front of them.
+class SourceCache:
+    """One block's keys and values, with a source image's in front of them.
 
-    A source that all pictures share is kept once: it has the rows of one picture.
+    A source that all images share is kept once: it has the rows of one image.
     """
 
     def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
         self.k, self.v, self.cache = k, v, cache
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``KVCache.extend``, the source's (rows or one picture's rows, heads, m, c) in front."""
+        """``KVCache.extend``, the source's (rows or one image's rows, heads, m, c) in front."""
         k, v = self.cache.extend(q, k, v)
-        k = in_front(self.k, k)  # frees the keys alone before the values are joined
-        return k, in_front(self.v, v)
+        k = prepend(self.k, k)  # frees the keys alone before the values are joined
+        return k, prepend(self.v, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
         """``KVCache.attend``, of the source too."""
         return attention(q, *self.extend(q, k, v))
 
 
-def in_front(source: Tensor, x: Tensor) -> Tensor:
+def prepend(source: Tensor, x: Tensor) -> Tensor:
     """Join along the tokens; every row of the source stands before as many neighbours of x."""
     x = x.unflatten(0, (len(source), -1))
     source = source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1)
@@ -149,12 +149,12 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn adjacent pairs of (rows, n, ..., heads, c), which are used up, by a token's angles."""
-    turns = rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), *rotary.shape[-2:])
+    table = rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), *rotary.shape[-2:])
     pairs = x.unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # torch fuses real numbers only
-        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
-    turned = torch.view_as_complex(pairs).mul_(torch.view_as_complex(turns))
+    turned = torch.view_as_complex(pairs).mul_(torch.view_as_complex(table))
     return torch.view_as_real(turned).flatten(-2)
 
 
@@ -169,15 +169,15 @@ class SelfAttention(nn.Module):
     """Cosine attention: unit queries and keys, a learned temperature per head."""
 
     def __init__(
-        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **factory
     ):
         super().__init__()
-        self.heads, self.attention, self.dtype = heads, attention, where["dtype"]
-        self.mat_qkv = operations.Linear(width, 3 * width, bias=False, **where)
-        self.q_bias = nn.Parameter(torch.empty(width, **where))
-        self.v_bias = nn.Parameter(torch.empty(width, **where))
-        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1, **where))
-        self.proj = operations.Linear(width, width, **where)
+        self.heads, self.attention, self.dtype = heads, attention, factory["dtype"]
+        self.mat_qkv = operations.Linear(width, 3 * width, bias=False, **factory)
+        self.q_bias = nn.Parameter(torch.empty(width, **factory))
+        self.v_bias = nn.Parameter(torch.empty(width, **factory))
+        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1, **factory))
+        self.proj = operations.Linear(width, width, **factory)
 
     def fixed(self, device: torch.device) -> Fixed:
         """What does not depend on the map."""
@@ -192,7 +192,7 @@ class SelfAttention(nn.Module):
         x: Tensor,
         norm: Norm,
         fixed: Fixed,
-        cache: KVCache | Behind | None = None,
+        cache: KVCache | SourceCache | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -222,12 +222,12 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """Modulated norm, Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
 
-    def __init__(self, width: int, hidden: int, operations: ModuleType, **where):
+    def __init__(self, width: int, hidden: int, operations: ModuleType, **factory):
         super().__init__()
-        self.dtype = where["dtype"]
-        self.fc1 = operations.Linear(width, hidden, **where)
+        self.dtype = factory["dtype"]
+        self.fc1 = operations.Linear(width, hidden, **factory)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = operations.Linear(hidden, width, **where)
+        self.fc2 = operations.Linear(hidden, width, **factory)
 
     def forward(self, x: Tensor, norm: Norm) -> Tensor:
         return self.fc2(self.act(self.fc1(modulate(x, *norm).to(self.dtype))))

@@ -51,7 +51,7 @@ def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
 
 
 class State(Protocol):
-    """One batch of pictures in flight: what the blocks remember from map to map."""
+    """One batch of images in flight: what the blocks remember from map to map."""
 
     def fork(self) -> State:
         """A copy that goes on without changing this one."""
@@ -69,9 +69,9 @@ class Family(nn.Module):
 
     name: str
     reads: type[Condition]  # the kind of condition
-    edits: bool = False  # whether it edits a source picture, which its condition must have
+    edits: bool = False  # whether it edits a source image, which its condition must have
     token_kind: TokenKind
-    aspects: Collection[float] = (1.0,)  # height / width of the pictures that it can make
+    aspects: Collection[float] = (1.0,)  # height / width of the images that it can make
     budgets: Collection[str | None] = (None,)  # of pixels; None where it has one size only
     depth: int  # number of blocks
     width: int  # channels C of the blocks
@@ -98,19 +98,19 @@ class Family(nn.Module):
         """The official sampling settings."""
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps of a picture (height / width, a budget of ``schedule.PIXELS``).
+        """The token maps of an image (height / width, a budget of ``schedule.PIXELS``).
 
         ValueError where the model cannot make one.
         """
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
-        """State for new pictures, of which the first so many maps are drawn.
+        """State for new images, of which the first so many maps are drawn.
 
-        guided: adds an unconditional row to every picture's.
+        guided: adds an unconditional row to every image's.
         """
 
     def condition(self, state: State, condition: Condition) -> None:
-        """Set what the pictures show; ValueError where the model cannot read it."""
+        """Set what the images show; ValueError where the model cannot read it."""
 
     def embed(
         self, state: State, features: Tensor | None, scale: Scale, changes: Sequence[Change] = ()

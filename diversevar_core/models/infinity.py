@@ -1,9 +1,9 @@
-"""Infinity: text to image, and picture to picture, by next-scale prediction of bits.
+"""Infinity: text to image, and image to image, by next-scale prediction of bits.
 
 Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, in the one
 combination of options that its releases use. VAREdit, arXiv 2508.15772
 (``infinity/models`` of HiDream-ai/VAREdit), has the same weights' names and shapes: before the
-first map a source picture passes through all blocks, and the maps see its keys and values.
+first map a source image passes through all blocks, and the maps see its keys and values.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from ..sampling.settings import Settings
 from .attention import Attention, sdpa
 from .blocks import (
     EPS,
-    Behind,
     FeedForward,
     Fixed,
     HeadNorm,
     KVCache,
     Rotary,
     SelfAttention,
+    SourceCache,
     Terms,
     terms_of,
 )
@@ -66,7 +66,7 @@ class InfinityConfig:
     depth, where it is added before the first block only); full_map_positions: rotary positions
     are those of the 1M schedule's last map (``rope2d_normalized_by_hw`` 2) rather than each
     map's own (0); sides: the model's own square maps, None for the official schedules; pixels:
-    the budget that it was trained for; edits: whether it edits a source picture (VAREdit).
+    the budget that it was trained for; edits: whether it edits a source image (VAREdit).
     """
 
     width: int
@@ -85,12 +85,12 @@ class InfinityConfig:
 
 @dataclass
 class InfinityState:
-    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+    """One batch of images in flight: what the blocks remember from scale to scale."""
 
     guided: bool
     caches: list[KVCache]
     schedule: Schedule
-    turns: Rotary | None = None  # of the source's tokens, then of all maps'
+    rotary_table: Rotary | None = None  # of the source's tokens, then of all maps'
     rotary: Rotary | None = None  # of the current map
     condition: Tensor | None = None  # (rows, C) float32
     terms: Tensor | None = None  # (rows, 1, 6, C) float32
@@ -136,7 +136,7 @@ def resized(x: Tensor, scale: Scale) -> Tensor:
 
 
 def same_for_all(text: Text) -> bool:
-    """Whether all pictures have one prompt, one negative prompt and one source."""
+    """Whether all images have one prompt, one negative prompt and one source."""
     prompts = (text.positive, text.negative or ())
     return len(text.source) == 1 and all(
         torch.equal(row, rows[0]) for rows in prompts for row in rows[1:]
@@ -147,14 +147,14 @@ class CrossAttention(nn.Module):
     """A map's tokens look at the text's."""
 
     def __init__(
-        self, width: int, heads: int, attention: Attention, operations: ModuleType, **where
+        self, width: int, heads: int, attention: Attention, operations: ModuleType, **factory
     ):
         super().__init__()
         self.heads, self.attention = heads, attention
-        self.mat_q = operations.Linear(width, width, **where)
-        self.mat_kv = operations.Linear(width, 2 * width, bias=False, **where)
-        self.v_bias = nn.Parameter(torch.empty(width, **where))
-        self.proj = operations.Linear(width, width, **where)
+        self.mat_q = operations.Linear(width, width, **factory)
+        self.mat_kv = operations.Linear(width, 2 * width, bias=False, **factory)
+        self.v_bias = nn.Parameter(torch.empty(width, **factory))
+        self.proj = operations.Linear(width, width, **factory)
 
     def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (rows, m, C) -> keys and values (rows, heads, m, c)."""
@@ -178,15 +178,15 @@ class TextPool(nn.Module):
     """One learned query per head gathers the text into a vector: (rows, m, Ct) -> (rows, C)."""
 
     def __init__(
-        self, text: int, width: int, attention: Attention, operations: ModuleType, **where
+        self, text: int, width: int, attention: Attention, operations: ModuleType, **factory
     ):
         super().__init__()
         heads = text // head_of(width)
         self.attention = attention
-        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads, **where))
-        self.mat_kv = operations.Linear(text, 2 * width, bias=False, **where)
-        self.v_bias = nn.Parameter(torch.empty(width, **where))
-        self.proj = operations.Linear(width, width, **where)
+        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads, **factory))
+        self.mat_kv = operations.Linear(text, 2 * width, bias=False, **factory)
+        self.v_bias = nn.Parameter(torch.empty(width, **factory))
+        self.proj = operations.Linear(width, width, **factory)
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         heads = self.mat_q.shape[1]
@@ -202,17 +202,17 @@ class Block(nn.Module):
     """Self-attention, attention to the text, feed-forward; the first and last modulated."""
 
     def __init__(
-        self, config: InfinityConfig, attention: Attention, operations: ModuleType, **where
+        self, config: InfinityConfig, attention: Attention, operations: ModuleType, **factory
     ):
         super().__init__()
         width = config.width
-        self.dtype = where["dtype"]
-        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
-        self.sa = SelfAttention(width, config.heads, attention, operations, **where)
-        exact = {"device": where["device"], "dtype": torch.float32}
+        self.dtype = factory["dtype"]
+        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **factory))
+        self.sa = SelfAttention(width, config.heads, attention, operations, **factory)
+        exact = {"device": factory["device"], "dtype": torch.float32}
         self.ca_norm = operations.LayerNorm(width, eps=EPS, **exact)
-        self.ca = CrossAttention(width, config.heads, attention, operations, **where)
-        self.ffn = FeedForward(width, config.hidden, operations, **where)
+        self.ca = CrossAttention(width, config.heads, attention, operations, **factory)
+        self.ffn = FeedForward(width, config.hidden, operations, **factory)
 
     def prepare(self, terms: Tensor, text: Tensor) -> Prepared:
         """What every map needs of the condition's terms (rows, 1, 6, C) and the text's features."""
@@ -224,7 +224,7 @@ class Block(nn.Module):
         x: Tensor,
         prepared: Prepared,
         text_mask: Tensor | None = None,
-        cache: KVCache | Behind | None = None,
+        cache: KVCache | SourceCache | None = None,
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -256,25 +256,25 @@ class Infinity(Family):
         self.depth, self.width, self.edits = config.depth, config.width, config.edits
         if config.sides is None:
             self.aspects, self.budgets = MAPS, PIXELS
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         exact = {"device": device, "dtype": torch.float32}
         width = config.width
-        self.cfg_uncond = nn.Parameter(torch.empty(config.unconditional, config.text, **where))
+        self.cfg_uncond = nn.Parameter(torch.empty(config.unconditional, config.text, **factory))
         self.text_norm = nn.Module()
         self.text_norm.weight = nn.Parameter(torch.empty(config.text, **exact))
         self.text_proj_for_sos = nn.Module()
-        self.text_proj_for_sos.ca = TextPool(config.text, width, attention, operations, **where)
+        self.text_proj_for_sos.ca = TextPool(config.text, width, attention, operations, **factory)
         self.text_proj_for_ca = nn.Sequential(
-            operations.Linear(config.text, width, **where),
+            operations.Linear(config.text, width, **factory),
             nn.GELU(approximate="tanh"),
-            operations.Linear(width, width, **where),
+            operations.Linear(width, width, **factory),
         )
-        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
-        self.lvl_embed = operations.Embedding(LEVELS, width, **where)
-        self.word_embed = operations.Linear(config.bits, width, **where)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **factory))
+        self.lvl_embed = operations.Embedding(LEVELS, width, **factory)
+        self.word_embed = operations.Linear(config.bits, width, **factory)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), operations.Linear(width, 6 * width, **exact))
         self.blocks = nn.ModuleList(
-            Block(config, attention, operations, **where) for _ in range(config.depth)
+            Block(config, attention, operations, **factory) for _ in range(config.depth)
         )
         self.head_nm = HeadNorm(width, operations, device)
         self.head = operations.Linear(width, 2 * config.bits, **exact)
@@ -384,11 +384,11 @@ class Infinity(Family):
         source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
         return torch.cat((source, *(self.positions(scale) for scale in maps)))
 
-    def rotary(self, scale: Scale, device: torch.device) -> Rotary:
+    def rotary_of_map(self, scale: Scale, device: torch.device) -> Rotary:
         """The angles' cosines and sines (h * w, head_dim / 2, 2) of one map."""
-        return self.turns(self.positions(scale), device)
+        return self.rotary_table(self.positions(scale), device)
 
-    def turns(self, positions: Tensor, device: torch.device) -> Rotary:
+    def rotary_table(self, positions: Tensor, device: torch.device) -> Rotary:
         """The angles' cosines and sines (n, head_dim / 2, 2) at positions (n, 2).
 
         Half of the angles turn with the row, half with the column.
@@ -426,10 +426,10 @@ class Infinity(Family):
         flat = self.shared_ada_lin(state.condition)
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
-        if state.turns is None:
+        if state.rotary_table is None:
             maps = [self.positions(scale) for scale in state.schedule]
             positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
-            state.turns = self.turns(positions, padded.device)
+            state.rotary_table = self.rotary_table(positions, padded.device)
         if text.source is not None and not state.source:
             self.read_source(state, text)
 
@@ -437,29 +437,29 @@ class Infinity(Family):
         """Raise ValueError where there is a source and should be none, or the other way round."""
         if not self.edits and text.source is not None:
             raise ValueError(
-                "This Infinity model paints from text and cannot edit a picture; load an editing "
+                "This Infinity model paints from text and cannot edit an image; load an editing "
                 "model, or, if it is one, tell the loader so: task edit."
             )
         if self.edits and text.source is None:
             raise ValueError(
-                "This model edits a picture and was given none; use the node Edit by Instruction, "
+                "This model edits an image and was given none; use the node Edit by Instruction, "
                 "or --source, or load a text-to-image model."
             )
         if text.source is None:
             return
         count, d = text.source.shape[:2]
         if count not in (1, len(text)):
-            raise ValueError(f"There are {count} pictures for {len(text)} edits; give 1 or each.")
+            raise ValueError(f"There are {count} images for {len(text)} edits; give 1 or each.")
         if self.config.bits not in (d, 4 * d):
             raise ValueError(
                 f"The source features have {d} channels, but this model's tokens have "
-                f"{self.config.bits} bits; encode the picture with the model's own tokenizer."
+                f"{self.config.bits} bits; encode the image with the model's own tokenizer."
             )
 
     def read_source(self, state: InfinityState, text: Text) -> None:
         """Pass the source through all blocks and keep their keys and values for the maps.
 
-        The output is of no use. Where all pictures share source and text, the rows of one do.
+        The output is of no use. Where all images share source and text, the rows of one do.
         """
         last, device = state.last, state.condition.device
         h, w = last.full
@@ -471,7 +471,7 @@ class Infinity(Family):
         own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], (last,))
         own.terms, own.text = state.terms[rows], state.text[rows]
         own.text_mask = None if state.text_mask is None else state.text_mask[rows]
-        own.rotary = state.turns[: last.tokens]
+        own.rotary = state.rotary_table[: last.tokens]
 
         x = self.word_embed(tokens.to(self.dtype)).float() + self.level(last, device)
         x = x.repeat(len(own.terms) // len(x), 1, 1)
@@ -492,7 +492,7 @@ class Infinity(Family):
         changes: Sequence[Change] = (),
     ) -> Tensor:
         begin = scale.begin + (state.last.tokens if self.edits else 0)
-        state.rotary = state.turns[begin : begin + scale.tokens]
+        state.rotary = state.rotary_table[begin : begin + scale.tokens]
         if features is None:
             x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
         else:
@@ -517,7 +517,7 @@ class Infinity(Family):
             k, v = state.source[i]
             if i == 0:
                 k, v = resized(k, scale), resized(v, scale)
-            cache = Behind(k, v, cache)
+            cache = SourceCache(k, v, cache)
         return block(x, state.prepared[i], state.text_mask, cache, rotary)
 
     def level(self, scale: Scale, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""A transformer and its tokenizer: do they fit, and what is a picture to the two of them."""
+"""A transformer and its tokenizer: do they fit, and what is an image to the two of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def patch_of(model: Family, tokenizer: Tokenizer) -> int:
     return math.isqrt(model.token_kind.channels // tokenizer.token_kind.channels)
 
 
-def picture_size(model: Family, tokenizer: Tokenizer, schedule: Schedule) -> tuple[int, int]:
+def image_size(model: Family, tokenizer: Tokenizer, schedule: Schedule) -> tuple[int, int]:
     """Height and width in pixels."""
     h, w = schedule[-1].full
     stride = patch_of(model, tokenizer) * tokenizer.stride
@@ -41,6 +41,6 @@ def schedule_of_size(model: Family, h: float, w: float) -> Schedule:
             if schedule[-1].full == (h, w):
                 return schedule
     raise ValueError(
-        f"The picture is {w:g} x {h:g} tokens (width x height), and this model makes none of that "
+        f"The image is {w:g} x {h:g} tokens (width x height), and this model makes none of that "
         "size; put it through VAR Encode with this model."
     )

@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
 @dataclass
 class VARState:
-    """One batch of pictures in flight: what the blocks remember from scale to scale."""
+    """One batch of images in flight: what the blocks remember from scale to scale."""
 
     guided: bool
     caches: list[KVCache]
@@ -76,16 +76,16 @@ class VARState:
 class Block(nn.Module):
     """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
 
-    def __init__(self, config: VARConfig, attention: Attention, operations: ModuleType, **where):
+    def __init__(self, config: VARConfig, attention: Attention, operations: ModuleType, **factory):
         super().__init__()
         width = config.width
-        self.dtype = where["dtype"]
-        self.attn = SelfAttention(width, config.heads, attention, operations, **where)
-        self.ffn = FeedForward(width, 4 * width, operations, **where)
+        self.dtype = factory["dtype"]
+        self.attn = SelfAttention(width, config.heads, attention, operations, **factory)
+        self.ffn = FeedForward(width, 4 * width, operations, **factory)
         if config.shared_ada:
-            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **where))
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width, **factory))
         else:
-            linear = operations.Linear(width, 6 * width, **where)
+            linear = operations.Linear(width, 6 * width, **factory)
             self.ada_lin = nn.Sequential(nn.SiLU(), linear)
 
     def prepare(self, state: VARState) -> Prepared:
@@ -122,18 +122,18 @@ class VAR(Family):
         self.config, self.dtype = config, dtype
         self.token_kind = TokenKind(config.codebook, config.features)
         self.depth, self.width = config.depth, config.width
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         width, maps = config.width, square(config.sides)
-        self.word_embed = operations.Linear(config.features, width, **where)
-        self.class_emb = operations.Embedding(config.classes + 1, width, **where)
-        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **where))
-        self.pos_1LC = nn.Parameter(torch.empty(1, sum(m.tokens for m in maps), width, **where))
-        self.lvl_embed = operations.Embedding(len(maps), width, **where)
+        self.word_embed = operations.Linear(config.features, width, **factory)
+        self.class_emb = operations.Embedding(config.classes + 1, width, **factory)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width, **factory))
+        self.pos_1LC = nn.Parameter(torch.empty(1, sum(m.tokens for m in maps), width, **factory))
+        self.lvl_embed = operations.Embedding(len(maps), width, **factory)
         if config.shared_ada:
-            linear = operations.Linear(width, 6 * width, **where)
+            linear = operations.Linear(width, 6 * width, **factory)
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), linear)
         self.blocks = nn.ModuleList(
-            Block(config, attention, operations, **where) for _ in range(config.depth)
+            Block(config, attention, operations, **factory) for _ in range(config.depth)
         )
         self.head_nm = HeadNorm(width, operations, device)
         self.head = operations.Linear(width, config.codebook, device=device, dtype=torch.float32)

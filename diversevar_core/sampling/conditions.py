@@ -1,7 +1,7 @@
-"""What a batch of pictures shows: class labels, or text, with a picture to edit where there is one.
+"""What a batch of images shows: class labels, or text, with an image to edit where there is one.
 
-Both know how many pictures they are, whether all show the same, their device, and the condition of
-each picture alone.
+Both know how many images they are, whether all show the same, their device, and the condition of
+each image alone.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ class Labels:
 
     @property
     def alike(self) -> bool:
-        """Whether all pictures show the same."""
+        """Whether all images show the same."""
         return bool((self.labels == self.labels[0]).all())
 
     def split(self) -> list[Labels]:
-        """The condition of every picture alone."""
+        """The condition of every image alone."""
         return [Labels(label) for label in self.labels.split(1)]
 
     def repeat(self, count: int) -> Labels:
-        """The condition of ``count`` pictures, each the first of these."""
+        """The condition of ``count`` images, each the first of these."""
         return Labels(self.labels[:1].expand(count))
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Text features: a tensor (length, Ct) a picture, padding dropped.
+    """Text features: a tensor (length, Ct) an image, padding dropped.
 
     source: what an editing model starts from, a tokenizer's features before quantization
-    (1 or B, d, H, W): one picture for all, or one each.
+    (1 or B, d, H, W): one image for all, or one each.
     """
 
     positive: Sequence[Tensor]
@@ -61,13 +61,13 @@ class Text:
 
     @property
     def alike(self) -> bool:
-        """Whether all pictures show the same: text, negative text and source."""
+        """Whether all images show the same: text, negative text and source."""
         texts = [self.positive, *([self.negative] if self.negative else [])]
         same = all(one is text[0] or torch.equal(one, text[0]) for text in texts for one in text)
         return same and (self.source is None or len(self.source) == 1)
 
     def split(self) -> list[Text]:
-        """The condition of every picture alone."""
+        """The condition of every image alone."""
         negatives = self.negative or [None] * len(self)
         sources = [None] * len(self)
         if self.source is not None:
@@ -78,7 +78,7 @@ class Text:
         ]
 
     def repeat(self, count: int) -> Text:
-        """The condition of ``count`` pictures, each the first of these."""
+        """The condition of ``count`` images, each the first of these."""
         one = self.split()[0]
         return Text(one.positive * count, one.negative and one.negative * count, one.source)
 

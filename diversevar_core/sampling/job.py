@@ -19,7 +19,7 @@ from .settings import Settings
 class Draw(NamedTuple):
     """A batch that is ready to be drawn."""
 
-    seeds: list[int]  # of every picture, 0 to 2**64 - 1
+    seeds: list[int]  # of every image, 0 to 2**64 - 1
     maps: Schedule  # that ``steps`` yields one after the other; twice where it travels
     steps: Iterator[Step]
 
@@ -38,12 +38,12 @@ def draw(
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Draw:
-    """Choose the seeds, from ``seed`` on; the pictures are drawn as the steps are taken.
+    """Choose the seeds, from ``seed`` on; the images are drawn as the steps are taken.
 
     ready: has the models where they compute; called before every group of candidates and before
-    the pictures, as comparing candidates may put other models in their place. progress: told how
+    the images, as comparing candidates may put other models in their place. progress: told how
     many candidates are drawn. Others as for ``sample``. Raises ValueError where there are seeds to
-    choose and the pictures do not show the same.
+    choose and the images do not show the same.
     """
     count = len(condition)
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
@@ -52,12 +52,12 @@ def draw(
         if shared:
             raise ValueError(
                 "Diverse starts are seeds of their own, and with a shared stream only the first "
-                "counts; set starts to 1, or draw each picture from its own seed."
+                "counts; set starts to 1, or draw each image from its own seed."
             )
         if not (condition.alike and all(method.alike for method in methods)):
             raise ValueError(
-                "Diverse starts compare pictures of the same, and here each has a prompt, class, "
-                "picture or mask of its own; set starts to 1, or give one for the whole batch."
+                "Diverse starts compare images of the same, and here each has a prompt, class, "
+                "image or mask of its own; set starts to 1, or give one for the whole batch."
             )
         how = (model, tokenizer, condition, schedule, settings)
         seeds = choose_starts(starts, count, *how, seed, methods, progress, ready)

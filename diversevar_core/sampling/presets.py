@@ -19,11 +19,11 @@ from .settings import Settings
 class Preset:
     """Strengths; these defaults are the model as published.
 
-    guide_from: of ``Settings``. starts: candidates of ``Starts``. ssr, sar: of ``DiverseVAR``.
+    guidance_start: of ``Settings``. starts: candidates of ``Starts``. ssr, sar: of ``DiverseVAR``.
     repulsion: of ``Repulsion``.
     """
 
-    guide_from: int = 0
+    guidance_start: int = 0
     starts: int = 1
     ssr: float = 0.0
     sar: float = 0.0
@@ -31,7 +31,7 @@ class Preset:
 
     def settings(self, settings: Settings) -> Settings:
         """The model's settings, guided late where the preset says so."""
-        return replace(settings, guide_from=self.guide_from)
+        return replace(settings, guidance_start=self.guidance_start)
 
     def methods(self, chain: tuple[Method, ...] = ()) -> tuple[Method, ...]:
         """The methods that it stands for, and after them a chain's, which replace their like."""
@@ -49,7 +49,9 @@ class Preset:
 
 
 DEFAULTS = asdict(Preset())  # the least that there is, too
-MOST = Preset(guide_from=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)  # as the nodes offer
+MOST = Preset(
+    guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0
+)  # as the nodes offer
 
 
 def acts(method: Method) -> bool:
@@ -60,8 +62,8 @@ def acts(method: Method) -> bool:
 
 # measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
 PRESETS = {
-    "balanced": Preset(guide_from=4),
-    "most different": Preset(guide_from=4, starts=256),
+    "balanced": Preset(guidance_start=4),
+    "most different": Preset(guidance_start=4, starts=256),
     "SSR + SAR as in the paper": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
     "as published": Preset(),
 }
@@ -85,14 +87,14 @@ def preset_of(saved: object) -> Preset:
     return Preset(**saved)
 
 
-def beside(model: Path) -> Path:
+def calibration_path(model: Path) -> Path:
     """Where a model's calibration lies: ``<name>.diversity.json`` beside its file or folder."""
     return model.with_name(f"{model.name}.diversity.json")
 
 
 def calibrated_preset(model: Path) -> Preset:
     """What calibration chose for the model; ValueError where there is none."""
-    path = beside(model)
+    path = calibration_path(model)
     try:
         chosen = read_object(path)["chosen"] if os.path.lexists(path) else None
     except (CheckpointError, KeyError) as error:

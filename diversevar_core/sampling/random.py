@@ -1,8 +1,8 @@
 """Logits to tokens, and the random streams behind it.
 
 A token is drawn as ``argmax(p / e)`` with e from the unit exponential distribution, one number
-per choice: the exponential race, which is how ``torch.multinomial`` draws one sample. So one
-picture sees the same numbers here as in the original implementations.
+per choice: the exponential noise, which is how ``torch.multinomial`` draws one sample. So one
+image sees the same numbers here as in the original implementations.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Stream(Protocol):
     """Where random numbers come from."""
 
     def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Unit exponential float32 numbers of ``shape``, whose first axis is the picture."""
+        """Unit exponential float32 numbers of ``shape``, whose first axis is the image."""
         ...
 
 
 class PerImage:
-    """Picture i draws from a stream of its own, seeded seeds[i], always on the CPU.
+    """Image i draws from a stream of its own, seeded seeds[i], always on the CPU.
 
-    So its numbers do not depend on the batch, the device or the other pictures.
+    So its numbers do not depend on the batch, the device or the other images.
     """
 
     def __init__(self, seeds: Sequence[int]):
@@ -35,8 +35,8 @@ class PerImage:
 
     def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         numbers = torch.empty(shape, pin_memory=device.type == "cuda")  # so that no one waits
-        for picture, generator in zip(numbers, self.generators, strict=True):
-            picture.exponential_(generator=generator)
+        for image, generator in zip(numbers, self.generators, strict=True):
+            image.exponential_(generator=generator)
         return numbers.to(device, non_blocking=True)
 
 
@@ -75,12 +75,12 @@ def unlikeliest(logits: Tensor, share: float) -> Tensor:
 
 def draw(logits: Tensor, stream: Stream) -> Tensor:
     """Draw one choice for every entry of (B, ..., choices) logits -> indices (B, ...)."""
-    return winners(logits, stream.exponential(tuple(logits.shape), logits.device))
+    return pick(logits, stream.exponential(tuple(logits.shape), logits.device))
 
 
-def winners(logits: Tensor, race: Tensor) -> Tensor:
+def pick(logits: Tensor, noise: Tensor) -> Tensor:
     """The choices (B, ...) of (B, ..., choices) logits that win against these random numbers."""
-    return (logits.softmax(dim=-1) / race).argmax(dim=-1)
+    return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
 
 
 def mixture(logits: Tensor, stream: Stream, scale: Scale) -> Tensor:

@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Run:
-    """One batch of pictures in flight: all that a map hands to the next."""
+    """One batch of images in flight: all that a map hands to the next."""
 
     state: State  # the model's: keys and values of the maps so far
     condition: Condition | None = None  # that the state was given
@@ -54,11 +54,11 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The pictures that are about to be sampled together."""
+    """The images that are about to be sampled together."""
 
     schedule: Schedule
-    places: Sequence[int]  # of these pictures in the whole batch
-    seeds: Sequence[int]  # of these pictures
+    places: Sequence[int]  # of these images in the whole batch
+    seeds: Sequence[int]  # of these images
     condition: Condition
     plan: Sequence[Guidance]  # of every map that is drawn: the schedule's first ones, mostly all
     choices: int  # a token, or a bit: 2
@@ -68,9 +68,9 @@ class Context:
 class Method:
     """Changes nothing; every hook returns what it was given."""
 
-    together = False  # whether the pictures of a batch must be computed together
+    together = False  # whether the images of a batch must be computed together
     order = 0  # of several methods, lower ones act first
-    alike = True  # whether it does the same to every picture of a batch
+    alike = True  # whether it does the same to every image of a batch
     cached = 1.0  # share of the keys and values that is kept from map to map
     name = ""  # its node's; a chain has one of a name
     pushes = ""  # strengths that multiply what they meet, in words: too large, numbers overflow
@@ -80,7 +80,7 @@ class Method:
         return len(schedule)
 
     def begin(self, context: Context) -> Method:
-        """What acts on these pictures. Raises ValueError where the method does not fit them."""
+        """What acts on these images. Raises ValueError where the method does not fit them."""
         return self
 
     def text(self, condition: Condition, scale: Scale) -> Condition:
@@ -116,7 +116,7 @@ class Method:
         """Tokens (B, n, m) of logits (B, n, m, choices): m bits, or one row of the codebook.
 
         ``choose`` draws them with the same random numbers whenever it is called, also of some
-        pictures alone: ``first`` is the first's place among all.
+        images alone: ``first`` is the first's place among all.
         """
         return choose(logits, first)
 

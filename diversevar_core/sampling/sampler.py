@@ -1,4 +1,4 @@
-"""The scale loop: how every model family makes a picture, coarse map to fine.
+"""The scale loop: how every model family makes an image, coarse map to fine.
 
 One transformer pass a map, over all its tokens at once; what was drawn is added to ``f_hat``,
 from which the next map's input is cut (VAR, arXiv 2404.02905; Infinity, arXiv 2412.04431).
@@ -18,7 +18,7 @@ from ..models.family import Family
 from ..models.pairing import check_pair
 from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
-from .random import PerImage, Shared, Stream, mixture, truncate, winners
+from .random import PerImage, Shared, Stream, mixture, pick, truncate
 from .run import Context, Method, Run, Step, check_chain, drawn_maps
 from .schedule import Scale, Schedule
 from .settings import Guidance, Settings, guidance
@@ -36,12 +36,12 @@ def sample(
     exact_batch: bool = False,
     maps: int | None = None,
 ) -> Iterator[Step]:
-    """Sample a batch of pictures, yielding after every map; the last step's f_hat is decoded.
+    """Sample a batch of images, yielding after every map; the last step's f_hat is decoded.
 
-    seeds: picture i draws with seeds[i] what it draws alone; with ``shared`` the batch draws from
+    seeds: image i draws with seeds[i] what it draws alone; with ``shared`` the batch draws from
     one stream, seeded with the first, as the original implementations. methods: in any order, they
     keep to their own. exact_batch: matrix products round differently with the number of rows, which
-    rarely turns a token; with this every picture is computed alone (unless a method acts on the
+    rarely turns a token; with this every image is computed alone (unless a method acts on the
     batch together), the same bit for bit in any company. maps: draw only the first so many. Raises
     ValueError where models, settings, methods and schedule do not fit, and where logits are not
     finite.
@@ -78,7 +78,7 @@ def scale_loop(
     stream: Stream,
     methods: Sequence[Method],
 ) -> Iterator[Step]:
-    """``sample`` for pictures that are computed together and draw from ``stream``."""
+    """``sample`` for images that are computed together and draw from ``stream``."""
     drawn = context.schedule[: len(context.plan)]
     acting = [method.begin(context) for method in methods]
     advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
@@ -142,12 +142,12 @@ def step(
 
     choices = logits.unflatten(-1, (-1, model.token_kind.choices))
     kept = partial(truncate, top_k=settings.top_k, top_p=settings.top_p)
-    race = stream.exponential(tuple(choices.shape), choices.device)
+    noise = stream.exponential(tuple(choices.shape), choices.device)
 
     def choose(choices: Tensor, first: int = 0) -> Tensor:
-        numbers = race[first : first + len(choices)]  # split: a codebook's logits are large
+        numbers = noise[first : first + len(choices)]  # split: a codebook's logits are large
         pairs = zip(choices.split(1), numbers.split(1), strict=True)
-        return torch.cat([winners(kept(one), numbers) for one, numbers in pairs])
+        return torch.cat([pick(kept(one), numbers) for one, numbers in pairs])
 
     for method in methods:
         choose = partial(method.draw, choose, scale)

@@ -1,7 +1,7 @@
-"""Which token maps a picture is made of: scales, sides, aspect ratios, pixel budgets.
+"""Which token maps an image is made of: scales, sides, aspect ratios, pixel budgets.
 
 A schedule is a tuple of scales, coarse to fine. VAR's maps are squares of given sides
-(arXiv 2404.02905); Infinity's follow the picture's aspect ratio (arXiv 2412.04431, and
+(arXiv 2404.02905); Infinity's follow the image's aspect ratio (arXiv 2412.04431, and
 ``infinity/utils/dynamic_resolution.py`` of FoundationVision/Infinity).
 """
 
@@ -41,11 +41,11 @@ Schedule = tuple[Scale, ...]
 
 PIXELS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # pixel budget -> number of maps
 
-MOST_TOKENS = 2**16  # of all maps of a picture, 6 times the 1M schedule's
+MOST_TOKENS = 2**16  # of all maps of an image, 6 times the 1M schedule's
 
 SQUARE_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 
-# height / width -> the maps of the 1M schedule, for pictures at least as high as wide
+# height / width -> the maps of the 1M schedule, for images at least as high as wide
 PORTRAIT_MAPS = {
     1.0: tuple((side, side) for side in SQUARE_SIDES),
     1.25: (
@@ -120,7 +120,7 @@ def checked_sides(sides: object, name: str) -> tuple[int, ...]:
         )
     if sum(side * side for side in sides) > MOST_TOKENS:
         raise ValueError(
-            f"{name} {quote(sides)} make more than {MOST_TOKENS} tokens a picture; lower them"
+            f"{name} {quote(sides)} make more than {MOST_TOKENS} tokens an image; lower them"
         )
     return tuple(sides)
 
@@ -146,7 +146,7 @@ def fixed(sides: Sequence[int], aspect: float, pixels: str | None) -> Schedule:
     """The schedule of a model with these square maps only; ValueError where another is wanted."""
     if aspect != 1.0 or pixels is not None:
         raise ValueError(
-            f"This model makes square pictures of one size (sides {', '.join(map(str, sides))}); "
+            f"This model makes square images of one size (sides {', '.join(map(str, sides))}); "
             "leave the aspect ratio at 1:1 and the pixel budget unset."
         )
     return square(sides)

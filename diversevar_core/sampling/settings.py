@@ -24,8 +24,8 @@ class Settings:
     top_p: float  # draw from the likeliest choices that reach this probability, 0 is all
     cfg_layer: int = 0  # 0 guides the logits, -m the output of the m-th block from the end
     more_smooth: bool = False  # blend codebook rows instead of choosing one (codebook models only)
-    guide_from: int = 0  # side of the first guided map; see ``guidance``
-    guide_to: int = 0  # side of the last guided map, 0 is the last
+    guidance_start: int = 0  # side of the first guided map; see ``guidance``
+    guidance_end: int = 0  # side of the last guided map, 0 is the last
 
     def check(self, depth: int, choices: int) -> None:
         """Raise ValueError where they do not fit a model of so many blocks and choices a token."""
@@ -57,12 +57,12 @@ class Guidance(NamedTuple):
 def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     """Guidance and temperature of every map.
 
-    The maps before ``guide_from`` are drawn as the model learned them, unguided at temperature 1.
-    Guidance and a low temperature make the first maps, which decide the idea, nearly the same for
-    every seed; the later ones follow the prompt well without their help. The sampler's form of
+    The maps before ``guidance_start`` are drawn as the model learned them, unguided at temperature
+    1. Guidance and a low temperature make the first maps, which decide the idea, nearly the same
+    for every seed; the later ones follow the prompt well without their help. The sampler's form of
     guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724).
 
-    The maps after ``guide_to`` are unguided too, at their own temperature: they are most of the
+    The maps after ``guidance_end`` are unguided too, at their own temperature: they are most of the
     tokens and take half the time then, as nobody needs the unconditional rows any more.
     """
     if settings.cfg_schedule not in ("flat", "ramp"):
@@ -75,8 +75,8 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
         strict=True,
     ):
         g = cfg if settings.cfg_schedule == "flat" else 1 + cfg * scale.progress
-        early = scale.side < settings.guide_from
-        late = scale.side > (settings.guide_to or schedule[-1].side)
+        early = scale.side < settings.guidance_start
+        late = scale.side > (settings.guidance_end or schedule[-1].side)
         values.append(Guidance(1.0, 1.0) if early else Guidance(1.0 if late else g, tau))
     return values
 
@@ -85,7 +85,7 @@ def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[f
     """One value a scale: a list shorter than the schedule repeats its last value."""
     if not 1 <= len(values) <= len(schedule):
         raise ValueError(
-            f"{name} has {len(values)} values, but this picture has {len(schedule)} scales; "
+            f"{name} has {len(values)} values, but this image has {len(schedule)} scales; "
             f"give one value, or up to {len(schedule)}."
         )
     for value in values:

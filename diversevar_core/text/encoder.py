@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..checkpoints.files import CheckpointError, Sparing, naming, read, reading
+from ..checkpoints.files import BoundedFile, CheckpointError, naming, read, reading
 from ..checkpoints.loading import compute_dtype, describe, filled
 from ..quote import quote
 from .known import unseen
@@ -85,7 +85,7 @@ def check_prompt(prompt: str) -> None:
     """Raise ValueError where there is nothing to read, or what is no text."""
     check_characters("The prompt", prompt)
     if not prompt.strip():
-        raise ValueError("The prompt is empty; write what the picture should show.")
+        raise ValueError("The prompt is empty; write what the image should show.")
 
 
 def check_length(tokens: int) -> None:
@@ -137,11 +137,11 @@ class T5File:
 
 def read_tokenizer(path: Path) -> str:
     """The text of a tokenizer.json. Raises CheckpointError."""
-    with reading(path), Sparing(path) as opened:
+    with reading(path), BoundedFile(path) as opened:
         return opened.read().decode()
 
 
-def tokenizer_beside(path: Path) -> Path:
+def tokenizer_path(path: Path) -> Path:
     """Where the tokenizer.json of a text encoder's file or folder is looked for."""
     return (path if path.is_dir() else path.parent) / "tokenizer.json"
 
@@ -159,7 +159,7 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
             f"{quote(path)} is {describe(file.tensors)}, not a T5 text encoder; "
             "choose flan-t5-xl's."
         )
-    beside = tokenizer_beside(path)
+    beside = tokenizer_path(path)
     if beside.is_file():
         vocabulary = beside
     if vocabulary is None and "tokenizer.json" not in file.facts:

@@ -84,9 +84,9 @@ def relative_buckets(tokens: int, buckets: int) -> Tensor:
 class Norm(nn.Module):
     """Root-mean-square norm, float32."""
 
-    def __init__(self, width: int, **where):
+    def __init__(self, width: int, **factory):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, **where))
+        self.weight = nn.Parameter(torch.empty(width, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x), eps=EPS)
@@ -95,16 +95,16 @@ class Norm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention with a bias by relative position and no scale; the first block holds the biases."""
 
-    def __init__(self, config: T5Config, first: bool, operations: ModuleType, **where):
+    def __init__(self, config: T5Config, first: bool, operations: ModuleType, **factory):
         super().__init__()
         width, inner = config.d_model, config.num_heads * config.d_kv
         self.heads = config.num_heads
         for name in ("q", "k", "v"):
-            self.add_module(name, operations.Linear(width, inner, bias=False, **where))
-        self.o = operations.Linear(inner, width, bias=False, **where)
+            self.add_module(name, operations.Linear(width, inner, bias=False, **factory))
+        self.o = operations.Linear(inner, width, bias=False, **factory)
         if first:
             self.relative_attention_bias = operations.Embedding(
-                config.buckets, config.num_heads, **where
+                config.buckets, config.num_heads, **factory
             )
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -120,31 +120,31 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, ReLU, Linear; or gated, with one Linear's tanh GELU times another."""
 
-    def __init__(self, config: T5Config, operations: ModuleType, **where):
+    def __init__(self, config: T5Config, operations: ModuleType, **factory):
         super().__init__()
         for name in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
-            linear = operations.Linear(config.d_model, config.d_ff, bias=False, **where)
+            linear = operations.Linear(config.d_model, config.d_ff, bias=False, **factory)
             self.add_module(name, linear)
         # its products overflow float16
-        self.exact = torch.float32 if where["dtype"] == torch.float16 else where["dtype"]
-        where = where | {"dtype": self.exact}
-        self.wo = operations.Linear(config.d_ff, config.d_model, bias=False, **where)
+        self.wo_dtype = torch.float32 if factory["dtype"] == torch.float16 else factory["dtype"]
+        factory = factory | {"dtype": self.wo_dtype}
+        self.wo = operations.Linear(config.d_ff, config.d_model, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "wi"):
-            return self.wo(F.relu(self.wi(x)).to(self.exact))
-        gate = F.gelu(self.wi_0(x), approximate="tanh").to(self.exact)
+            return self.wo(F.relu(self.wi(x)).to(self.wo_dtype))
+        gate = F.gelu(self.wi_0(x), approximate="tanh").to(self.wo_dtype)
         return self.wo(gate * self.wi_1(x))
 
 
 class Layer(nn.Module):
     """A norm and what follows it, by the name that the checkpoints give it."""
 
-    def __init__(self, name: str, part: nn.Module, width: int, **where):
+    def __init__(self, name: str, part: nn.Module, width: int, **factory):
         super().__init__()
         self.name = name
         self.add_module(name, part)
-        self.layer_norm = Norm(width, **where)
+        self.layer_norm = Norm(width, **factory)
 
     def forward(self, x: Tensor, dtype: torch.dtype, *given: Tensor) -> Tensor:
         return x + getattr(self, self.name)(self.layer_norm(x).to(dtype), *given).float()
@@ -162,23 +162,23 @@ class T5Encoder(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         width = config.d_model
-        self.shared = operations.Embedding(config.vocab_size, width, **where)
+        self.shared = operations.Embedding(config.vocab_size, width, **factory)
         self.encoder = nn.Module()
         self.encoder.block = nn.ModuleList()
         for i in range(config.num_layers):
             block = nn.Module()
-            attention = SelfAttention(config, i == 0, operations, **where)
-            feed_forward = FeedForward(config, operations, **where)
+            attention = SelfAttention(config, i == 0, operations, **factory)
+            feed_forward = FeedForward(config, operations, **factory)
             block.layer = nn.ModuleList(
                 (
-                    Layer("SelfAttention", attention, width, **where),
-                    Layer("DenseReluDense", feed_forward, width, **where),
+                    Layer("SelfAttention", attention, width, **factory),
+                    Layer("DenseReluDense", feed_forward, width, **factory),
                 )
             )
             self.encoder.block.append(block)
-        self.encoder.final_layer_norm = Norm(width, **where)
+        self.encoder.final_layer_norm = Norm(width, **factory)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.shared(ids.to(self.shared.weight.device)).float()

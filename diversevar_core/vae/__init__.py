@@ -1,4 +1,4 @@
-"""Pictures <-> token maps <-> features."""
+"""Images <-> token maps <-> features."""
 
 from .bsq import BSQ
 from .tokenizer import Tokenizer

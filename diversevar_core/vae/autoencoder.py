@@ -65,23 +65,23 @@ def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
     )
 
 
-def norm(channels: int, operations: ModuleType, **where) -> nn.Module:
+def norm(channels: int, operations: ModuleType, **factory) -> nn.Module:
     """Group norm of 32 groups (24 where 32 do not divide the width)."""
     groups = GROUPS if channels % GROUPS == 0 else 24
-    return operations.GroupNorm(groups, channels, eps=EPS, **where)
+    return operations.GroupNorm(groups, channels, eps=EPS, **factory)
 
 
 class ResnetBlock(nn.Module):
     """Two normed 3x3 convolutions with a shortcut: (B, in, h, w) -> (B, out, h, w)."""
 
-    def __init__(self, channels_in: int, channels_out: int, operations: ModuleType, **where):
+    def __init__(self, channels_in: int, channels_out: int, operations: ModuleType, **factory):
         super().__init__()
-        self.norm1 = norm(channels_in, operations, **where)
-        self.conv1 = operations.Conv2d(channels_in, channels_out, 3, padding=1, **where)
-        self.norm2 = norm(channels_out, operations, **where)
-        self.conv2 = operations.Conv2d(channels_out, channels_out, 3, padding=1, **where)
+        self.norm1 = norm(channels_in, operations, **factory)
+        self.conv1 = operations.Conv2d(channels_in, channels_out, 3, padding=1, **factory)
+        self.norm2 = norm(channels_out, operations, **factory)
+        self.conv2 = operations.Conv2d(channels_out, channels_out, 3, padding=1, **factory)
         if channels_in != channels_out:
-            self.nin_shortcut = operations.Conv2d(channels_in, channels_out, 1, **where)
+            self.nin_shortcut = operations.Conv2d(channels_in, channels_out, 1, **factory)
         else:
             self.nin_shortcut = nn.Identity()
 
@@ -98,11 +98,11 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """One head of self-attention over all positions: (B, C, h, w) -> (B, C, h, w)."""
 
-    def __init__(self, channels: int, operations: ModuleType, **where):
+    def __init__(self, channels: int, operations: ModuleType, **factory):
         super().__init__()
-        self.norm = norm(channels, operations, **where)
-        self.qkv = operations.Conv2d(channels, 3 * channels, 1, **where)
-        self.proj_out = operations.Conv2d(channels, channels, 1, **where)
+        self.norm = norm(channels, operations, **factory)
+        self.qkv = operations.Conv2d(channels, 3 * channels, 1, **factory)
+        self.proj_out = operations.Conv2d(channels, channels, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (B, hw, C)
@@ -113,9 +113,9 @@ class AttnBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve the side: pad right and bottom by one, then a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int, operations: ModuleType, **where):
+    def __init__(self, channels: int, operations: ModuleType, **factory):
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **where)
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -124,9 +124,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the side: nearest neighbour, then a 3x3 convolution."""
 
-    def __init__(self, channels: int, operations: ModuleType, **where):
+    def __init__(self, channels: int, operations: ModuleType, **factory):
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **where)
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
@@ -175,15 +175,18 @@ class Level(nn.Module):
         blocks: int,
         attention: bool,
         operations: ModuleType,
-        **where,
+        **factory,
     ):
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, operations, **where)
+            ResnetBlock(
+                channels_in if i == 0 else channels_out, channels_out, operations, **factory
+            )
             for i in range(blocks)
         )
         self.attn = nn.ModuleList(
-            AttnBlock(channels_out, operations, **where) for _ in range(blocks if attention else 0)
+            AttnBlock(channels_out, operations, **factory)
+            for _ in range(blocks if attention else 0)
         )
         self.downsample = self.upsample = nn.Identity()  # a resolution change, where there is one
 
@@ -200,36 +203,36 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention (VAR only), residual block."""
 
-    def __init__(self, channels: int, attention: bool, operations: ModuleType, **where):
+    def __init__(self, channels: int, attention: bool, operations: ModuleType, **factory):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, operations, **where)
-        self.attn_1 = AttnBlock(channels, operations, **where) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, operations, **where)
+        self.block_1 = ResnetBlock(channels, channels, operations, **factory)
+        self.attn_1 = AttnBlock(channels, operations, **factory) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, operations, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    """Picture (B, 3, H, W) in -1..1 -> feature map (B, D, H / stride, W / stride)."""
+    """Image (B, 3, H, W) in -1..1 -> feature map (B, D, H / stride, W / stride)."""
 
-    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **where):
+    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **factory):
         super().__init__()
         widths = config.channels
         deepest = len(widths) - 1
-        self.conv_in = operations.Conv2d(3, widths[0], 3, padding=1, **where)
+        self.conv_in = operations.Conv2d(3, widths[0], 3, padding=1, **factory)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
             level = Level(
-                widths[max(i - 1, 0)], width, ENCODER_BLOCKS, attention, operations, **where
+                widths[max(i - 1, 0)], width, ENCODER_BLOCKS, attention, operations, **factory
             )
             if i < config.halvings:
-                level.downsample = Downsample(width, operations, **where)
+                level.downsample = Downsample(width, operations, **factory)
             self.down.append(level)
-        self.mid = Middle(widths[-1], config.attention, operations, **where)
-        self.norm_out = norm(widths[-1], operations, **where)
-        self.conv_out = operations.Conv2d(widths[-1], config.latent, 3, padding=1, **where)
+        self.mid = Middle(widths[-1], config.attention, operations, **factory)
+        self.norm_out = norm(widths[-1], operations, **factory)
+        self.conv_out = operations.Conv2d(widths[-1], config.latent, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(arranged(x))
@@ -240,14 +243,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Feature map (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
+    """Feature map (B, D, h, w) -> image (B, 3, h * stride, w * stride), about -1..1."""
 
-    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **where):
+    def __init__(self, config: AutoencoderConfig, operations: ModuleType, **factory):
         super().__init__()
         widths = config.channels
         deepest = len(widths) - 1
-        self.conv_in = operations.Conv2d(config.latent, widths[-1], 3, padding=1, **where)
-        self.mid = Middle(widths[-1], config.attention, operations, **where)
+        self.conv_in = operations.Conv2d(config.latent, widths[-1], 3, padding=1, **factory)
+        self.mid = Middle(widths[-1], config.attention, operations, **factory)
         self.up = nn.ModuleList()  # stored from full resolution down, run from the deepest up
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
@@ -257,13 +260,13 @@ class Decoder(nn.Module):
                 ENCODER_BLOCKS + 1,
                 attention,
                 operations,
-                **where,
+                **factory,
             )
             if deepest - i < config.halvings and i > 0:
-                level.upsample = Upsample(width, operations, **where)
+                level.upsample = Upsample(width, operations, **factory)
             self.up.append(level)
-        self.norm_out = norm(widths[0], operations, **where)
-        self.conv_out = operations.Conv2d(widths[0], 3, 3, padding=1, **where)
+        self.norm_out = norm(widths[0], operations, **factory)
+        self.conv_out = operations.Conv2d(widths[0], 3, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(arranged(x)))
@@ -275,5 +278,5 @@ class Decoder(nn.Module):
 
 
 def to_image(pixels: Tensor) -> Tensor:
-    """Decoder output (B, 3, H, W) in about -1..1 -> picture in 0..1, clamped."""
+    """Decoder output (B, 3, H, W) in about -1..1 -> image in 0..1, clamped."""
     return (pixels.float().clamp(-1, 1) + 1) / 2

@@ -35,7 +35,7 @@ def resize(x: Tensor, h: int, w: int) -> Tensor:
 
 
 class BSQ(Tokenizer):
-    """Pictures <-> maps of bits <-> features."""
+    """Images <-> maps of bits <-> features."""
 
     name = "Infinity"
 

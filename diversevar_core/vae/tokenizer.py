@@ -11,7 +11,7 @@ from ..sampling.schedule import Scale, Schedule
 
 
 class Tokenizer(nn.Module):
-    """Pictures <-> token maps; ``tokenizers.TOKENIZERS`` lists them all.
+    """Images <-> token maps; ``tokenizers.TOKENIZERS`` lists them all.
 
     It is built from what ``read_config`` returns, operations (where the layer
     classes come from), device and dtype. Where the transformer's tokens are patches of p x p of
@@ -36,7 +36,7 @@ class Tokenizer(nn.Module):
         """Sizes from the shapes of a renamed state dict (KeyError where a tensor is missing)."""
 
     def features(self, image: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
+        """Image (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
         """Features (B, D, H, W) -> tokens (B, n), or bits (B, n, bits), of every map."""
@@ -51,4 +51,4 @@ class Tokenizer(nn.Module):
         """
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """The sum (B, D, h, w) -> picture (B, 3, h * stride, w * stride), about -1..1."""
+        """The sum (B, D, h, w) -> image (B, 3, h * stride, w * stride), about -1..1."""

@@ -39,13 +39,13 @@ class VQVAEConfig:
 class Quantizer(nn.Module):
     """The codebook and the phi convolutions; parameter names are the official ones."""
 
-    def __init__(self, config: VQVAEConfig, operations: ModuleType, **where):
+    def __init__(self, config: VQVAEConfig, operations: ModuleType, **factory):
         super().__init__()
         d = config.autoencoder.latent
-        self.embedding = operations.Embedding(config.codebook, d, **where)
+        self.embedding = operations.Embedding(config.codebook, d, **factory)
         self.quant_resi = nn.Module()
         self.quant_resi.qresi_ls = nn.ModuleList(
-            operations.Conv2d(d, d, 3, padding=1, **where) for _ in range(config.phis)
+            operations.Conv2d(d, d, 3, padding=1, **factory) for _ in range(config.phis)
         )
 
     def phi(self, h: Tensor, scale: Scale) -> Tensor:
@@ -58,7 +58,7 @@ class Quantizer(nn.Module):
 
 
 class VQVAE(Tokenizer):
-    """Pictures <-> maps of codebook indices <-> features."""
+    """Images <-> maps of codebook indices <-> features."""
 
     name = "VAR"
 
@@ -72,12 +72,12 @@ class VQVAE(Tokenizer):
         super().__init__()
         self.config, self.dtype, self.stride = config, dtype, config.autoencoder.stride
         self.token_kind = TokenKind(config.codebook, config.autoencoder.latent)
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         d = config.autoencoder.latent
-        self.encoder = Encoder(config.autoencoder, operations, **where)
-        self.decoder = Decoder(config.autoencoder, operations, **where)
-        self.quant_conv = operations.Conv2d(d, d, 3, padding=1, **where)
-        self.post_quant_conv = operations.Conv2d(d, d, 3, padding=1, **where)
+        self.encoder = Encoder(config.autoencoder, operations, **factory)
+        self.decoder = Decoder(config.autoencoder, operations, **factory)
+        self.quant_conv = operations.Conv2d(d, d, 3, padding=1, **factory)
+        self.post_quant_conv = operations.Conv2d(d, d, 3, padding=1, **factory)
         # the codebook's arithmetic is float32 whatever the rest is
         self.quantize = Quantizer(config, operations, device=device, dtype=torch.float32)
 

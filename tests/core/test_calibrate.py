@@ -11,12 +11,12 @@ import torch
 from torch.distributions import Categorical
 
 from diversevar_core.analysis.calibrate import (
-    Rung,
+    Measured,
     Task,
     calibrate,
     choose,
     content,
-    rungs_of,
+    measured_of,
     saved_at,
     write,
 )
@@ -29,7 +29,7 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts
 from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.presets import PRESETS, Preset, beside, calibrated_preset
+from diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset, calibration_path
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
@@ -60,7 +60,7 @@ def free_likelihood(pair, condition):
     return [step.tokens for step in steps], total
 
 
-def test_the_likelihood_is_that_of_drawing_the_picture(emoji, read):
+def test_the_likelihood_is_that_of_drawing_the_image(emoji, read):
     condition = Text(read(["cat face", "red apple"]))
     maps, total = free_likelihood(emoji, condition)
     judged = self_alignment(*emoji, maps, condition, emoji[0].schedule())
@@ -84,7 +84,7 @@ def test_a_class_model_judges_itself_too(var_case):
     torch.testing.assert_close(judged.likelihood, total, rtol=1e-5, atol=0)
 
 
-def test_a_picture_follows_its_own_prompt_and_not_another(emoji, read):
+def test_a_image_follows_its_own_prompt_and_not_another(emoji, read):
     model, schedule = emoji[0], emoji[0].schedule()
     texts = read(["cat face", "red apple", "sunflower"])
     settings = model.defaults()
@@ -103,39 +103,39 @@ def task(emoji, read):
     return Task(model, tokenizer, prompts, model.schedule(), model.defaults(), seeds=3)
 
 
-LADDER = (Preset(), Preset(guide_from=4), Preset(ssr=8.0, sar=4.0))
+CANDIDATES = (Preset(), Preset(guidance_start=4), Preset(ssr=8.0, sar=4.0))
 
 
 def test_calibration_takes_what_differs_and_still_follows(task, tmp_path):
-    path = beside(tmp_path / "emoji.safetensors")
-    *_, (rungs, done) = calibrate(task, path, ABOUT, LADDER)
+    path = calibration_path(tmp_path / "emoji.safetensors")
+    *_, (measured, done) = calibrate(task, path, ABOUT, CANDIDATES)
     assert done == 1.0
-    assert [rung.preset for rung in rungs] == list(LADDER)
-    assert sum(rungs[2].alignment) < sum(rungs[0].alignment) - 200  # it breaks pictures
-    assert calibrated_preset(tmp_path / "emoji.safetensors") == LADDER[1]
+    assert [one.preset for one in measured] == list(CANDIDATES)
+    assert sum(measured[2].alignment) < sum(measured[0].alignment) - 200  # it breaks images
+    assert calibrated_preset(tmp_path / "emoji.safetensors") == CANDIDATES[1]
 
 
 def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
-    path = beside(tmp_path / "emoji.safetensors")
+    path = calibration_path(tmp_path / "emoji.safetensors")
     shares = []
-    for rungs, share in calibrate(task, path, ABOUT, LADDER[:2]):
+    for measured, share in calibrate(task, path, ABOUT, CANDIDATES[:2]):
         shares.append(share)
-        if rungs and len(shares) > 2:
-            break  # in the middle of the second rung
+        if measured and len(shares) > 2:
+            break  # in the middle of the second one
     with pytest.raises(ValueError, match="no finished calibration"):
         calibrated_preset(tmp_path / "emoji.safetensors")
-    first = json.loads(path.read_text())["rungs"]
-    again = list(calibrate(task, path, ABOUT, LADDER[:2]))
-    assert len(again) == 3  # two prompts of the second rung, and the end
-    assert json.loads(path.read_text())["rungs"][:1] == first
-    assert len(list(calibrate(task, path, ABOUT | {"seeds": 3}, LADDER[:1]))) == 3
+    first = json.loads(path.read_text())["measured"]
+    again = list(calibrate(task, path, ABOUT, CANDIDATES[:2]))
+    assert len(again) == 3  # two prompts of the second one, and the end
+    assert json.loads(path.read_text())["measured"][:1] == first
+    assert len(list(calibrate(task, path, ABOUT | {"seeds": 3}, CANDIDATES[:1]))) == 3
 
 
 def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
-    path = beside(tmp_path / "emoji.safetensors")
-    (*_, (first, _)) = calibrate(task, path, ABOUT, LADDER[:1])
+    path = calibration_path(tmp_path / "emoji.safetensors")
+    (*_, (first, _)) = calibrate(task, path, ABOUT, CANDIDATES[:1])
     written = path.stat()
-    ((again, done),) = calibrate(task, path, ABOUT, LADDER[:1])
+    ((again, done),) = calibrate(task, path, ABOUT, CANDIDATES[:1])
     assert (again, done) == (first, 1.0)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert list(tmp_path.iterdir()) == [path]
@@ -144,20 +144,20 @@ def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
 def test_models_are_made_ready_before_every_sampling(task, tmp_path):
     made = []
 
-    def features(pictures):  # as CLIP vision, which may take the models' place
+    def features(images):  # as CLIP vision, which may take the models' place
         made.append("features")
-        return pixel_features(pictures)
+        return pixel_features(images)
 
     task = replace(task, features=features)
-    path = beside(tmp_path / "emoji.safetensors")
-    list(calibrate(task, path, ABOUT, LADDER[1:2], made.append))
+    path = calibration_path(tmp_path / "emoji.safetensors")
+    list(calibrate(task, path, ABOUT, CANDIDATES[1:2], made.append))
     assert made == 2 * [(), "features"]
 
 
-def test_pictures_are_decoded_one_by_one(task, tmp_path, monkeypatch):
+def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
     sizes, decode = [], task.tokenizer.decode
     monkeypatch.setattr(task.tokenizer, "decode", lambda f: sizes.append(len(f)) or decode(f))
-    list(calibrate(task, tmp_path / "x.diversity.json", ABOUT, LADDER[:1]))
+    list(calibrate(task, tmp_path / "x.diversity.json", ABOUT, CANDIDATES[:1]))
     assert sizes == 6 * [1]
 
 
@@ -167,19 +167,22 @@ def test_a_model_of_nan_is_told(task, tmp_path, part):
     getattr(model, part).weight.data[:] = torch.nan
     path = tmp_path / "x.diversity.json"
     with pytest.raises(ValueError, match="NaN or infinite|finite"):
-        list(calibrate(replace(task, model=model), path, ABOUT, LADDER[:1]))
+        list(calibrate(replace(task, model=model), path, ABOUT, CANDIDATES[:1]))
     assert not path.exists()
 
 
 def saved(**figures):
-    return {"preset": asdict(LADDER[0]), **{name: [0.1, 0.2] for name in FIGURES}} | figures
+    return {"preset": asdict(CANDIDATES[0]), **{name: [0.1, 0.2] for name in FIGURES}} | figures
 
 
 FIGURES = ("diversity", "alignment", "likelihood")
 BROKEN = [
     *(saved(**{name: wrong}) for name in FIGURES for wrong in ([], [0.1], "ab", ["a", "b"], None)),
     *(saved(alignment=[0.1, number]) for number in (math.nan, math.inf)),
-    *(saved(preset=preset) for preset in ({"ssr": [1]}, {"guide_from": "0"}, {"x": 1}, [], None)),
+    *(
+        saved(preset=preset)
+        for preset in ({"ssr": [1]}, {"guidance_start": "0"}, {"x": 1}, [], None)
+    ),
     {},
     "x",
 ]
@@ -187,56 +190,56 @@ BROKEN = [
 
 def test_broken_rungs_are_measured_again(task, tmp_path):
     path = tmp_path / "x.diversity.json"
-    list(calibrate(task, path, ABOUT, LADDER[:1]))
+    list(calibrate(task, path, ABOUT, CANDIDATES[:1]))
     whole = json.loads(path.read_text())
-    for rungs in ([rung] for rung in BROKEN):
-        path.write_text(json.dumps(whole | {"rungs": rungs}))
-        assert not rungs_of(saved_at(path), ABOUT, 2)
-    list(calibrate(task, path, ABOUT, LADDER[:1]))
+    for measured in ([one] for one in BROKEN):
+        path.write_text(json.dumps(whole | {"measured": measured}))
+        assert not measured_of(saved_at(path), ABOUT, 2)
+    list(calibrate(task, path, ABOUT, CANDIDATES[:1]))
     assert json.loads(path.read_text()) == whole
 
 
 def test_the_published_rung_comes_first_whatever_the_file_says(task, tmp_path):
     path = tmp_path / "x.diversity.json"
-    list(calibrate(task, path, ABOUT, LADDER[1:2]))
-    *_, (rungs, _) = calibrate(task, path, ABOUT, LADDER[:2])
-    assert [rung.preset for rung in rungs] == list(LADDER[:2])
+    list(calibrate(task, path, ABOUT, CANDIDATES[1:2]))
+    *_, (measured, _) = calibrate(task, path, ABOUT, CANDIDATES[:2])
+    assert [one.preset for one in measured] == list(CANDIDATES[:2])
 
 
 def test_several_may_write_at_once_and_readers_see_whole_files(tmp_path):
     path = tmp_path / "x.diversity.json"
-    rungs = [Rung(Preset(), *(3 * [50 * [0.1]]))]
+    measured = [Measured(Preset(), *(3 * [50 * [0.1]]))]
 
     def work(i):
         for _ in range(100):
-            write(path, content(ABOUT | {"i": i}, 5 * rungs, None))
-            assert len(rungs_of(json.loads(path.read_text()), ABOUT | {"i": 0}, 50)) in (0, 5)
+            write(path, content(ABOUT | {"i": i}, 5 * measured, None))
+            assert len(measured_of(json.loads(path.read_text()), ABOUT | {"i": 0}, 50)) in (0, 5)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def rung(diversity, alignment, likelihood):
-    return Rung(Preset(), [diversity], [alignment], [likelihood])
+def one(diversity, alignment, likelihood):
+    return Measured(Preset(), [diversity], [alignment], [likelihood])
 
 
 def test_the_choice_is_the_most_different_that_loses_little():
-    published = rung(0.1, 600, -400)
-    good, likelier = rung(0.3, 550, -450), rung(0.2, 600, -300)
-    broken, elsewhere = rung(0.5, 100, -900), rung(0.6, 590, -900)
+    published = one(0.1, 600, -400)
+    good, likelier = one(0.3, 550, -450), one(0.2, 600, -300)
+    broken, elsewhere = one(0.5, 100, -900), one(0.6, 590, -900)
     assert choose([published, good, likelier, broken, elsewhere]) == good
     assert choose([published, broken]) == published
-    tied = rung(0.29, 580, -450)  # differs as much, follows better
+    tied = one(0.29, 580, -450)  # differs as much, follows better
     assert choose([published, good, tied]) == tied
 
 
 def test_the_plot_shows_every_rung_and_the_choice():
-    rungs = [
-        Rung(Preset(), [0.1, 0.2], [600.0, 640.0], [-400.0, -410.0]),
-        Rung(Preset(guide_from=4), [0.3, 0.4], [500.0, 520.0], [-500.0, -490.0]),
+    measured = [
+        Measured(Preset(), [0.1, 0.2], [600.0, 640.0], [-400.0, -410.0]),
+        Measured(Preset(guidance_start=4), [0.3, 0.4], [500.0, 520.0], [-500.0, -490.0]),
     ]
-    plot = front_plot(rungs, rungs[1])
+    plot = front_plot(measured, measured[1])
     orange, blue = torch.tensor([0xD9, 0x54, 0x1E]) / 255, torch.tensor([0x3B, 0x6E, 0xA5]) / 255
     places = {}
     for name, colour in (("orange", orange), ("blue", blue)):
@@ -252,7 +255,7 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
     preset = Preset(4, 64, 0.5, 0.25, 2.0)
     assert preset.methods() == (Starts(64), DiverseVAR(0.5, 0.25), Repulsion(2.0))
     assert preset.methods((DiverseVAR(1.0),)) == (Starts(64), Repulsion(2.0), DiverseVAR(1.0))
-    assert str(preset) == "guide_from 4, starts 64, ssr 0.5, sar 0.25, repulsion 2"
+    assert str(preset) == "guidance_start 4, starts 64, ssr 0.5, sar 0.25, repulsion 2"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
         ('{"chosen": {"starts": 8.5}}', "starts must be a whole number"),
         ('{"chosen": {"starts": true}}', "starts must be a whole number"),
         ('{"chosen": {"starts": null}}', "starts must be a whole number"),
-        ('{"chosen": {"guide_from": "4"}}', "guide_from must be a whole number"),
+        ('{"chosen": {"guidance_start": "4"}}', "guidance_start must be a whole number"),
         ('{"chosen": {"ssr": NaN}}', "ssr must be a number from 0 to 8, not 'nan'"),
         ('{"chosen": {"sar": Infinity}}', "sar must be a number from 0 to 4"),
         ('{"chosen": {"repulsion": -1}}', "repulsion must be a number from 0 to 16"),
@@ -278,7 +281,7 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
 def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
     model = tmp_path / "model.safetensors"
     if content is not None:
-        beside(model).write_text(content)
+        calibration_path(model).write_text(content)
     with pytest.raises(ValueError, match=words):
         calibrated_preset(model)
 
@@ -286,7 +289,7 @@ def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
 def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
     model = tmp_path / "model.safetensors"
-    path = beside(model)
+    path = calibration_path(model)
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
@@ -303,4 +306,4 @@ def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
 
 def test_every_file_has_a_calibration_of_its_own(tmp_path):
     names = ("a.safetensors", "a.pth", "a")
-    assert len({beside(tmp_path / name) for name in names}) == len(names)
+    assert len({calibration_path(tmp_path / name) for name in names}) == len(names)

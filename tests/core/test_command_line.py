@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diversevar_core.checkpoints import included
-from diversevar_core.images import open_picture
+from diversevar_core.images import open_image
 from diversevar_core.sampling.presets import Preset
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def common(infinity_case, text_encoder, tmp_path):
         "--vq": infinity_case.tokenizer,
         "--text-encoder": text_encoder,
         "--prompt": "a red apple",
-        "--out": tmp_path / "picture.png",
+        "--out": tmp_path / "image.png",
     }
 
 
@@ -37,7 +37,7 @@ def options(common, **changes):
     return [part for name, value in merged.items() if value is not None for part in (name, value)]
 
 
-def test_prompt_and_negative_make_a_picture(command_line, common):
+def test_prompt_and_negative_make_a_image(command_line, common):
     done = command_line("sample", *options(common, negative="the moon", batch=3, ssr=1, sar=1))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(common["--out"])
@@ -90,7 +90,7 @@ def test_text_features_of_another_width(command_line, common, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_encode_takes_a_picture_through_the_tokenizer(command_line, common, tmp_path):
+def test_encode_takes_a_image_through_the_tokenizer(command_line, common, tmp_path):
     command_line("sample", *options(common))
     out = tmp_path / "again.png"
     sides = "1,2,4,6,8,12,16"
@@ -106,22 +106,24 @@ def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     presets = ["SSR + SAR as in the paper", "most different"]
     done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
-    picture = np.asarray(Image.open(out).convert("RGB")).astype(float)
-    published, paper, different = picture.reshape(3, 21 + 128, 3, 128, 3)[:, 21:]  # no captions
+    image = np.asarray(Image.open(out).convert("RGB")).astype(float)
+    published, paper, different = image.reshape(3, 21 + 128, 3, 128, 3)[:, 21:]  # no captions
     assert (published != paper).any()
     assert different.std(axis=1).mean() > 1.5 * published.std(axis=1).mean()
 
 
-def test_chosen_seeds_are_in_the_picture_and_each_makes_its_own(command_line, tmp_path):
+def test_chosen_seeds_are_in_the_image_and_each_makes_its_own(command_line, tmp_path):
     out, files = tmp_path / "starts.png", ["--prompt", "octopus", "--exact-batch", "--out"]
-    options = ["--batch", "2", "--starts", "12", "--starts-side", "4", "--guide-from", "4"]
+    options = ["--batch", "2", "--starts", "12", "--starts-side", "4", "--guidance-start", "4"]
     done = command_line("sample", *files, out, *options)
     assert done.returncode == 0, done.stderr
     sheet = Image.open(out)
     seeds = sheet.text["seeds"].split(", ")
     assert seeds != ["0", "1"]
     for i, seed in enumerate(seeds):
-        command_line("sample", *files, tmp_path / "one.png", "--seed", seed, "--guide-from", "4")
+        command_line(
+            "sample", *files, tmp_path / "one.png", "--seed", seed, "--guidance-start", "4"
+        )
         one = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
         own = np.asarray(sheet)[:, 128 * i : 128 * (i + 1)]
         np.testing.assert_allclose(one, own, atol=1)  # the same f_hat; the decoder rounds
@@ -146,7 +148,7 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
 
 
 @pytest.mark.parametrize("options", [["--labels", "1,2"], ["--labels", "1", "--rng", "shared"]])
-def test_starts_compare_pictures_of_one_class(command_line, var_case, tmp_path, options):
+def test_starts_compare_images_of_one_class(command_line, var_case, tmp_path, options):
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
     done = command_line("sample", *files, *options, "--batch", "2", "--starts", "8")
     assert "Diverse starts" in done.stderr and "set starts to 1" in done.stderr
@@ -163,7 +165,7 @@ def test_starts_compare_pictures_of_one_class(command_line, var_case, tmp_path, 
         ("name\udcff.png", "name\udcff.png"),
     ],
 )
-def test_a_picture_is_never_lost_at_the_end(command_line, tmp_path, out, made):
+def test_a_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
     done = command_line("sample", "--prompt", "octopus", "--out", tmp_path / out)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / made).size == (128, 128)
@@ -186,7 +188,7 @@ def test_what_cannot_be_written_is_said_before_the_work(command_line, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "folder"}
 
 
-def test_a_trace_is_written_beside_a_picture(command_line, tmp_path):
+def test_a_trace_is_written_beside_a_image(command_line, tmp_path):
     files = ["--out", tmp_path / "a", "--trace", tmp_path / "new" / "b"]
     assert command_line("sample", "--prompt", "octopus", *files).returncode == 0
     assert (tmp_path / "new" / "b.safetensors").exists()
@@ -212,7 +214,7 @@ def test_a_path_that_the_output_cannot_print(tmp_path):
 
 
 @pytest.mark.parametrize("sides", ["0", "1,100000", "2,4", "1,3,2", "1,-2"])
-def test_sides_of_an_encoded_picture(command_line, tmp_path, sides):
+def test_sides_of_an_encoded_image(command_line, tmp_path, sides):
     image = tmp_path / "a.png"
     Image.new("RGB", (64, 64)).save(image)
     files = ["--vq", included.TOKENIZER, "--image", image, "--out", tmp_path / "out.png"]
@@ -221,38 +223,38 @@ def test_sides_of_an_encoded_picture(command_line, tmp_path, sides):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_the_camera_was_held(tmp_path, orientation):
+def test_images_are_turned_as_the_camera_was_held(tmp_path, orientation):
     seen = Image.new("RGB", (80, 40), "red")
     seen.paste("blue", (0, 0, 20, 20))  # in the upper left
     stored = {
-        1: lambda picture: picture,
-        2: lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        3: lambda picture: picture.rotate(180),
-        4: lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-        5: lambda picture: picture.transpose(Image.Transpose.TRANSPOSE),
-        6: lambda picture: picture.rotate(90, expand=True),
-        7: lambda picture: picture.transpose(Image.Transpose.TRANSVERSE),
-        8: lambda picture: picture.rotate(-90, expand=True),
+        1: lambda image: image,
+        2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: lambda image: image.rotate(180),
+        4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+        6: lambda image: image.rotate(90, expand=True),
+        7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+        8: lambda image: image.rotate(-90, expand=True),
     }[orientation](seen)
     about = Image.Exif()
     about[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=about)
-    assert open_picture(tmp_path / "a.png").tobytes() == seen.tobytes()
+    assert open_image(tmp_path / "a.png").tobytes() == seen.tobytes()
 
 
 def test_grey_of_16_bits_keeps_its_range(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype("uint16")
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    found = np.asarray(open_picture(tmp_path / "a.png")).astype(float)
+    found = np.asarray(open_image(tmp_path / "a.png")).astype(float)
     np.testing.assert_allclose(found, np.repeat(ramp[..., None] / 257, 3, axis=2), atol=0.51)
 
 
-def test_a_broken_picture_is_told_in_a_sentence(tmp_path):
+def test_a_broken_image_is_told_in_a_sentence(tmp_path):
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     for content in (b"", b"hello", whole[:60], whole[:2000], whole[:40] + bytes(20) + whole[60:]):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ValueError, match="is not a picture that can be read"):
-            open_picture(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="There is no picture"):
-        open_picture(tmp_path / "b.png")
+        with pytest.raises(ValueError, match="is not an image that can be read"):
+            open_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="There is no image"):
+        open_image(tmp_path / "b.png")

@@ -15,7 +15,7 @@ def test_compiled_blocks_draw_the_same_tokens_and_are_compiled_once(var_case, mo
     monkeypatch.delattr(torch.compiler, "set_stance", raising=False)  # torch has it from 2.6 on
     model, tokenizer = load_model(var_case.model), load_tokenizer(var_case.tokenizer)
     schedule = model.schedule()
-    settings = Settings((2.0,), "flat", (1.0,), 0, 0.95, guide_to=schedule[-2].side)
+    settings = Settings((2.0,), "flat", (1.0,), 0, 0.95, guidance_end=schedule[-2].side)
 
     def drawn(*methods):
         how = (model, tokenizer, Labels(torch.tensor([3])), schedule, settings, [0])

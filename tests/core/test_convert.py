@@ -1,4 +1,4 @@
-"""What is converted makes the same pictures, or the error says why it cannot be."""
+"""What is converted makes the same images, or the error says why it cannot be."""
 
 import json
 import os
@@ -34,19 +34,19 @@ def same(ours, theirs):
 
 
 def pixels(case, folder, **files):
-    """The picture and f_hat of a case's first run."""
+    """The image and f_hat of a case's first run."""
     args = parser().parse_args(["sample", *map(str, arguments(case, 0, folder))])
     for name, path in files.items():
         setattr(args, name, path)
     job = prepare(args)
     _, steps = job.run(job.settings, [])
-    return steps[-1].f_hat, job.picture(steps)
+    return steps[-1].f_hat, job.image(steps)
 
 
 @pytest.mark.parametrize(
     "name", ["infinity_mixed", "infinity_patchify4", "infinity_plain", "var_plain", "var_shared"]
 )
-def test_pictures_stay_bit_for_bit(name, cases, tmp_path):
+def test_images_stay_bit_for_bit(name, cases, tmp_path):
     case, files = (
         cases[name],
         {"model": tmp_path / "m.safetensors", "vq": tmp_path / "v.safetensors"},

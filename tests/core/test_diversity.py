@@ -48,11 +48,11 @@ def test_a_loner_of_many_is_no_idea_of_its_own():
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="There are 2 pictures to pick from, so 3 is no choice"):
+    with pytest.raises(ValueError, match="There are 2 images to pick from, so 3 is no choice"):
         most_different(clusters((2,)), 3)
 
 
-def test_pixels_tell_pictures_apart():
+def test_pixels_tell_images_apart():
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 3, 64, 64, generator=generator)
     same = vendi_score(pixel_features(torch.stack((one, one))))
@@ -61,14 +61,14 @@ def test_pixels_tell_pictures_apart():
 
 
 @pytest.mark.parametrize("grey", [0.0, 0.25, 0.5, 1.0])
-def test_equal_pictures_are_one_picture(grey):
+def test_equal_images_are_one_image(grey):
     features = pixel_features(torch.full((3, 3, 64, 64), grey))
     assert vendi_score(features) == pytest.approx(1)
     assert mean_distance(features) == pytest.approx(0)
     assert most_different(features, 2)
 
 
-def test_grey_differs_from_a_picture_by_a_right_angle():
+def test_grey_differs_from_a_image_by_a_right_angle():
     features = torch.cat((torch.zeros(1, 4), torch.ones(1, 4)))
     assert mean_distance(features) == 1
     assert vendi_score(features) == pytest.approx(2)
@@ -76,8 +76,8 @@ def test_grey_differs_from_a_picture_by_a_right_angle():
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("measure", [vendi_score, mean_distance, lambda f: most_different(f, 2)])
-def test_pictures_of_nan_are_told(measure, number):
+def test_images_of_nan_are_told(measure, number):
     features = clusters((2, 1))
     features[1, 0] = number
-    with pytest.raises(ValueError, match="Picture 2 of 3 cannot be compared: .* NaN or infinite"):
+    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinite"):
         measure(features)

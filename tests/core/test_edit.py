@@ -69,7 +69,7 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
     shared += ["--cfg", run["cfg"], "--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
 
     def traced(seed, batch):
-        out = ["--trace", tmp_path / "trace.safetensors", "--out", tmp_path / "picture.png"]
+        out = ["--trace", tmp_path / "trace.safetensors", "--out", tmp_path / "image.png"]
         done = command_line("sample", *shared, "--seed", seed, "--batch", batch, *out)
         assert done.returncode == 0, done.stderr
         return load_file(tmp_path / "trace.safetensors")
@@ -86,7 +86,7 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
                 torch.testing.assert_close(ours, alone, atol=atol, rtol=0)
 
 
-def test_pictures_with_sources_of_their_own_are_each_edit_alone(edit_case, pair):
+def test_images_with_sources_of_their_own_are_each_edit_alone(edit_case, pair):
     both = logits(pair, text_of(edit_case, 0, 1), [4, 5])
     exact = logits(pair, text_of(edit_case, 0, 1), [4, 5], exact_batch=True)
     close(both, exact)
@@ -145,7 +145,7 @@ def test_source_and_instruction_and_diversity_change_the_edit(edit_case, pair):
 
 def test_chosen_starts_are_edits_of_their_own_seeds(edit_case, pair):
     model, tokenizer = pair
-    text, settings = text_of(edit_case, 0), replace(model.defaults(), guide_from=4)
+    text, settings = text_of(edit_case, 0), replace(model.defaults(), guidance_start=4)
     how = (model, tokenizer, text.repeat(2), model.schedule(), settings)
     seeds = choose_starts(Starts(6, side=4), 2, *how, 10)
     assert set(seeds) <= set(range(10, 16))
@@ -187,9 +187,9 @@ def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"source": None}, "This model edits a picture and was given none"),
+        ({"source": None}, "This model edits an image and was given none"),
         ({"source": torch.zeros(1, 7, 16, 16)}, "have 7 channels, but .* have 16 bits"),
-        ({"source": torch.zeros(3, 16, 16, 16)}, "There are 3 pictures for 1 edits"),
+        ({"source": torch.zeros(3, 16, 16, 16)}, "There are 3 images for 1 edits"),
     ],
 )
 def test_wrong_sources_are_refused(edit_case, pair, change, sentence):
@@ -198,27 +198,27 @@ def test_wrong_sources_are_refused(edit_case, pair, change, sentence):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture file, wider than high."""
+def image(tmp_path):
+    """An image file, wider than high."""
     pixels = np.random.RandomState(0).randint(0, 256, (6, 10, 3), np.uint8)
     Image.fromarray(pixels).resize((300, 180)).save(tmp_path / "source.png")
     return tmp_path / "source.png"
 
 
-def test_a_picture_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, picture):
-    out = picture.with_name("edit.png")
+def test_a_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, image):
+    out = image.with_name("edit.png")
     files = ["--model", edit_case.model, "--vq", edit_case.tokenizer]
     files += ["--text-encoder", text_encoder, "--prompt", "a red apple", "--out", out]
-    done = command_line("sample", *files, "--source", picture)
+    done = command_line("sample", *files, "--source", image)
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size == (300, 180)
     done = command_line("sample", *files)
-    assert "This model edits a picture and was given none" in done.stderr
-    done = command_line("sample", *files, "--source", picture, "--task", "generate")
-    assert "cannot edit a picture" in done.stderr
-    done = command_line("sample", *files, "--source", picture, "--aspect", 1.5)
+    assert "This model edits an image and was given none" in done.stderr
+    done = command_line("sample", *files, "--source", image, "--task", "generate")
+    assert "cannot edit an image" in done.stderr
+    done = command_line("sample", *files, "--source", image, "--aspect", 1.5)
     assert "leave --aspect at 1:1" in done.stderr
-    done = command_line("sample", *files, "--source-features", picture)
+    done = command_line("sample", *files, "--source-features", image)
     assert "does not hold source features" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -237,17 +237,17 @@ def test_the_included_model_makes_an_apple_blue_or_green(instruction, hues, comm
     command_line("sample", *EDITING, "--source", apple, "--prompt", instruction, "--out", edited)
     before, after = (np.asarray(Image.open(path).convert("HSV")) for path in (apple, edited))
     middle = slice(48, 96)  # of 128 pixels: within the apple
-    for picture, (low, high) in ((before, (0, 30)), (after, hues)):
-        hue, saturation = (picture[middle, middle, i].astype(float) for i in (0, 1))
+    for image, (low, high) in ((before, (0, 30)), (after, hues)):
+        hue, saturation = (image[middle, middle, i].astype(float) for i in (0, 1))
         assert low <= np.median(hue) * 360 / 255 <= high
         assert np.median(saturation) > 100
     # white around it stays white, and the figure fills the same place
-    figures = [picture[..., 1] > 60 for picture in (before, after)]
+    figures = [image[..., 1] > 60 for image in (before, after)]
     assert (figures[0] == figures[1]).mean() > 0.9
 
 
-def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):
-    source = Image.open(picture)
+def test_the_square_has_white_where_the_image_ends_and_gives_it_back(image):
+    source = Image.open(image)
     square = into_square(source, 256)
     assert square.shape == (1, 3, 256, 256)
     assert (square[:, :, 160:] == 1).all() and (square[:, :, :150] < 1).any()
@@ -257,11 +257,11 @@ def test_the_square_has_white_where_the_picture_ends_and_gives_it_back(picture):
     assert (back[0] - want).abs().mean() < 0.01
 
 
-def whole_square(picture: Image.Image, side: int) -> np.ndarray:
-    """``infer.py`` of HiDream-ai/VAREdit: white around the picture, then one resize."""
-    longer = max(picture.size)
+def whole_square(image: Image.Image, side: int) -> np.ndarray:
+    """``infer.py`` of HiDream-ai/VAREdit: white around the image, then one resize."""
+    longer = max(image.size)
     square = Image.new("RGB", (longer, longer), (255, 255, 255))
-    square.paste(picture, (0, 0))
+    square.paste(image, (0, 0))
     return np.array(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
@@ -269,10 +269,10 @@ def whole_square(picture: Image.Image, side: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(1, 9), (64, 64), (300, 7), (257, 900), (900, 256), (513, 511)])
 def test_the_square_is_the_originals_to_the_bit(size, side):
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    found = into_square(picture, side)[0].add(1).mul(127.5).round().movedim(0, -1).numpy()
-    np.testing.assert_array_equal(found, whole_square(picture, side))
-    small = picture.resize((side, side))
+    image = Image.fromarray(noise)
+    found = into_square(image, side)[0].add(1).mul(127.5).round().movedim(0, -1).numpy()
+    np.testing.assert_array_equal(found, whole_square(image, side))
+    small = image.resize((side, side))
     pixels = torch.from_numpy(np.array(small)).movedim(-1, 0) / 255
     back = out_of_square(pixels[None], *size)[0].mul(255).round().movedim(0, -1).numpy()
     whole = np.array(small.resize((max(size), max(size)), Image.Resampling.LANCZOS))
@@ -291,14 +291,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are Linux's unit")
-def test_a_long_picture_takes_memory_by_its_pixels():
+def test_a_long_image_takes_memory_by_its_pixels():
     """Four of them are 50 MB in float32; one of their squares would be 800 MB."""
     command = [sys.executable, "-c", MEMORY]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 256 * 1024
 
 
-def test_a_picture_beyond_the_range_is_clamped_and_not_wrapped():
+def test_a_image_beyond_the_range_is_clamped_and_not_wrapped():
     beyond = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.1]).expand(3, 1, 5)
     assert np.array(to_pil(beyond))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
@@ -308,8 +308,8 @@ def test_training_sees_what_the_sampler_computes():
     path = INCLUDED / "transformer.safetensors"
     model, tokenizer = load_model(path), load_tokenizer(included.TOKENIZER)
     rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
-    picture = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
-    source, schedule = tokenizer.features(picture), model.schedule()
+    image = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
+    source, schedule = tokenizer.features(image), model.schedule()
     settings = Settings((1.0,), "flat", (1.0,), 0, 0.0)
     text = Text(rows, source=source)
     steps = list(sample(model, tokenizer, text, schedule, settings, [0]))
@@ -325,7 +325,7 @@ def test_training_sees_what_the_sampler_computes():
     torch.testing.assert_close(found.view_as(expected), expected, atol=1e-3, rtol=0)
 
 
-def test_a_model_of_classes_takes_no_source(command_line, var_case, picture):
+def test_a_model_of_classes_takes_no_source(command_line, var_case, image):
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--labels", 3]
-    done = command_line("sample", *files, "--source", picture)
-    assert "VAR edits no pictures" in done.stderr
+    done = command_line("sample", *files, "--source", image)
+    assert "VAR edits no images" in done.stderr

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.random import truncate, winners
+from diversevar_core.sampling.random import pick, truncate
 from diversevar_core.sampling.schedule import infinity_schedule, square
 from diversevar_core.vae.autoencoder import to_image
 
 TIE = 1e-5  # the encoder's features are of size 1 and come from sums as below
-# Of logits, features, pictures. A logit is the end of about 30 chained float32 sums of up to 1024
+# Of logits, features, images. A logit is the end of about 30 chained float32 sums of up to 1024
 # terms; each is off by about sqrt(1024) * 2**-24 = 2e-6 of its terms' size, together by 1e-5 times
 # what guidance (up to 7) and temperature (0.1 to 1) make of it. Found: 2e-6 to 7e-5.
 TOLERANCE = 2e-4
@@ -40,10 +40,10 @@ def guided(case, i: int, k: int, rows: torch.Tensor) -> torch.Tensor:
     return g * rows.chunk(2)[0] / tau + (1 - g) * rows.chunk(2)[1] / tau
 
 
-def check_drawn(ours, theirs, logits, race, top_k: int, top_p: float) -> bool:
+def check_drawn(ours, theirs, logits, noise, top_k: int, top_p: float) -> bool:
     """Whether all tokens or bits (B, ...) are theirs. Those that are not were a near tie.
 
-    logits: ours, (B, ..., choices); race: the random numbers. A tie, in the race itself or at the
+    logits: ours, (B, ..., choices); noise: the random numbers. A tie, in the noise itself or at the
     edge of what top_k and top_p keep, is near where theirs wins once logits move by ``TOLERANCE``.
     """
     turned = ours != theirs
@@ -51,18 +51,18 @@ def check_drawn(ours, theirs, logits, race, top_k: int, top_p: float) -> bool:
         return True
     nudge = torch.zeros_like(logits).scatter_(-1, ours.unsqueeze(-1), -TOLERANCE)
     nudge.scatter_(-1, theirs.unsqueeze(-1), TOLERANCE)
-    nudged = winners(truncate(logits + nudge, top_k, top_p), race)
+    nudged = pick(truncate(logits + nudge, top_k, top_p), noise)
     assert torch.equal(nudged[turned], theirs[turned])
     return False
 
 
 def test_a_token_may_turn_only_where_its_choice_was_close():
-    race, token = torch.ones(1, 2, 3), torch.tensor([[0, 1]])
+    noise, token = torch.ones(1, 2, 3), torch.tensor([[0, 1]])
     logits = torch.tensor([[[1.0, 1.0 - 1e-4, 0.0], [0.0, 2.0, 1.0]]])
-    assert check_drawn(token, token, logits, race, 0, 0.0)
-    assert not check_drawn(token, torch.tensor([[1, 1]]), logits, race, 0, 0.0)
+    assert check_drawn(token, token, logits, noise, 0, 0.0)
+    assert not check_drawn(token, torch.tensor([[1, 1]]), logits, noise, 0, 0.0)
     with pytest.raises(AssertionError):
-        check_drawn(token, torch.tensor([[0, 2]]), logits, race, 0, 0.0)
+        check_drawn(token, torch.tensor([[0, 2]]), logits, noise, 0, 0.0)
 
 
 def sharpened(case, errors: list[float]) -> float:
@@ -88,12 +88,10 @@ RUNS = [
 @pytest.mark.parametrize("name, i", RUNS)
 def test_run_is_the_originals(cases, name, i, command_line, tmp_path):
     case = cases[name]
-    traced, picture = tmp_path / "trace.safetensors", tmp_path / "picture.png"
-    done = command_line(
-        "sample", *arguments(case, i, tmp_path), "--trace", traced, "--out", picture
-    )
+    traced, image = tmp_path / "trace.safetensors", tmp_path / "image.png"
+    done = command_line("sample", *arguments(case, i, tmp_path), "--trace", traced, "--out", image)
     assert done.returncode == 0, done.stderr
-    assert picture.exists()
+    assert image.exists()
     ours, theirs = load_file(traced), case.expected
     with safe_open(traced, "pt") as opened:
         assert "schedule" in opened.metadata()
@@ -111,8 +109,8 @@ def test_run_is_the_originals(cases, name, i, command_line, tmp_path):
         errors.append((got - want).abs().max().item())
         drawn = ours[f"{kind}.{k}"], theirs[f"run{i}.{kind}.{k}"].long()
         each = logits if is_var else logits.unflatten(-1, (-1, choices))
-        race = torch.empty(each.shape).exponential_(generator=generator)
-        if not check_drawn(*drawn, each, race, run.get("top_k", 0), run.get("top_p", 0)):
+        noise = torch.empty(each.shape).exponential_(generator=generator)
+        if not check_drawn(*drawn, each, noise, run.get("top_k", 0), run.get("top_p", 0)):
             return  # the maps after it answer to another token
         if run.get("more_smooth"):
             torch.empty(each.shape).exponential_(generator=generator)  # the mixture's noise

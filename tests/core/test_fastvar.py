@@ -20,8 +20,8 @@ def pair(infinity_case):
     return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
-def text(pictures):
-    return Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * pictures)
+def text(images):
+    return Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * images)
 
 
 def run(pair, method, cfg=(4.0,), seeds=SEEDS, **options):
@@ -107,7 +107,7 @@ def test_guidance_may_end_before_the_pruned_maps(pair):
         assert torch.equal(a.tokens, b.tokens) or 2 * a.scale.side >= whole[-1].scale.side
 
 
-def test_a_batch_draws_the_pictures_of_its_seeds(pair):
+def test_a_batch_draws_the_images_of_its_seeds(pair):
     both = run(pair, FastVAR(), exact_batch=True)[-1].f_hat
-    for picture, seed in zip(both, SEEDS, strict=True):
-        assert torch.equal(picture, run(pair, FastVAR(), seeds=[seed])[-1].f_hat[0])
+    for image, seed in zip(both, SEEDS, strict=True):
+        assert torch.equal(image, run(pair, FastVAR(), seeds=[seed])[-1].f_hat[0])

@@ -1,4 +1,4 @@
-"""One batch from seeds to pictures: what starts refuse, which seeds come out, when models load."""
+"""One batch from seeds to images: what starts refuse, which seeds come out, when models load."""
 
 import pytest
 import torch
@@ -28,9 +28,9 @@ def drawn(pair, condition, methods=(), seed=100, **options):
     return draw(model, tokenizer, *how, **options)
 
 
-def kept(pair, pictures: int, masks: int) -> Keep:
+def kept(pair, images: int, masks: int) -> Keep:
     model, tokenizer = pair
-    features = torch.zeros(pictures, tokenizer.token_kind.channels, 16, 16)
+    features = torch.zeros(images, tokenizer.token_kind.channels, 16, 16)
     maps = tokenizer.quantize_maps(features, model.schedule())
     return Keep(maps, side=1, mask=torch.ones(masks, 16, 16))
 
@@ -38,7 +38,7 @@ def kept(pair, pictures: int, masks: int) -> Keep:
 STARTS = Starts(20, side=2)
 
 
-def test_starts_are_refused_where_pictures_do_not_show_the_same(pair):
+def test_starts_are_refused_where_images_do_not_show_the_same(pair):
     source = torch.zeros(2, 4, 8, 8)
     for condition, methods in (
         (text(1, 2), []),
@@ -68,7 +68,7 @@ def test_seeds_past_the_last_are_those_that_they_draw_with(pair):
     assert torch.equal(last.tokens[1:], alone.tokens)
 
 
-def test_models_are_made_ready_before_every_group_and_before_the_pictures(pair):
+def test_models_are_made_ready_before_every_group_and_before_the_images(pair):
     seen = []
     compare = STARTS.compare
     starts = Starts(2 * TOGETHER + 1, 1, lambda step: seen.append("compare") or compare(step))

@@ -38,7 +38,7 @@ def test_maps_up_to_a_side_are_kept_and_later_ones_drawn(pair, maps):
         assert torch.equal(drawn, own.expand_as(drawn)) == (k < 3)
 
 
-def test_keeping_every_map_gives_the_picture_back(pair, maps):
+def test_keeping_every_map_gives_the_image_back(pair, maps):
     got = tokens(pair, Keep(maps, side=16))
     assert all(torch.equal(a, b.expand_as(a)) for a, b in zip(got, maps, strict=True))
 
@@ -58,13 +58,13 @@ def test_maps_of_another_shape_are_refused(pair, maps):
         tokens(pair, Keep(maps[:-1]))
 
 
-def test_fewer_pictures_or_masks_than_are_drawn_are_refused(pair, maps):
+def test_fewer_images_or_masks_than_are_drawn_are_refused(pair, maps):
     three = [torch.cat([m] * 3) for m in maps]
     model, tokenizer = pair
     text = Text([torch.zeros(3, 256)] * 4)
     how = (model, tokenizer, text, model.schedule(), SETTINGS, range(4))
     for method, what in (
-        (Keep(three), "pictures"),
+        (Keep(three), "images"),
         (Keep(maps, mask=torch.ones(3, 4, 4)), "masks"),
     ):
         for exact in (False, True):

@@ -96,12 +96,12 @@ def test_area_is_the_same_on_metal(size):
 
 
 @pytest.mark.parametrize("name", ["var_plain", "infinity_plain"])
-def test_pictures_are_the_same_on_metal(cases, name):
+def test_images_are_the_same_on_metal(cases, name):
     case = cases[name]
     model, tokenizer = load_model(case.model), load_tokenizer(case.tokenizer)
     schedule, settings = model.schedule(), model.defaults()
     generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, 3, 16 * schedule[-1].h, 16 * schedule[-1].w, generator=generator)
+    image = torch.rand(1, 3, 16 * schedule[-1].h, 16 * schedule[-1].w, generator=generator)
     mask = torch.zeros(1, 5, 7)
     mask[..., 2:] = 1
     condition = Labels(torch.tensor([3]))
@@ -110,16 +110,16 @@ def test_pictures_are_the_same_on_metal(cases, name):
 
     @torch.no_grad()
     def run():
-        maps = tokenizer.quantize_maps(tokenizer.features(2 * picture - 1), schedule)
+        maps = tokenizer.quantize_maps(tokenizer.features(2 * image - 1), schedule)
         spectral = Spectra(DiverseVAR(ssr=1.0, sar=0.5, sides=(2, 4)), (4,), [0])
         methods = [spectral, Keep(maps, side=2, mask=mask)]
         steps = sample(model, tokenizer, condition, schedule, settings, [5], methods=methods)
         *_, last = steps
-        image = tokenizer.decode(last.f_hat)
-        return image, vendi_score(pixel_features(image))
+        made = tokenizer.decode(last.f_hat)
+        return made, vendi_score(pixel_features(made))
 
     plain, score = run()
     with Metal():
-        image, on_metal = run()
-    torch.testing.assert_close(image, plain, atol=1e-3, rtol=0)
+        made, on_metal = run()
+    torch.testing.assert_close(made, plain, atol=1e-3, rtol=0)
     assert on_metal == pytest.approx(score)

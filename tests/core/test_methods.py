@@ -54,9 +54,9 @@ def var_pair(var_case):
     return load_model(var_case.model), load_tokenizer(var_case.tokenizer)
 
 
-def text(pictures):
+def text(images):
     features = 0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
-    return Text([features] * pictures)
+    return Text([features] * images)
 
 
 def run(pair, seeds, methods=(), exact=True, condition=None, maps=5, **settings):
@@ -94,13 +94,13 @@ def test_two_of_a_kind_are_refused(pair, name):
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_each_method_changes_pictures(pair, name):
+def test_each_method_changes_images(pair, name):
     exact = not EACH[name].together
     assert not same(tokens(pair, [7, 9], (), exact), tokens(pair, [7, 9], [EACH[name]], exact))
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name != "repulsion"])
-def test_a_picture_of_a_batch_is_the_picture_alone(pair, name):
+def test_a_image_of_a_batch_is_the_image_alone(pair, name):
     both = tokens(pair, [3, 8], [EACH[name]])
     alone = tokens(pair, [8], [EACH[name]])
     assert same([t[1:] for t in both], alone)
@@ -160,7 +160,7 @@ def test_adaptive_scaling_meets_its_targets(strength):
         target = torch.tensor(1 - strength * (1 - target), dtype=torch.float64)
         want = certainty(logits).minimum(target)
         torch.testing.assert_close(certainty(got), want, atol=1e-5, rtol=0)
-        ratio = logits / got  # one temperature a picture
+        ratio = logits / got  # one temperature an image
         torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
     late = torch.randn(1, scale(6).tokens, 32)
     assert torch.equal(AdaptiveScaling(strength).logits(late, scale(6)), late)
@@ -202,8 +202,8 @@ def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
     assert not same(tokens(pair, [4], [TextNoise(0.5)])[:3], plain[:3])
 
 
-def test_repulsion_lowers_what_earlier_pictures_drew():
-    """With two equally likely choices and a strong push, pictures alternate."""
+def test_repulsion_lowers_what_earlier_images_drew():
+    """With two equally likely choices and a strong push, images alternate."""
     logits = torch.zeros(4, 1, 8, 2)
 
     asked = []
@@ -214,10 +214,10 @@ def test_repulsion_lowers_what_earlier_pictures_drew():
 
     drawn = Repulsion(5.0).draw(choose, scale(0), logits)[:, 0, 0].tolist()
     assert drawn == [0, 1, 0, 1]
-    assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]  # each picture once
+    assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]  # each image once
 
 
-def test_repulsion_spreads_a_batch_and_leaves_its_first_picture(pair):
+def test_repulsion_spreads_a_batch_and_leaves_its_first_image(pair):
     seeds = range(6)
     plain, apart = (
         run(pair, seeds, methods, False)[2] for methods in ([], [Repulsion(8.0, side=4)])
@@ -254,7 +254,7 @@ def test_candidates_of_a_path_share_one_cache(pair, more):
     found = tokens(pair, [3, 4], [*more, watch, search], maps=None)
     if not more:
         assert all(map(all, watch.places.values()))
-        assert len(watch.places[3]) == 2 * (1 + 3 * 3)  # of each picture: itself, and candidates
+        assert len(watch.places[3]) == 2 * (1 + 3 * 3)  # of each image: itself, and candidates
     assert same(found, tokens(pair, [3, 4], [*more, FreshForks(), search], maps=None))
 
 
@@ -270,7 +270,7 @@ class FreshForks(Method):
         return advance(run, scale, at)
 
 
-def test_travel_keeps_the_finished_pictures_coarse_maps_and_draws_the_rest(pair):
+def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     model, tokenizer = pair
     how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
     steps = list(sample_and_travel(*how, [TextNoise(1.0), Travel(4)]))
@@ -305,16 +305,16 @@ def test_chosen_starts_lie_farther_apart_than_the_first_seeds(pair):
     assert nearest(seeds) < nearest(range(100, 106)) - 0.01
 
 
-def test_a_chosen_start_is_the_picture_of_its_seed_alone(pair):
+def test_a_chosen_start_is_the_image_of_its_seed_alone(pair):
     methods = [DiverseVAR(ssr=1.0), PathSearch(2)]
     seeds = starts(pair, 12, 2, methods, side=2)
     assert seeds != [100, 101]
     together = run(pair, seeds, methods, maps=None)[-1].f_hat
-    for picture, seed in zip(together, seeds, strict=True):
-        assert torch.equal(picture, run(pair, [seed], methods, maps=None)[-1].f_hat[0])
+    for image, seed in zip(together, seeds, strict=True):
+        assert torch.equal(image, run(pair, [seed], methods, maps=None)[-1].f_hat[0])
 
 
-def test_there_is_nothing_to_choose_for_one_picture_or_among_too_few(pair):
+def test_there_is_nothing_to_choose_for_one_image_or_among_too_few(pair):
     assert starts(pair, 40, 1) == [100]
     assert starts(pair, 3, 3) == [100, 101, 102]
     assert starts(pair, 1, 2) == [100, 101]

@@ -1,6 +1,6 @@
 """Random chains of methods on every family: what holds of any of them.
 
-Nothing is raised but a ValueError in one sentence. A picture alone is the picture of its seed in a
+Nothing is raised but a ValueError in one sentence. An image alone is the image of its seed in a
 batch (``exact_batch``); it is the same again, in any order of the methods, with neutral ones
 beside, and after whatever failed.
 """
@@ -66,7 +66,7 @@ def pairs(cases):
 
 
 def condition_of(model, batch: int, each: bool):
-    """The same for all pictures; ``each``: an edit's source is given for every picture."""
+    """The same for all images; ``each``: an edit's source is given for every image."""
     if model.reads is Labels:
         return Labels(torch.tensor([3] * batch))
     random = torch.Generator().manual_seed(1)
@@ -78,7 +78,7 @@ def condition_of(model, batch: int, each: bool):
 
 
 def kept(pair, count: int, side: int, masked: bool) -> Keep:
-    """Pictures to keep tokens of: one for all, or one each."""
+    """Images to keep tokens of: one for all, or one each."""
     model, tokenizer = pair
     schedule, random = model.schedule(), torch.Generator().manual_seed(2)
     channels = tokenizer.token_kind.channels
@@ -91,7 +91,7 @@ def kept(pair, count: int, side: int, masked: bool) -> Keep:
 
 
 def drawn(pair, methods, settings, seed: int, batch: int, each=False, exact=True):
-    """f_hat and the pictures' seeds, or what was said in a ValueError."""
+    """f_hat and the images' seeds, or what was said in a ValueError."""
     condition = condition_of(pair[0], batch, each)
     how = (*pair, condition, pair[0].schedule(), settings)
     starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
@@ -125,7 +125,7 @@ def same(a, b) -> bool:
     neutral=st.sampled_from(NEUTRAL),
     batch=st.sampled_from((1, 3)),
     seed=st.sampled_from((7, 2**64 - 1)),
-    picture=st.sampled_from((None, None, "one", "each")),
+    image=st.sampled_from((None, None, "one", "each")),
     side=st.sampled_from((0, 2, 6)),
     masked=st.booleans(),
     exact=st.booleans(),
@@ -133,15 +133,19 @@ def same(a, b) -> bool:
     cfg=st.sampled_from((1.0, 4.0)),
 )
 def test_any_chain_keeps_its_promises(
-    pairs, family, chain, neutral, batch, seed, picture, side, masked, exact, guided, cfg
+    pairs, family, chain, neutral, batch, seed, image, side, masked, exact, guided, cfg
 ):
     pair = pairs[family]
-    guide_from, guide_to = guided
+    guidance_start, guidance_end = guided
     own = replace(
-        pair[0].defaults(), cfg=(cfg,), tau=(0.5,), guide_from=guide_from, guide_to=guide_to
+        pair[0].defaults(),
+        cfg=(cfg,),
+        tau=(0.5,),
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
     )
-    each = picture == "each"
-    keep = [] if picture is None else [kept(pair, batch if each else 1, side, masked)]
+    each = image == "each"
+    keep = [] if image is None else [kept(pair, batch if each else 1, side, masked)]
     plain = drawn(pair, keep, own, seed, batch, each)
     methods = [*keep, *chain]
 

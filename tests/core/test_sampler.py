@@ -1,4 +1,4 @@
-"""What seeds, batches and methods mean for the pictures."""
+"""What seeds, batches and methods mean for the images."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def tokens(pair, texts, seed, settings=SETTINGS, methods=(), shared=False):
     return [step.tokens for step in steps]
 
 
-def test_a_picture_of_a_batch_is_the_picture_alone(pair):
+def test_a_image_of_a_batch_is_the_image_alone(pair):
     texts = prompts(5, 3, 7)
     together = tokens(pair, texts, 40, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
     for i, text in enumerate(texts):
@@ -48,7 +48,7 @@ def test_maps_before_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedu
     texts, schedule = prompts(4), pair[0].schedule()
     settings = replace(SETTINGS, cfg_schedule=cfg_schedule)
     free = tokens(pair, texts, 1, replace(settings, cfg=(none,), tau=(1.0,)))
-    late = tokens(pair, texts, 1, replace(settings, guide_from=6))
+    late = tokens(pair, texts, 1, replace(settings, guidance_start=6))
     same = [torch.equal(a, b) for a, b in zip(free, late, strict=True)]
     assert same == [scale.side < 6 for scale in schedule]
 
@@ -58,7 +58,7 @@ def test_maps_after_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedul
     texts, schedule = prompts(4), pair[0].schedule()
     settings = replace(SETTINGS, cfg_schedule=cfg_schedule)
     whole = tokens(pair, texts, 1, settings)
-    short = tokens(pair, texts, 1, replace(settings, guide_to=6))
+    short = tokens(pair, texts, 1, replace(settings, guidance_end=6))
     same = [torch.equal(a, b) for a, b in zip(whole, short, strict=True)]
     assert same == [scale.side <= 6 for scale in schedule]
     if cfg_schedule == "flat":
@@ -100,7 +100,7 @@ def test_rows_without_guidance_are_dropped_and_missed_by_nothing(cases, name):
         torch.testing.assert_close(a.logits, b.logits, atol=1e-4, rtol=0)
 
 
-def test_one_picture_is_the_same_with_either_stream(pair):
+def test_one_image_is_the_same_with_either_stream(pair):
     texts = prompts(4)
     for a, b in zip(tokens(pair, texts, 3), tokens(pair, texts, 3, shared=True), strict=True):
         assert torch.equal(a, b)
@@ -122,7 +122,7 @@ def test_truncation_keeps_the_likeliest():
     assert truncate(logits, 0, 0.0).isfinite().all()
 
 
-def test_the_method_changes_pictures_and_strength_zero_does_not(pair):
+def test_the_method_changes_images_and_strength_zero_does_not(pair):
     texts = prompts(4)
     plain = tokens(pair, texts, 3)
     off = tokens(pair, texts, 3, methods=[DiverseVAR(site="block")])
@@ -247,7 +247,7 @@ def test_what_is_not_finite_is_named(infinity_case, case):
     [
         ({"tau": (0.0,)}, "tau must be above 0"),
         ({"cfg": (float("nan"),)}, "cfg must be a finite number"),
-        ({"cfg": (1.0,) * 8}, "cfg has 8 values, but this picture has 7 scales"),
+        ({"cfg": (1.0,) * 8}, "cfg has 8 values, but this image has 7 scales"),
         ({"cfg_layer": -4}, "cfg_layer must be 0"),
         ({"top_p": 1.5}, "top_p from 0 to 1"),
         ({"more_smooth": True}, "more_smooth blends codebook rows"),

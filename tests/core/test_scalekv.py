@@ -124,8 +124,8 @@ def pair(infinity_case):
     return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
-def text(pictures):
-    return Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * pictures)
+def text(images):
+    return Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * images)
 
 
 def run(pair, methods, seeds=SEEDS, cfg=(4.0,), condition=None, **options):
@@ -165,7 +165,7 @@ def test_no_more_is_allocated_than_the_budget(pair, more):
     assert last == []
 
 
-def test_pictures_change_where_tokens_are_left_out_and_not_before(pair):
+def test_images_change_where_tokens_are_left_out_and_not_before(pair):
     """26 tokens a block: the map of side 6 leaves 57."""
     plain, small = run(pair, []), run(pair, [ScaleKV(0.1)])
     assert same(plain[:4], small[:4])
@@ -173,7 +173,7 @@ def test_pictures_change_where_tokens_are_left_out_and_not_before(pair):
     assert same(small, run(pair, [ScaleKV(0.1)]))
 
 
-def test_the_first_maps_alone_are_those_of_the_whole_picture(pair):
+def test_the_first_maps_alone_are_those_of_the_whole_image(pair):
     """As diverse starts draw them: the budget is of the whole schedule."""
     whole, first = run(pair, [ScaleKV(0.1)]), run(pair, [ScaleKV(0.1)], maps=6)
     for a, b in zip(whole[:6], first, strict=True):
@@ -188,14 +188,14 @@ def test_all_of_the_budget_is_the_identity(pair):
 @pytest.mark.parametrize(
     "more", [[], [FastVAR(0.5, skip=1)], [PathSearch(2, ahead=1)]], ids=["", "FastVAR", "paths"]
 )
-def test_a_picture_of_a_batch_is_the_picture_alone(pair, more):
+def test_a_image_of_a_batch_is_the_image_alone(pair, more):
     both = run(pair, [ScaleKV(0.1), *more], exact_batch=True)
     alone = run(pair, [ScaleKV(0.1), *more], seeds=SEEDS[1:])
     for a, b in zip(both, alone, strict=True):
         assert torch.equal(a.logits[1:], b.logits)
 
 
-def test_pictures_computed_together_choose_their_own_tokens(pair):
+def test_images_computed_together_choose_their_own_tokens(pair):
     """As alone, but for how products round."""
     both = run(pair, [ScaleKV(0.1)])
     exact = run(pair, [ScaleKV(0.1)], exact_batch=True)
@@ -214,7 +214,7 @@ def test_a_fork_leaves_its_origin_as_it_was(pair):
     assert len(run(pair, [ScaleKV(0.1), Twice()])) == len(pair[0].schedule())
 
 
-def test_where_guidance_ends_each_picture_keeps_its_own_row(pair):
+def test_where_guidance_ends_each_image_keeps_its_own_row(pair):
     """Beside guidance so near 1 that it changes nothing but keeps the unconditional rows."""
     ended, near = (run(pair, [ScaleKV(0.2)], cfg=(4.0,) * 5 + (g,)) for g in (1.0, 1 + 1e-7))
     for a, b in zip(ended, near, strict=True):

@@ -17,7 +17,7 @@ def masked(value: float = 1.0, **edit) -> dict:
     return prompt
 
 
-def test_the_edit_has_the_pictures_size_and_its_seed(host):
+def test_the_edit_has_the_images_size_and_its_seed(host):
     first, second = pixels(host.run(graph(seed=5, batch_size=2, temperature=1.0)))
     (alone,) = pixels(host.run(graph(seed=6, temperature=1.0)))
     assert first.shape == (HIGH, WIDE, 3)
@@ -29,11 +29,11 @@ def test_the_seeds_of_edits_are_saved_with_them(host):
     prompt = graph(seed=5, batch_size=2)
     inputs = {"images": ["edit", 0], "seeds": ["edit", 2], "filename_prefix": "edits"}
     prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
-    seeds = [picture.text["diversevar_seed"] for picture in host.run(prompt).pictures]
+    seeds = [image.text["diversevar_seed"] for image in host.run(prompt).images]
     assert seeds == ["5", "6"]
 
 
-def test_instruction_and_picture_and_method_change_the_edit(host):
+def test_instruction_and_image_and_method_change_the_edit(host):
     prompts = [graph(), graph(), graph(), graph(method=["method", 0], guidance_start=4)]
     prompts[1]["text"]["inputs"]["text"] = "a cat"
     prompts[2]["image"]["inputs"]["color"] = 0xFF0000
@@ -42,7 +42,7 @@ def test_instruction_and_picture_and_method_change_the_edit(host):
     assert all(not np.array_equal(plain, other) for other in others)
 
 
-def test_outside_the_mask_the_picture_keeps_its_pixels(host):
+def test_outside_the_mask_the_image_keeps_its_pixels(host):
     (whole,) = pixels(host.run(graph()))
     (half,) = pixels(host.run(masked()))
     assert (half[:, WIDE // 2 :] == (0x40, 0x80, 0xC0)).all()
@@ -51,7 +51,7 @@ def test_outside_the_mask_the_picture_keeps_its_pixels(host):
     assert not np.array_equal(half[:, : WIDE // 2], whole[:, : WIDE // 2])
 
 
-def test_a_picture_each_is_edited_with_a_seed_each(host):
+def test_a_image_each_is_edited_with_a_seed_each(host):
     prompt = graph(seed=3, batch_size=2)
     prompt["other"] = {"class_type": "EmptyImage", "inputs": dict(prompt["image"]["inputs"])}
     prompt["other"]["inputs"]["color"] = 0xFF0000
@@ -122,7 +122,7 @@ def wrong_tokenizer() -> dict:
     return prompt
 
 
-def two_pictures() -> dict:
+def two_images() -> dict:
     prompt = graph(batch_size=3)
     prompt["image"]["inputs"]["batch_size"] = 2
     return prompt
@@ -143,7 +143,7 @@ def no_instruction() -> dict:
         (edit_model_in_sampler(), "use var edit image"),
         (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use var edit image"),
         (wrong_tokenizer(), "tokenizer"),
-        (two_pictures(), "image is a batch of 2 and batch_size is 3"),
+        (two_images(), "image is a batch of 2 and batch_size is 3"),
         (masked(0.0), "the mask is empty"),
         (no_instruction(), "empty"),
         (graph(cfg=float("nan")), "nan"),

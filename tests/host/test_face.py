@@ -14,7 +14,7 @@ PHRASES = [
     "same image every seed",
     "all seeds look the same",
     "variation",
-    "different pictures",
+    "different images",
     "similar images",
     "emoji",
     "edit image",
@@ -57,7 +57,7 @@ def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
     history = wait_for_one_more(host, page, before)
     assert clicks <= 4
     assert "birthday cake" in json.dumps(history["prompt"])
-    images = host.pictures(history)
+    images = host.images(history)
     assert len({hashlib.sha256(image).hexdigest() for image in images}) == 8
 
 
@@ -109,7 +109,7 @@ def test_a_template_opens_as_an_app(host, page):
         page.get_by_text(label, exact=True).first.wait_for()
     before = set(host.get("/history"))
     page.get_by_role("button", name="Run", exact=True).last.click()
-    assert len(host.pictures(wait_for_one_more(host, page, before))) == 8
+    assert len(host.images(wait_for_one_more(host, page, before))) == 8
     page.locator("img[src*='filename=text_']").first.wait_for()
 
 
@@ -126,7 +126,7 @@ def test_the_subgraph_is_added_from_the_search_and_runs(host, page):
     decode = next(name for name in prompt if prompt[name]["class_type"] == "VAEDecode")
     prompt["show"] = {"class_type": "PreviewImage", "inputs": {"images": [decode, 0]}}
     outcome = host.run(prompt)
-    assert outcome.error is None and len(outcome.pictures) == 8
+    assert outcome.error is None and len(outcome.images) == 8
 
 
 # what is visible once a preset, or sampling, is chosen -> another value than its own
@@ -177,7 +177,7 @@ def prompt_of(family: str, **sampler) -> dict:
 def hashes(host, prompt: dict) -> list[str]:
     outcome = host.run(prompt)
     assert outcome.error is None
-    return [hashlib.sha256(np.asarray(image).tobytes()).hexdigest() for image in outcome.pictures]
+    return [hashlib.sha256(np.asarray(image).tobytes()).hexdigest() for image in outcome.images]
 
 
 @pytest.mark.parametrize("family", VISIBLE)

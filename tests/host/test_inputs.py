@@ -90,7 +90,7 @@ def test_an_optional_input_that_is_given_nothing_is_unconnected(host):
 
 
 def grey(channels: int, place: str) -> dict:
-    """Pictures of so many channels into Edit or Encode."""
+    """Images of so many channels into Edit or Encode."""
     code = f"torch.linspace(0, 1, 64)[:, None, None].expand(1, 64, 64, {channels})"
     if place == "edit":
         return given(edit_graph(), "edit.image", code)
@@ -108,7 +108,7 @@ def test_grey_is_colour_and_transparency_is_left_out(host, place):
     assert "is empty (shape [0, 64, 64, 3])" in fails(host, empty)
 
 
-def test_an_edit_reads_pictures_beyond_the_range_as_clamped(host):
+def test_an_edit_reads_images_beyond_the_range_as_clamped(host):
     """What a bicubic resize overshoots stays black and white."""
     code = (
         "(torch.arange(64) // 16 % 2).float().expand(64, 64)[None, :, :, None].expand(1, 64, 64, 3)"
@@ -210,39 +210,39 @@ def test_a_zeroed_negative_is_read_as_zeros(host):
     assert zeroed.std() > 0 and not np.array_equal(zeroed, own)
 
 
-def a_picture_each(**sampler) -> dict:
+def a_image_each(**sampler) -> dict:
     code = "torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))"
     return given(encoded("emoji", **sampler), "encode.pixels", code)
 
 
 def repeated(**sampler) -> dict:
-    """Two variations of one picture."""
+    """Two variations of one image."""
     prompt = encoded("emoji", **sampler)
     return with_node(prompt, "encode.pixels", "RepeatImageBatch", image=["both", 0], amount=2)
 
 
-def test_starts_compare_pictures_of_the_same(host):
-    assert "set starts to 1" in fails(host, a_picture_each(keep_side=2, starts=8))
-    assert "set starts to 1" in fails(host, a_picture_each(keep_side=2, preset="most different"))
+def test_starts_compare_images_of_the_same(host):
+    assert "set starts to 1" in fails(host, a_image_each(keep_side=2, starts=8))
+    assert "set starts to 1" in fails(host, a_image_each(keep_side=2, preset="most different"))
     masks = "torch.stack((torch.ones(64, 64), torch.eye(64)))"
     prompt = given(repeated(starts=8), "encode.mask", masks)
     assert "set starts to 1" in fails(host, prompt)
-    for ways in (a_picture_each(keep_side=2), repeated(keep_side=2, starts=8)):
+    for ways in (a_image_each(keep_side=2), repeated(keep_side=2, starts=8)):
         assert len(pixels(host.run(ways))) == 2
 
 
-def started_edit(pictures: int) -> dict:
+def started_edit(images: int) -> dict:
     prompt = edit_graph(batch_size=2)
-    prompt["image"]["inputs"]["batch_size"] = pictures
+    prompt["image"]["inputs"]["batch_size"] = images
     return with_node(prompt, "edit.method", "DiverseVARSeeds", candidates=4)
 
 
-def test_edits_of_several_pictures_have_no_starts(host):
+def test_edits_of_several_images_have_no_starts(host):
     assert "set starts to 1" in fails(host, started_edit(2))
     assert len(pixels(host.run(started_edit(1)))) == 2
 
 
-def test_small_pictures_need_the_models_own_tokenizer(host):
+def test_small_images_need_the_models_own_tokenizer(host):
     inputs = {"candidates": 8, "compare": "small images", "compare.vae": ["other", 0]}
     prompt = with_node(graph("emoji", batch_size=2), "sampler.method", "DiverseVARSeeds", **inputs)
     inputs = {"vae_name": TOKENIZERS["var"]}
@@ -280,11 +280,11 @@ def test_seeds_are_saved_whatever_else_a_client_sends(host, odd):
     prompt = graph("emoji", seed=9)
     inputs = {"images": ["decode", 0], "seeds": ["sampler", 1], "filename_prefix": "odd"}
     prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
-    (picture,) = host.run(prompt, extra_pnginfo=odd).pictures
-    assert picture.text["diversevar_seed"] == "9"
+    (image,) = host.run(prompt, extra_pnginfo=odd).images
+    assert image.text["diversevar_seed"] == "9"
 
 
-def test_seeds_of_other_pictures_are_not_saved(host):
+def test_seeds_of_other_images_are_not_saved(host):
     prompt = given(graph("emoji", batch_size=2), "decode.samples", "None")
     prompt["decode"]["inputs"]["samples"] = ["sampler", 0]
     inputs = {"images": ["decode", 0], "seeds": ["object", 0], "filename_prefix": "wrong"}

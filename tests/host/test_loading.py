@@ -309,13 +309,13 @@ def test_what_figures_depend_on_tells_models_apart(report):
 
 
 @pytest.mark.parametrize("kind", ["Measure", "Select"])
-def test_odd_pictures_are_measured_as_rgb_or_refused(report, kind):
+def test_odd_images_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
-    for odd in ("2 channels", "no pictures", "no pixels", "no batch"):
+    for odd in ("2 channels", "no images", "no pixels", "no batch"):
         words = r"ValueError: images (is empty|takes IMAGE|has 2 channels).*"
         assert re.fullmatch(words, report[f"{kind} {odd}"])
-    assert re.match("ValueError: Picture 1 of 2 cannot be compared", report[f"{kind} nan"])
+    assert re.match("ValueError: Image 1 of 2 cannot be compared", report[f"{kind} nan"])
 
 
 def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
@@ -323,8 +323,8 @@ def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
     assert torch.equal(report["evicts True"], report["evicts False"])
 
 
-def test_pictures_in_half_precision_are_edited_within_a_mask(report):
-    assert "half_pictures" not in report, report["half_pictures"]
+def test_images_in_half_precision_are_edited_within_a_mask(report):
+    assert "half_images" not in report, report["half_images"]
     whole, half = (report[f"edited in half {half}"] for half in (False, True))
     assert (whole - half).abs().mean() < 0.02
     assert not torch.equal(half[:, :32], half[:, 32:])
@@ -373,7 +373,7 @@ def test_callbacks_run_around_sampling_and_after_a_cancel(report):
     assert report["callbacks"] == 2 * ["on_pre_run", "on_cleanup"]
 
 
-def test_previews_have_the_pictures_shape_and_the_hosts_size(report):
+def test_previews_have_the_images_shape_and_the_hosts_size(report):
     assert "runs" not in report, report["runs"]
     kinds, sizes, sides = zip(*report["previews"], strict=True)
     assert set(kinds) == {"JPEG"} and set(sides) == {300}
@@ -405,17 +405,17 @@ def test_decoding_counts_more_memory_on_amd(report):
     assert report["amd"] == pytest.approx(2.73)
 
 
-def test_a_workflow_gives_the_same_pictures_under_dynamic_vram(host, tmp_path):
+def test_a_workflow_gives_the_same_images_under_dynamic_vram(host, tmp_path):
     prompt = json.loads(
         (ROOT / "workflows" / "api" / "1 Text to image, works at once.json").read_text()
     )
-    expected = host.run(prompt).pictures
+    expected = host.run(prompt).images
     other = Host(*find(), tmp_path, DYNAMIC)
     found = other.run(prompt)
     other.stop()
     assert not re.search("IMPORT FAILED.*dynamic_vram", other.log) and not other.complaints()
-    assert found.error is None and len(found.pictures) == len(expected) > 0
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(found.pictures, expected, strict=True))
+    assert found.error is None and len(found.images) == len(expected) > 0
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(found.images, expected, strict=True))
 
 
 @pytest.mark.parametrize("kernel", ["basic", "sub_quad", "split", "pytorch"])
@@ -427,7 +427,7 @@ def test_the_hosts_attention_kernels_scale_as_they_are_told(report, kernel):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_cards_types_and_kernels_make_much_the_same_picture(report, family, compute):
+def test_a_cards_types_and_kernels_make_much_the_same_image(report, family, compute):
     found = report[f"{family} in {compute}"]
     assert not isinstance(found, str), found
     assert (found == report[f"{family} plain default"]).float().mean() > 0.9
@@ -435,7 +435,7 @@ def test_a_cards_types_and_kernels_make_much_the_same_picture(report, family, co
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "quantized"])
-def test_computing_in_fp8_makes_much_the_same_picture(report, family, kind):
+def test_computing_in_fp8_makes_much_the_same_image(report, family, kind):
     found = report[f"{family} {kind} computed in fp8"]
     assert not isinstance(found, str), found
     exact = report[f"{family} {'dequantized' if kind == 'quantized' else 'rounded to fp8_e4m3fn'}"]

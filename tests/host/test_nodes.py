@@ -1,4 +1,4 @@
-"""The nodes through the HTTP API: pictures, progress, cancel, and clear words for bad input."""
+"""The nodes through the HTTP API: images, progress, cancel, and clear words for bad input."""
 
 import copy
 import json
@@ -39,14 +39,14 @@ def test_every_node_explains_itself(host):
 
 
 @pytest.mark.parametrize("family", ["var", "infinity"])
-def test_picture_i_of_a_batch_is_seed_plus_i(host, family):
+def test_image_i_of_a_batch_is_seed_plus_i(host, family):
     both = pixels(host.run(graph(family, seed=5, batch_size=2)))
     (second,) = pixels(host.run(graph(family, seed=6)))
     assert len(both) == 2 and not np.array_equal(*both)
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)  # same tokens; a rounding
 
 
-def test_ssr_and_sar_change_the_picture(host):
+def test_ssr_and_sar_change_the_image(host):
     (vanilla,) = pixels(host.run(graph("infinity")))
     (diverse,) = pixels(host.run(graph("infinity", ssr=0.5, sar=0.25)))
     (chained,) = pixels(host.run(advanced("infinity", ssr=0.5, sar=0.25)))
@@ -69,7 +69,7 @@ def saved(host, prompt: dict, name: str) -> dict[str, int]:
     inputs = {"images": ["decode", 0], "seeds": ["sampler", 1], "filename_prefix": name}
     prompt["save"] = {"class_type": "DiverseVARSave", "inputs": inputs}
     about = {"workflow": {"nodes": []}}
-    assert len(host.run(prompt, extra_pnginfo=about).pictures) > 0
+    assert len(host.run(prompt, extra_pnginfo=about).images) > 0
     assert about == {"workflow": {"nodes": []}}
     seeds = {}
     for path in sorted((host.base / "output").glob(f"{name}_*.png")):
@@ -79,7 +79,7 @@ def saved(host, prompt: dict, name: str) -> dict[str, int]:
     return seeds
 
 
-def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
+def test_chosen_seeds_are_an_output_and_in_the_saved_image(host):
     prompt = graph("infinity", starts=12, batch_size=2, seed=100)
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}}
     outcome = host.run(prompt)
@@ -96,7 +96,7 @@ def test_chosen_seeds_are_an_output_and_in_the_saved_picture(host):
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)
 
 
-def test_pictures_of_a_list_of_seeds_are_saved_with_their_own(host):
+def test_images_of_a_list_of_seeds_are_saved_with_their_own(host):
     prompt = graph("emoji", batch_size=2)
     prompt["list"] = {"class_type": "AnyList", "inputs": {"code": "[11, 22]"}}
     prompt["sampler"]["inputs"]["seed"] = ["list", 0]
@@ -150,7 +150,7 @@ def test_calibrate_finds_what_the_preset_then_uses(host):
     prompt = {name: prompt[name] for name in ("model", "vae", "clip", "calibrate")}
     outcome = host.run(prompt)
     assert outcome.error is None
-    (plot,) = outcome.pictures
+    (plot,) = outcome.images
     assert plot.width > plot.height
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "calibrate"]
     assert len(steps) > 10 and steps == sorted(steps) and steps[-1] == 1000
@@ -179,7 +179,7 @@ def with_clip_vision(prompt: dict, kind: str, **inputs) -> dict:
     return prompt
 
 
-def test_starts_by_clip_vision_are_those_picked_of_finished_pictures(host):
+def test_starts_by_clip_vision_are_those_picked_of_finished_images(host):
     inputs = {"candidates": 8, "side": 8, "compare": "small images", "compare.vae": ["vae", 0]}
     started = graph("emoji", prompt="octopus", batch_size=3, method=["vision", 0])
     with_clip_vision(started, "DiverseVARSeeds", **inputs)
@@ -194,7 +194,7 @@ def test_starts_by_clip_vision_are_those_picked_of_finished_pictures(host):
 
 
 def test_calibrate_compares_by_clip_vision(host):
-    """Its first rung, as published, says of the pictures what Measure Diversity says of them."""
+    """Its first one, as published, says of the images what Measure Diversity says of them."""
     calibration = (
         host.base / "models" / "diffusion_models" / "emoji_copy.safetensors.diversity.json"
     )
@@ -212,7 +212,7 @@ def test_calibrate_compares_by_clip_vision(host):
     with_clip_vision(prompt, "DiverseVARMeasure", images=["decode", 0])
     prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": ["vision", 1]}}
     (report,) = [data for data in host.run(prompt).of("executed") if data["node"] == "report"]
-    (measured,) = saved["rungs"][0]["diversity"]
+    (measured,) = saved["measured"][0]["diversity"]
     # 4e-7, so 9e-4 between features: float32's 1e-6 in those is 2e-3 of it
     assert float(report["output"]["text"][0]) == pytest.approx(measured, rel=1e-2)
 
@@ -236,9 +236,9 @@ def test_the_spectrum_is_plotted_for_every_map_and_block(host):
     assert orange.any(axis=1).sum() > plot.shape[0] / 8  # lines in every row of panels
 
 
-def test_aspects_reach_the_picture(host):
-    (picture,) = host.run(graph("infinity", size={"aspect_ratio": "1:2 portrait"})).pictures
-    assert picture.height == 2 * picture.width
+def test_aspects_reach_the_image(host):
+    (image,) = host.run(graph("infinity", size={"aspect_ratio": "1:2 portrait"})).images
+    assert image.height == 2 * image.width
 
 
 def test_stock_conditioning_nodes_work(host):
@@ -255,15 +255,15 @@ def test_stock_conditioning_nodes_work(host):
 
 
 def through_tokens(host, family: str) -> np.ndarray:
-    """That picture, taken through the tokenizer without the host: (H, W, 3)."""
+    """That image, taken through the tokenizer without the host: (H, W, 3)."""
     file = host.base / "models" / "vae" / TOKENIZERS[family]
     tokenizer = load_tokenizer(TOKENIZER if family == "emoji" else file)
     schedule, side = square(MAPS[family]), PIXELS[family]
     red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
-    picture = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
+    image = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
     f_hat = None
     with torch.no_grad():
-        maps = tokenizer.quantize_maps(tokenizer.features(picture * 2 - 1), schedule)
+        maps = tokenizer.quantize_maps(tokenizer.features(image * 2 - 1), schedule)
         for scale, tokens in zip(schedule, maps, strict=True):
             f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
         image = to_image(tokenizer.decode(f_hat))[0]
@@ -271,14 +271,14 @@ def through_tokens(host, family: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", ["var", "emoji"])
-def test_keeping_every_token_gives_the_encoded_picture(host, family):
+def test_keeping_every_token_gives_the_encoded_image(host, family):
     (kept,) = pixels(host.run(encoded(family, keep_side=128)))
     (varied,) = pixels(host.run(encoded(family, keep_side=2)))
     np.testing.assert_allclose(kept, through_tokens(host, family), atol=2)
     assert not np.array_equal(varied, kept)
 
 
-def test_stock_latent_nodes_do_to_the_picture_what_they_say(host):
+def test_stock_latent_nodes_do_to_the_image_what_they_say(host):
     def kept(kind: str | None = None, **inputs) -> list[np.ndarray]:
         prompt = encoded("emoji", keep_side=128)
         if kind == "VAEEncode":
@@ -293,7 +293,7 @@ def test_stock_latent_nodes_do_to_the_picture_what_they_say(host):
     (flipped,) = kept("LatentFlip", samples=["encode", 0], flip_method="y-axis: horizontally")
     (stock,) = kept("VAEEncode")
     two = kept("RepeatLatentBatch", samples=["encode", 0], amount=2)
-    red = lambda picture: picture[..., 0].astype(int) - picture[..., 2]  # noqa: E731
+    red = lambda image: image[..., 0].astype(int) - image[..., 2]  # noqa: E731
     np.testing.assert_array_equal(stock, plain)
     assert len(two) == 2
     for one in two:
@@ -303,7 +303,7 @@ def test_stock_latent_nodes_do_to_the_picture_what_they_say(host):
 
 
 @pytest.mark.parametrize("socket", ["encode", "latent"])
-def test_a_mask_is_cropped_with_its_picture(host, socket):
+def test_a_mask_is_cropped_with_its_image(host, socket):
     """Five to one, cropped to three to one; of the last map, the tokens on the right are drawn."""
     prompt = encoded("infinity", keep_side=12)
     for name in ("image", "blue"):
@@ -416,8 +416,8 @@ def masks(count: int) -> dict:
     prompt["two"]["inputs"]["amount"] = 2
     prompt["encode"]["inputs"] |= {"pixels": ["two", 0], "mask": ["masks", 0]}
     prompt["one"] = {"class_type": "SolidMask", "inputs": {}}
-    prompt["pictures"] = {"class_type": "MaskToImage", "inputs": {"mask": ["one", 0]}}
-    inputs = {"image": ["pictures", 0], "amount": count}
+    prompt["images"] = {"class_type": "MaskToImage", "inputs": {"mask": ["one", 0]}}
+    inputs = {"image": ["images", 0], "amount": count}
     prompt["several"] = {"class_type": "RepeatImageBatch", "inputs": inputs}
     inputs = {"image": ["several", 0], "channel": "red"}
     prompt["masks"] = {"class_type": "ImageToMask", "inputs": inputs}
@@ -453,10 +453,10 @@ def two_prompts() -> dict:
         (truncated_model(), "truncated"),
         (latent(), "4 channels"),
         (encoded_by_stock(96, 96), "6 x 6 tokens"),
-        (masks(3), "3 masks for 2 pictures"),
+        (masks(3), "3 masks for 2 images"),
         (negative_for_var(), "no negative prompt"),
-        (graph("var", size={"aspect_ratio": "2:1 landscape"}), "square pictures"),
-        (graph("var", size={"megapixels": "1M"}), "square pictures"),
+        (graph("var", size={"aspect_ratio": "2:1 landscape"}), "square images"),
+        (graph("var", size={"megapixels": "1M"}), "square images"),
         (text_in_an_area(), "an area"),
         (two_prompts(), "2 conditionings"),
         (graph("infinity", prompt=" "), "empty"),

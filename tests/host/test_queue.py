@@ -50,7 +50,7 @@ def test_five_in_the_queue_one_cancelled_and_nothing_left(host):
     first, second, cancelled, *rest = queue_five(host, 2000)
     for entry in (first, second, *rest):
         assert entry["status"]["status_str"] == "success"
-        assert host.pictures(entry)
+        assert host.images(entry)
     assert "execution_interrupted" in [kind for kind, _ in cancelled["status"]["messages"]]
     queue = host.get("/queue")
     assert queue["queue_running"] == queue["queue_pending"] == []

@@ -136,11 +136,11 @@ def test_workflow_opens_and_runs(host, page, name):
     assert prompt == json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     outcome = host.run(prompt)
     assert outcome.error is None
-    assert outcome.pictures
-    for picture in outcome.pictures:
-        assert np.asarray(picture).std() > 1  # not a flat colour
+    assert outcome.images
+    for image in outcome.images:
+        assert np.asarray(image).std() > 1  # not a flat colour
         if folder := os.environ.get("SCREENSHOTS"):
-            picture.save(Path(folder, f"{name}-{outcome.pictures.index(picture)}.png"))
+            image.save(Path(folder, f"{name}-{outcome.images.index(image)}.png"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_missing_models_are_offered_for_download(page, name, files):
     assert page.get_by_text("Download", exact=True).count() == files
 
 
-def test_a_saved_picture_brings_its_workflow_back(host, page):
+def test_a_saved_image_brings_its_workflow_back(host, page):
     open_template(page, "5 Variations of an image")
     prompt = page.evaluate(PROMPT)
     saved = run_on_page(host, page)
@@ -179,11 +179,11 @@ def test_a_saved_picture_brings_its_workflow_back(host, page):
 
 
 def run_on_page(host, page) -> bytes:
-    """Press run; the first picture's file once it is there."""
+    """Press run; the first image's file once it is there."""
     before = set(host.get("/history"))
     page.evaluate("app.queuePrompt(0)")
     look = lambda: set(host.get("/history")) - before  # noqa: E731
     (number,) = host.wait("The page's prompt did not finish", look)
     entry = host.get("/history")[number]
     assert entry["status"]["status_str"] == "success"
-    return host.pictures(entry)[0]
+    return host.images(entry)[0]
