@@ -426,13 +426,13 @@ def run_calibrate(args: argparse.Namespace) -> None:
     about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
     about["files"] = [version_of(Path(file)) for file in files]
     about["types"] = [str(model.dtype), str(tokenizer.dtype)]
-    begun = 0.0
-    for measured, done in calibrate(task, path, about):
+    begun, measured = 0.0, []
+    for now, done in calibrate(task, path, about):
         begun = begun or done
         if begun < done < 1:
             left = (time.monotonic() - started) * (1 - done) / (done - begun)
             print(f"{done:.0%} done, about {left:.0f} s left", file=sys.stderr)
-        measured = measured
+        measured = now
     chosen = choose(measured)
     to_pil(front_plot(measured, chosen)).save(args.out)
     print(f"{chosen.preset}: saved to {path}, plot in {args.out}")

@@ -110,14 +110,14 @@ def into_square(image: Image.Image, side: int) -> Tensor:
 def out_of_square(images: Tensor, width: int, height: int) -> Tensor:
     """Squares (B, 3, S, S) in 0..1 -> the images in their upper left, (B, 3, height, width)."""
     longer, side = max(width, height), images.shape[-1]
-    images = []
-    for image in images:
-        wide = to_pil(image).resize((longer, side), Image.Resampling.LANCZOS)
+    cropped = []
+    for square in images:
+        wide = to_pil(square).resize((longer, side), Image.Resampling.LANCZOS)
         image = Image.new("RGB", (width, height))
         for left in range(0, width, BAND):
             right = min(left + BAND, width)
             columns = wide.crop((left, 0, right, side))
             columns = columns.resize((right - left, longer), Image.Resampling.LANCZOS)
             image.paste(columns.crop((0, 0, right - left, height)), (left, 0))
-        images.append(torch.from_numpy(np.array(image)))
-    return rearrange(torch.stack(images).float() / 255, "b h w c -> b c h w")
+        cropped.append(torch.from_numpy(np.array(image)))
+    return rearrange(torch.stack(cropped).float() / 255, "b h w c -> b c h w")

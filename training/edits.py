@@ -89,7 +89,7 @@ class Teacher(NamedTuple):
         mask[:, :n] = True
         mask[n:, n:] = causal
         weight = torch.cat([torch.full((s.tokens,), s.tokens**-0.5) for s in schedule])
-        rotary = model.turns(model.positions_of_edit(schedule[-1]), torch.device("cpu"))
+        rotary = model.rotary_table(model.positions_of_edit(schedule[-1]), torch.device("cpu"))
         return cls(first[None, None], mask[None, None], rotary, level, weight / weight.mean())
 
 

@@ -132,8 +132,8 @@ def waves(shape: tuple[int, ...], seed: int) -> Tensor:
     return ((places.sin() * 43758.5453).frac()).float().view(shape)
 
 
-def inception_images() -> Tensor:
-    """Two images (2, 3, 299, 299), uint8: bands in different directions, under some noise."""
+def inception_pictures() -> Tensor:
+    """Two pictures (2, 3, 299, 299), uint8: bands in different directions, under some noise."""
     down, right = torch.arange(299.0)[:, None], torch.arange(299.0)
     bands = torch.stack([(down / 9).sin() * (right / 50).cos(), ((down + 2 * right) / 30).sin()])
     noisy = 0.8 * bands[:, None] + 0.2 * waves((2, 3, 299, 299), seed=5)

@@ -44,14 +44,14 @@ def options(files) -> list[object]:
 
 
 def noise(width: int, height: int, seed: int) -> Image.Image:
-    """An image of coloured blots."""
+    """A picture of coloured blots."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory) -> Path:
-    """COCO's validation set of 2017 in small: 10 images of different shapes."""
+    """COCO's validation set of 2017 in small: 10 pictures of different shapes."""
     folder = tmp_path_factory.mktemp("coco")
     (folder / "annotations").mkdir()
     (folder / "val2017").mkdir()
@@ -92,11 +92,11 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     clean, broken = tmp_path / "clean", tmp_path / "broken"
     run(*common, "--out", clean)
     said = capsys.readouterr().out
-    assert re.search(r"vanilla, drawn and judged: 10 images, \d+ s per thousand", said)
-    assert re.search(r"late guidance, a thousand images: drawn in \d+ s, judged in \d+ s", said)
+    assert re.search(r"vanilla, drawn and judged: 10 pictures, \d+ s per thousand", said)
+    assert re.search(r"late guidance, a thousand pictures: drawn in \d+ s, judged in \d+ s", said)
     assert said.endswith(f"{clean / 'report.md'}\n")
 
-    whole = len(written(clean)) - 2  # report.png and images.png
+    whole = len(written(clean)) - 2  # report.png and pictures.png
     moments = sorted(random.sample(range(1, whole - 2), 3))
     fork = multiprocessing.get_context("fork")
     seen: dict[Path, int] = {}
@@ -130,7 +130,7 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     expected |= {"self-alignment", "log-likelihood"}
     assert expected <= set(report["rows"]["vanilla"])
     assert report["rows"]["vanilla"] != report["rows"]["late guidance"]
-    assert set(report["rows"]["real images"]) == {"CLIP score", "ImageReward"}
+    assert set(report["rows"]["real pictures"]) == {"CLIP score", "ImageReward"}
     ours, theirs = (report["rows"][name] for name in ("late guidance", "vanilla"))
     assert {"self-alignment", "CLIP score"} <= set(report["differences"]["late guidance"])
     for name, (mean, low, high) in report["differences"]["late guidance"].items():
@@ -151,7 +151,7 @@ def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
     )
     assert "Theirs are of 5000 prompts; do not compare." in table
     assert "Less vanilla, prompt by prompt:" in table
-    for name in ("report.png", "images.png"):
+    for name in ("report.png", "pictures.png"):
         assert Image.open(clean / name).size[0] > 400
     assert len(list((clean / "vanilla" / "samples").glob("000??_0.png"))) == 10
 
@@ -178,8 +178,8 @@ def test_other_references_do_not_mix(coco, files, tmp_path):
     other.mkdir()
     (other / "annotations").symlink_to(coco / "annotations")
     (other / "val2017").mkdir()
-    for image in (coco / "val2017").iterdir():
-        noise(64, 64, 99).save(other / "val2017" / image.name)
+    for picture in (coco / "val2017").iterdir():
+        noise(64, 64, 99).save(other / "val2017" / picture.name)
     with pytest.raises(SystemExit, match="references were made with another set of references"):
         run(*common, "--data", other, "--clip", files["--clip"])
 
@@ -228,9 +228,9 @@ def test_emoji_with_its_judge(tmp_path):
     words = ("ant", "bacon", "amphora", "bat", "owl")
     concepts = [{"prompt": word, "mirrored": True, "designs": 6} for word in words]
     (data / "concepts.json").write_text(json.dumps(concepts))
-    images = np.stack([np.asarray(noise(64, 64, i)) for i in range(30)])
+    pictures = np.stack([np.asarray(noise(64, 64, i)) for i in range(30)])
     concept, design = np.divmod(np.arange(30), 6)
-    np.savez(data / "emoji.npz", images=images, concept=concept, design=design)
+    np.savez(data / "emoji.npz", pictures=pictures, concept=concept, design=design)
     torch.manual_seed(0)
     torch.save(Judge(5).state_dict(), tmp_path / "judge.ckpt")
     options = ("--data", data, "--judge", tmp_path / "judge.ckpt", "--out", out)
@@ -244,8 +244,8 @@ def test_emoji_with_its_judge(tmp_path):
     assert "Frechet distance (judge)" in row
 
 
-def test_every_image_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
-    """Diverse starts of two prompts, in batches across both, beside each image alone."""
+def test_every_picture_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
+    """Diverse starts of two prompts, in batches across both, beside each picture alone."""
     arguments = ("--bench", "emoji", "--prompts", 2, "--each", 3, "--seed", 7, "--batch", 4)
     run(*arguments, "--rows", "diverse starts", "--device", "cpu", "--out", tmp_path)
     scores = json.loads((tmp_path / "diverse-starts/drawn/000000.json").read_text())["scores"]
@@ -269,7 +269,7 @@ def test_every_image_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
             assert scores["log-likelihood"][place] == pytest.approx(judged.likelihood.item(), 1e-3)
 
 
-def test_with_one_image_of_each_prompt_no_starts_are_chosen_by_default(tmp_path):
+def test_with_one_picture_of_each_prompt_no_starts_are_chosen_by_default(tmp_path):
     common = ("--bench", "emoji", "--prompts", 2, "--each", 1, "--out", tmp_path)
     run(*common)
     report = (tmp_path / "report.json").read_bytes()
@@ -278,12 +278,12 @@ def test_with_one_image_of_each_prompt_no_starts_are_chosen_by_default(tmp_path)
 
     record = tmp_path / "vanilla/drawn/000000.json"
     scores = json.loads(record.read_text())["scores"]
-    images = {path: path.stat().st_ino for path in tmp_path.glob("*/samples/*.png")}
-    record.unlink()  # as a kill between the images and it leaves them
+    pictures = {path: path.stat().st_ino for path in tmp_path.glob("*/samples/*.png")}
+    record.unlink()  # as a kill between the pictures and it leaves them
     run(*common)
     assert json.loads(record.read_text())["scores"] == scores
     assert (tmp_path / "report.json").read_bytes() == report
-    assert {path: path.stat().st_ino for path in images} == images
+    assert {path: path.stat().st_ino for path in pictures} == pictures
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_with_one_image_of_each_prompt_no_starts_are_chosen_by_default(tmp_path)
         (["--bench", "emoji", "--judge", "x"], "--judge judges the benches emoji and layouts"),
         (
             ["--bench", "emoji", "--each", "1", "--rows", "diverse starts"],
-            "diverse starts chooses among the images of one prompt, .* ask for more with --each",
+            "diverse starts chooses among the pictures of one prompt, .* ask for more with --each",
         ),
     ],
 )
@@ -313,5 +313,5 @@ def test_a_missing_reference_is_named(coco, tmp_path):
     folder = tmp_path / "coco"
     (folder / "val2017").mkdir(parents=True)
     (folder / "annotations").symlink_to(coco / "annotations")
-    with pytest.raises(SystemExit, match="10 of 10 reference images are missing, first .*jpg"):
+    with pytest.raises(SystemExit, match="10 of 10 reference pictures are missing, first .*jpg"):
         run("--bench", "coco2017-5k", "--data", folder, "--out", tmp_path / "out")

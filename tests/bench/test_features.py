@@ -17,7 +17,7 @@ PROMPTS = ["a red apple", "the cat on the moon " + "cat " * 60]
 
 
 @pytest.fixture(scope="module")
-def images():
+def pictures():
     """One higher than wide, one wider than high."""
     generator = np.random.default_rng(0)
     found = []
@@ -35,13 +35,13 @@ def test_inception_equals_torch_fidelity():
             [2.572128, 2.099878, 0.015097, 0.682693, 0.000432, 0.097764, 0.475954, 0.021144],
         ]
     )
-    found = Inception(networks.inception_weights(divide=1))(networks.inception_images().float())
+    found = Inception(networks.inception_weights(divide=1))(networks.inception_pictures().float())
     assert found.shape == (2, 2048)
     torch.testing.assert_close(found[:, ::256], expected, rtol=0, atol=2e-6)
 
 
-def test_inception_sees_the_central_square(images):
-    high = images[0]
+def test_inception_sees_the_central_square(pictures):
+    high = pictures[0]
     square = high.crop((0, 10, 50, 60))
     assert prepare(high).equal(prepare(square))
     flat = prepare(Image.new("RGB", (20, 30), (10, 128, 255)))
@@ -49,38 +49,38 @@ def test_inception_sees_the_central_square(images):
     torch.testing.assert_close(flat.mean(dim=(1, 2)), torch.tensor([10.0, 128.0, 255.0]))
 
 
-def test_clip_score_equals_the_transformers_library(files, images):
+def test_clip_score_equals_the_transformers_library(files, pictures):
     folder = files["--clip"]
-    found = features.clip(folder, "cpu").load()(images, PROMPTS)
+    found = features.clip(folder, "cpu").load()(pictures, PROMPTS)
     seen = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     words = CLIPTokenizer.from_pretrained(folder)(
         PROMPTS, padding=True, truncation=True, max_length=77, return_tensors="pt"
     )
     model = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
-        out = model(**words, pixel_values=seen(images, return_tensors="pt").pixel_values)
+        out = model(**words, pixel_values=seen(pictures, return_tensors="pt").pixel_values)
     expected = out.logits_per_image.diag() / model.logit_scale.exp()
     torch.testing.assert_close(found["CLIP score"], expected.detach(), rtol=1e-4, atol=1e-5)
     assert found["clip"].shape == (2, 24)
     assert abs(expected[0] - expected[1]) > 1e-3
 
 
-def test_image_reward_equals_its_formula(files, images):
+def test_image_reward_equals_its_formula(files, pictures):
     encode = features.image_reward(files["--image-reward"], "cpu").load()
-    found = encode(images, PROMPTS)["ImageReward"]
+    found = encode(pictures, PROMPTS)["ImageReward"]
     weights = {k: t.double() for k, t in networks.image_reward_weights().items()}
     expected = [
-        formula(weights, features.normalized(image, 32).double(), ids)
-        for image, ids in zip(
-            images, ([2, 4, 5, 6, 3], [2, 9, 7, 8, 9, 10, *[7] * 28, 3]), strict=True
+        formula(weights, features.normalized(picture, 32).double(), ids)
+        for picture, ids in zip(
+            pictures, ([2, 4, 5, 6, 3], [2, 9, 7, 8, 9, 10, *[7] * 28, 3]), strict=True
         )
     ]
     assert len([2, 9, 7, 8, 9, 10, *[7] * 28, 3]) == 35
     assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def formula(weights, image, ids) -> float:
-    """ImageReward's score in float64, one image and prompt (BLIP, arXiv 2201.12086, fig. 2)."""
+def formula(weights, picture, ids) -> float:
+    """ImageReward's score in float64, one picture and prompt (BLIP, arXiv 2201.12086, fig. 2)."""
 
     def linear(name, x):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -98,7 +98,7 @@ def formula(weights, image, ids) -> float:
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
     vision, text = "blip.visual_encoder", "blip.text_encoder"
-    patches = image.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(16, -1)
+    patches = picture.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(16, -1)
     kernel = weights[f"{vision}.patch_embed.proj.weight"].flatten(1)
     x = patches @ kernel.T + weights[f"{vision}.patch_embed.proj.bias"]
     x = torch.cat((weights[f"{vision}.cls_token"][0], x)) + weights[f"{vision}.pos_embed"][0]

@@ -22,7 +22,7 @@ from training.layouts_judge import GRID, STRIDE, centres, ground_of
 SQUARES = np.full((len(CONCEPTS), 6, 96, 96, 4), (255, 0, 0, 255), dtype=np.uint8)
 
 
-def test_a_layout_is_what_its_prompt_says_and_lies_within_the_image():
+def test_a_layout_is_what_its_prompt_says_and_lies_within_the_picture():
     for seed in range(50):
         layout = draw_layout(random.Random(seed))
         concepts, ground = read_prompt(layout.prompt)
@@ -32,20 +32,20 @@ def test_a_layout_is_what_its_prompt_says_and_lies_within_the_image():
         other = draw_like(layout, random.Random(seed + 1000))
         assert other.prompt == layout.prompt
         assert other.objects != layout.objects
-        image = paint(layout, SQUARES)
+        picture = paint(layout, SQUARES)
         covered = np.zeros((PIXELS, PIXELS), dtype=bool)
         for _, _, _, left, top, side in layout.objects:
             assert 0 <= left <= left + side <= PIXELS
             assert 0 <= top <= top + side <= PIXELS
             covered[top : top + side, left : left + side] = True
-        assert (image[covered] == (255, 0, 0)).all()
-        assert (image[~covered] == GROUNDS[ground]).all()
+        assert (picture[covered] == (255, 0, 0)).all()
+        assert (picture[~covered] == GROUNDS[ground]).all()
 
 
 def test_the_ground_is_recognised_behind_objects():
     layouts = [draw_layout(random.Random(seed)) for seed in range(40)]
-    images = torch.tensor(np.stack([paint(layout, SQUARES) for layout in layouts]))
-    seen = [list(GROUNDS)[i] for i in ground_of(images)]
+    pictures = torch.tensor(np.stack([paint(layout, SQUARES) for layout in layouts]))
+    seen = [list(GROUNDS)[i] for i in ground_of(pictures)]
     assert seen == [layout.ground for layout in layouts]
 
 
@@ -61,7 +61,7 @@ def test_the_judge_is_taught_the_cell_of_every_centre():
 
 def test_moved_is_the_mean_distance_between_places_of_the_same_object():
     nan = math.nan
-    # two prompts of three images; one object at the corners of a 3-4-5 triangle, another found
+    # two prompts of three pictures; one object at the corners of a 3-4-5 triangle, another found
     # twice, 0.2 apart; nothing found at all
     places = torch.tensor(
         [

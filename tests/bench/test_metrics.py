@@ -35,7 +35,7 @@ def test_neighbours_equal_the_prdc_package(features, k, rows, monkeypatch):
 
 
 def test_equal_samples_reach_no_other():
-    """A collapsed model repeats one real image: it is found, its neighbours are not."""
+    """A collapsed model repeats one real picture: it is found, its neighbours are not."""
     real = torch.randn(40, 512, generator=torch.Generator().manual_seed(0)) * 100
     found = metrics.neighbours(real, real[:1].expand(30, -1), k=5)
     assert found["coverage"].sum() >= 1
@@ -43,8 +43,8 @@ def test_equal_samples_reach_no_other():
     assert found["precision"].mean() == 1
 
 
-def test_too_few_images_for_k():
-    with pytest.raises(ValueError, match="5 nearest neighbours need more than 5 images"):
+def test_too_few_pictures_for_k():
+    with pytest.raises(ValueError, match="5 nearest neighbours need more than 5 pictures"):
         metrics.neighbours(torch.randn(5, 3), torch.randn(50, 3), k=5)
 
 
@@ -57,7 +57,7 @@ def test_frechet_distance_equals_the_matrix_root(features):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_frechet_distance_of_fewer_images_than_channels():
+def test_frechet_distance_of_fewer_pictures_than_channels():
     """In one dimension it is known: (m1 - m2)^2 + (s1 - s2)^2; the other channels are constant."""
     a, b = torch.randn(2, 30, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = 3 * b + 1
