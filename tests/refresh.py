@@ -23,7 +23,7 @@ RESULTS = {
 }
 # the only node on the page, one and a half times as large; where its box is on the screen
 ALONE = """type => {
-    app.graph.clear();
+    [...app.graph.nodes].forEach(node => app.graph.remove(node));
     const node = LiteGraph.createNode(type);
     app.graph.add(node);
     node.pos = [0, 0];
