@@ -44,7 +44,7 @@ def test_equal_samples_reach_no_other():
 
 
 def test_too_few_pictures_for_k():
-    with pytest.raises(ValueError, match="5 nearest neighbours need more than 5 pictures"):
+    with pytest.raises(ValueError, match="5 nearest neighbours need more than 5 images"):
         metrics.neighbours(torch.randn(5, 3), torch.randn(50, 3), k=5)
 
 
