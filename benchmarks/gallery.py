@@ -25,11 +25,9 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.methods.travel import Travel
 from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import draw
+from diversevar_core.sampling.job import PLAIN, Chain, draw
 from diversevar_core.sampling.presets import PRESETS, Preset
-from diversevar_core.sampling.run import Method
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 
@@ -41,23 +39,26 @@ PUBLISHED = PRESETS["as published"]
 
 @dataclass(frozen=True)
 class Row:
-    """What is drawn under a heading: a preset and a chain of methods."""
+    """What is drawn under a heading: a preset, with a chain of methods."""
 
     title: str
     preset: Preset = PUBLISHED
-    methods: tuple[Method, ...] = ()
+    chain: Chain = PLAIN
 
 
 ROWS = (
     *(Row(f"Preset {name}", preset) for name, preset in PRESETS.items()),
-    Row("Diverse Seeds", methods=(Starts(),)),
-    Row("Batch Repulsion", methods=(Repulsion(),)),
-    Row("Adaptive Logit Scaling", methods=(AdaptiveScaling(),)),
-    Row("CADS Text Noise", methods=(TextNoise(),)),
-    Row("CADS Text Noise and Scale Travel", methods=(TextNoise(), Travel())),
-    Row("Adaptive Logit Scaling and Energy Path Search", methods=(AdaptiveScaling(), PathSearch())),
-    Row("FastVAR", methods=(FastVAR(),)),
-    Row("ScaleKV", methods=(ScaleKV(),)),
+    Row("Diverse Seeds", chain=Chain(starts=Starts())),
+    Row("Batch Repulsion", chain=Chain((Repulsion(),))),
+    Row("Adaptive Logit Scaling", chain=Chain((AdaptiveScaling(),))),
+    Row("CADS Text Noise", chain=Chain((TextNoise(),))),
+    Row("CADS Text Noise and Scale Travel", chain=Chain((TextNoise(),), travel=4)),
+    Row(
+        "Adaptive Logit Scaling and Energy Path Search",
+        chain=Chain((AdaptiveScaling(), PathSearch())),
+    ),
+    Row("FastVAR", chain=Chain((FastVAR(),))),
+    Row("ScaleKV", chain=Chain((ScaleKV(),))),
 )
 
 
@@ -76,7 +77,7 @@ def strip(row: Row, prompts: Sequence[str]) -> Image.Image:
     lines = []
     for prompt in prompts:
         condition = Text(text([prompt])).repeat(SEEDS)
-        how = (model, tokenizer, condition, schedule, settings, 0, row.preset.methods(row.methods))
+        how = (model, tokenizer, condition, schedule, settings, 0, row.preset.chain(row.chain))
         *_, last = draw(*how).steps
         lines.append(to_image(tokenizer.decode(last.f_hat)))
     sheet = rearrange(torch.stack(lines), "p b c h w -> (p h) (b w) c")

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.adaptive import AdaptiveScaling
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -34,8 +35,8 @@ class AdaptiveScalingNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strength, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, AdaptiveScaling(strength)))
+    def execute(cls, strength, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(AdaptiveScaling(strength)))
 
 
 NODES = [AdaptiveScalingNode]

@@ -1,7 +1,5 @@
 """Find the strengths that suit a model."""
 
-from collections.abc import Sequence
-
 import comfy.utils
 from comfy_api.latest import io, ui
 
@@ -10,8 +8,8 @@ from ..diversevar_core.analysis.front import front_plot
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.conditions import Text
+from ..diversevar_core.sampling.job import Chain
 from ..diversevar_core.sampling.presets import calibration_path
-from ..diversevar_core.sampling.run import Method
 from . import host, inputs
 from .imagenet import labelled
 from .measure import features_of
@@ -101,8 +99,8 @@ class Calibrate(io.ComfyNode):
             about["features"] = "CLIP vision"
             about["models"].append(host.figures_of(clip_vision.patcher))
 
-        def ready(methods: Sequence[Method]) -> None:
-            host.to_device(model, vae, schedule, seeds, methods=methods)
+        def ready(chain: Chain) -> None:
+            host.to_device(model, vae, schedule, seeds, chain=chain)
 
         bar = comfy.utils.ProgressBar(1000)
         measured = []

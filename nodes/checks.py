@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.run import Method
+from ..diversevar_core.sampling.job import Chain
 from ..diversevar_core.text.encoder import check_characters
 
 # what tells the objects of each type of socket
@@ -24,9 +24,7 @@ SOCKETS = {
     "CLIP": lambda value: hasattr(value, "encode_from_tokens_scheduled"),
     "CLIP_VISION": lambda value: hasattr(value, "encode_image"),
     "DIVERSEVAR_MODEL": lambda value: isinstance(value, ModelPatcher),
-    "DIVERSEVAR_METHOD": lambda value: (
-        isinstance(value, tuple) and all(isinstance(method, Method) for method in value)
-    ),
+    "DIVERSEVAR_METHOD": lambda value: isinstance(value, Chain),
 }
 LISTED = 20  # choices that an error names
 

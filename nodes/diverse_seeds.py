@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.resize import area
+from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.run import Step
 from ..diversevar_core.vae.autoencoder import to_image
 from . import host, inputs
@@ -67,9 +68,9 @@ class DiverseSeeds(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, candidates, side, compare, method=()) -> io.NodeOutput:
+    def execute(cls, candidates, side, compare, method=PLAIN) -> io.NodeOutput:
         if compare["compare"] == BY_MAP:
-            return io.NodeOutput((*method, Starts(candidates, side)))
+            return io.NodeOutput(method.with_starts(Starts(candidates, side)))
         tokenizer, clip_vision = host.tokenizer_of(compare["vae"]), compare.get("clip_vision")
 
         def features(step: Step) -> torch.Tensor:
@@ -77,7 +78,7 @@ class DiverseSeeds(io.ComfyNode):
             images = torch.cat([tokenizer.decode(one) for one in small.split(1)])
             return features_of(to_image(images).movedim(1, -1), clip_vision)
 
-        return io.NodeOutput((*method, Starts(candidates, side, features, tokenizer)))
+        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, tokenizer)))
 
 
 NODES = [DiverseSeeds]

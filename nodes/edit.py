@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.models.pairing import check_pair, image_size
+from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.settings import guidance
 from . import host, inputs
 from .encode import fit_mask
@@ -96,7 +97,7 @@ class Edit(io.ComfyNode):
         exact_batch,
         negative=None,
         mask=None,
-        method=(),
+        method=PLAIN,
     ) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
         if not network.edits:
@@ -121,7 +122,7 @@ class Edit(io.ComfyNode):
         settings = settings_of(network, sampling, guidance_start, guidance_end)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
         sizes = schedule, batch_size, guided, len(features)
-        ready = partial(host.to_device, model, vae, *sizes, method)
+        ready = partial(host.to_device, model, vae, *sizes, chain=method)
         device = ready()
         condition = text(positive, negative, batch_size, device)
         condition = replace(condition, source=features.to(device).float())

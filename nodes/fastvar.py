@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.fastvar import FastVAR
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -43,8 +44,8 @@ class FastVARNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prune, skip, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, FastVAR(prune, skip)))
+    def execute(cls, prune, skip, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(FastVAR(prune, skip)))
 
 
 NODES = [FastVARNode]

@@ -37,13 +37,14 @@ from ..diversevar_core.checkpoints.loading import (
     read_model,
 )
 from ..diversevar_core.images import to_pil
-from ..diversevar_core.methods.starts import TOGETHER, Starts
+from ..diversevar_core.methods.starts import TOGETHER
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.resize import area
 from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.run import Method, Step, drawn_maps
+from ..diversevar_core.sampling.job import PLAIN, Chain
+from ..diversevar_core.sampling.run import Step, drawn_maps
 from ..diversevar_core.sampling.schedule import Schedule
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.known import unseen
@@ -385,22 +386,21 @@ def to_device(
     batch: int,
     guided: bool = True,
     sources: int = 0,
-    methods: Sequence[Method] = (),
+    chain: Chain = PLAIN,
 ) -> torch.device:
     """Have both models ready, with room for this many images; returns their device.
 
     guided: whether every image has a second row, without its condition. sources: how many
-    images are edited; one that all share is kept once. methods: ScaleKV keeps less of the maps;
-    Starts draw more images through the first of them, before the others. The candidates of a
-    path search share what is kept.
+    images are edited; one that all share is kept once. chain: ScaleKV keeps less of the maps, and
+    starts draw more images through the first of them. The candidates of a path search share what
+    is kept.
     """
-    drawn = drawn_maps(schedule, methods)
+    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
     stages = [(batch, drawn)]
-    for starts in (method for method in methods if isinstance(method, Starts)):
-        if starts.candidates > batch > 1:
-            first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
-            stages.append((min(starts.candidates, TOGETHER), first))
-    share = min((method.cached for method in methods), default=1.0)
+    if starts and starts.chooses(batch):
+        first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
+        stages.append((min(starts.candidates, TOGETHER), first))
+    share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
     room = max(room_of(model.model, maps, guided, n, share, source) for n, maps in stages)
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)

@@ -3,11 +3,11 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.sampling.presets import PRESETS
+from ..diversevar_core.sampling.presets import CALIBRATION, PRESETS
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
 Method = io.Custom("DIVERSEVAR_METHOD")
-CUSTOM, CALIBRATION = "custom", "my calibration"
+CUSTOM = "custom"
 
 
 def model(tooltip: str = "From Load VAR Model.") -> io.Input:

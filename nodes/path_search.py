@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.path_search import PathSearch
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -47,8 +48,8 @@ class PathSearchNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, candidates, ahead, side, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, PathSearch(candidates, ahead, side)))
+    def execute(cls, candidates, ahead, side, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(PathSearch(candidates, ahead, side)))
 
 
 NODES = [PathSearchNode]

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.repulsion import Repulsion
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -42,8 +43,8 @@ class RepulsionNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strength, side, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, Repulsion(strength, side)))
+    def execute(cls, strength, side, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(Repulsion(strength, side)))
 
 
 NODES = [RepulsionNode]

@@ -1,6 +1,6 @@
 """The sampler: a VAR model's images, with DiverseVAR's cure for sameness."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,13 +11,12 @@ from comfy_api.latest import io
 
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
-from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.sampling import job
 from ..diversevar_core.sampling.conditions import Condition, Labels, Text
-from ..diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset
-from ..diversevar_core.sampling.run import Method
+from ..diversevar_core.sampling.job import PLAIN, Chain
+from ..diversevar_core.sampling.presets import Preset, preset_named
 from ..diversevar_core.sampling.schedule import Schedule
 from ..diversevar_core.sampling.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_length
@@ -56,7 +55,6 @@ class Sampler(io.ComfyNode):
                 "all seeds look alike",
                 "same face",
                 "variation",
-                "different images",
                 "different images",
                 "similar images",
                 "diversity",
@@ -146,13 +144,13 @@ class Sampler(io.ComfyNode):
         keep_side,
         exact_batch,
         negative=None,
-        method=(),
+        method=PLAIN,
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
             raise ValueError("This model edits images; use VAR Edit Image in place of the sampler.")
         chosen = preset_of(preset, model)
-        methods = [*chosen.methods(method)]
+        chain = chosen.chain(method)
         tokenizer = host.tokenizer_of(vae)
         check_pair(network, tokenizer)
         samples = latent_image["samples"]
@@ -160,7 +158,7 @@ class Sampler(io.ComfyNode):
         schedule = schedule_of_latent(network, tokenizer, samples)
         settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
         guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        ready = partial(host.to_device, model, vae, schedule, batch, guided, methods=methods)
+        ready = partial(host.to_device, model, vae, schedule, batch, guided, chain=chain)
         device = ready()
         condition = condition_of(network, positive, negative, batch, device)
         if samples.any():  # an image, not an empty latent
@@ -169,13 +167,13 @@ class Sampler(io.ComfyNode):
                 mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
             features = samples[: 1 if (samples == samples[:1]).all() else batch]
             maps = tokenizer.quantize_maps(features.to(device).float(), schedule)
-            methods.append(Keep(maps, keep_side, mask))
+            chain = chain.add(Keep(maps, keep_side, mask))
         elif keep_side > 0 or "noise_mask" in latent_image:
             raise ValueError(
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
             )
-        how = condition, schedule, settings, seed, methods, exact_batch
+        how = condition, schedule, settings, seed, chain, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
         lines = used(chosen, settings, schedule, batch), f"seeds {seeds}"
@@ -211,14 +209,13 @@ def draw(
     schedule: Schedule,
     settings: Settings,
     seed: int,
-    methods: Sequence[Method],
+    chain: Chain,
     exact_batch: bool,
     ready: Callable[[], object],
 ) -> tuple[torch.Tensor, list[int]]:
     """``job.draw`` with the host's progress; f_hat (B, D, H, W), and the seed of every image."""
-    starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
-    bar = comfy.utils.ProgressBar(starts.candidates)
-    how = (model.model, vae.tokenizer, condition, schedule, settings, seed, methods)
+    bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
+    how = (model.model, vae.tokenizer, condition, schedule, settings, seed, chain)
     options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
     drawn = job.draw(*how, **options)
     return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
@@ -226,12 +223,9 @@ def draw(
 
 def preset_of(preset: dict, model: ModelPatcher) -> Preset:
     """What the preset widget says; ValueError where the model was not calibrated."""
-    name = preset["preset"]
-    if name == inputs.CALIBRATION:
-        return calibrated_preset(model.get_attachment(host.FILE))
-    if name == inputs.CUSTOM:
+    if preset["preset"] == inputs.CUSTOM:
         return Preset(preset["guidance_start"], preset["starts"], preset["ssr"], preset["sar"])
-    return PRESETS[name]
+    return preset_named(preset["preset"], model.get_attachment(host.FILE))
 
 
 def check_latent(samples: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.scalekv import ScaleKV
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -35,8 +36,8 @@ class ScaleKVNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, budget, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, ScaleKV(budget)))
+    def execute(cls, budget, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(ScaleKV(budget)))
 
 
 NODES = [ScaleKVNode]

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..diversevar_core.analysis.spectra import Spectra
 from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
 from ..diversevar_core.methods.ssr_sar import PAPER, DiverseVAR
+from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
 from .sample import condition_of
@@ -43,12 +44,12 @@ class Spectrum(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, vae, positive, seed, method=()) -> io.NodeOutput:
+    def execute(cls, model, vae, positive, seed, method=PLAIN) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
         schedule = network.schedule()
         device = host.to_device(model, vae, schedule, 1)
         condition = condition_of(network, positive, None, 1, device)
-        found = [one for one in method if isinstance(one, DiverseVAR)]
+        found = [one for one in method.methods if isinstance(one, DiverseVAR)]
         spectral = found[0] if found else PAPER
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
         settings = network.defaults()

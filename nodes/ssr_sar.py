@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..diversevar_core.methods.ssr_sar import PAPER, SITES, DiverseVAR
 from ..diversevar_core.quote import quote
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 RATES = ("relative", "absolute")
@@ -69,7 +70,7 @@ class SSRSAR(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, ssr, sar, sides, site, rates, ssr_alpha, sar_alpha, method=()
+        cls, ssr, sar, sides, site, rates, ssr_alpha, sar_alpha, method=PLAIN
     ) -> io.NodeOutput:
         own = DiverseVAR(
             ssr=ssr,
@@ -80,7 +81,7 @@ class SSRSAR(io.ComfyNode):
             sar_alpha=sar_alpha,
             relative=rates == "relative",
         )
-        return io.NodeOutput((*method, own))
+        return io.NodeOutput(method.add(own))
 
 
 def read_sides(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..diversevar_core.methods.text_noise import TextNoise
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -60,8 +61,8 @@ class TextNoiseNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strength, begin, end, rescale, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, TextNoise(strength, begin, end, rescale)))
+    def execute(cls, strength, begin, end, rescale, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.add(TextNoise(strength, begin, end, rescale)))
 
 
 NODES = [TextNoiseNode]

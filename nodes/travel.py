@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.methods.travel import Travel
+from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -23,7 +23,7 @@ class TravelNode(io.ComfyNode):
                 inputs.methods(),
                 io.Int.Input(
                     "side",
-                    default=Travel.side,
+                    default=4,
                     min=0,
                     max=128,
                     tooltip="Keep the finished image's token maps up to this side and draw the "
@@ -34,8 +34,8 @@ class TravelNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, side, method=()) -> io.NodeOutput:
-        return io.NodeOutput((*method, Travel(side)))
+    def execute(cls, side, method=PLAIN) -> io.NodeOutput:
+        return io.NodeOutput(method.with_travel(side))
 
 
 NODES = [TravelNode]

@@ -377,7 +377,7 @@ def runs(report: Report) -> None:
 
     rooms = []
     (few,) = node("ScaleKV", budget=0.1)
-    for cfg, methods in ((1.0, ()), (4.0, ()), (4.0, few)):
+    for cfg, methods in ((1.0, None), (4.0, None), (4.0, few)):
         sampling = {"sampling": "custom", "cfg": cfg, "temperature": 0.5, "top_p": 0.97, "top_k": 0}
         numbers = {"sampling": sampling, "method": methods}
         image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)

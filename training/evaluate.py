@@ -40,7 +40,7 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import SITES, DiverseVAR
 from diversevar_core.methods.starts import TOGETHER, Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.methods.travel import Travel, sample_and_travel
+from diversevar_core.methods.travel import sample_and_travel
 from diversevar_core.models.infinity import Infinity
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.presets import PRESETS
@@ -69,6 +69,8 @@ class Row:
     cfg: tuple[float, ...] = (4.0,)
     tau: tuple[float, ...] = (0.5,)
     methods: tuple[Method, ...] = ()
+    starts: Starts | None = None
+    travel: int = 0
     guidance_start: int = 0
     guidance_end: int = 0
 
@@ -76,11 +78,11 @@ class Row:
 def rows() -> list[Row]:
     """The front: every method at several strengths, where it does best, and pairs of them."""
 
-    def late(name: str, kind: str, *methods: Method) -> Row:
-        return Row(f"guidance_start 4, {name}", kind, methods=methods, guidance_start=4)
+    def late(name: str, kind: str, *methods: Method, **options) -> Row:
+        return Row(f"guidance_start 4, {name}", kind, methods=methods, guidance_start=4, **options)
 
-    def published(name: str, kind: str, *methods: Method) -> Row:
-        return Row(f"published, {name}", kind, methods=methods)
+    def published(name: str, kind: str, *methods: Method, **options) -> Row:
+        return Row(f"published, {name}", kind, methods=methods, **options)
 
     found = [Row("as published: cfg 4, tau 0.5", "guidance")]
     for cfg in (3.0, 2.0, 1.5, 1.0):
@@ -88,10 +90,9 @@ def rows() -> list[Row]:
     for cfg, tau in ((4.0, 1.0), (3.0, 1.0), (2.0, 1.0), (4.0, 1.5), (3.0, 1.5)):
         found.append(Row(f"cfg {cfg:g}, tau {tau:g}", "temperature", (cfg,), (tau,)))
     for side in (2, 4, 6, 8):
-        off = (Starts(1),)  # candidates that the rows of starts choose among
-        found.append(
-            Row(f"guidance_start {side}", "late guidance", methods=off, guidance_start=side)
-        )
+        off = Starts(1)  # candidates that the rows of starts choose among
+        name = f"guidance_start {side}"
+        found.append(Row(name, "late guidance", starts=off, guidance_start=side))
     for side in (4, 6):
         found.append(Row(f"published, guidance_end {side}", "guidance", guidance_end=side))
     for cfg, tau in ((6.0, 0.5), (4.0, 0.25), (6.0, 0.25)):
@@ -101,8 +102,8 @@ def rows() -> list[Row]:
     found.append(Row(name, "late guidance", guidance_start=4, guidance_end=6))
     for n in (32, 64, 128, 256):
         for side in (2, 6):
-            found.append(late(f"starts {n}, side {side}", "starts", Starts(n, side)))
-    found.append(published("starts 64, side 6", "starts", Starts(64, 6)))
+            found.append(late(f"starts {n}, side {side}", "starts", starts=Starts(n, side)))
+    found.append(published("starts 64, side 6", "starts", starts=Starts(64, 6)))
     for strength in (1.0, 2.0, 4.0, 8.0, 16.0):
         name, method = f"repulsion {strength:g} to side 4", Repulsion(strength, 4)
         found.append(late(name, "repulsion", method))
@@ -118,7 +119,7 @@ def rows() -> list[Row]:
         found.append(published(name, "text noise", method))
     for side in (1, 2, 4, 6):
         name, noise = f"text noise 1, travel to side {side}", TextNoise(1.0, end_time=1.25)
-        found.append(published(name, "scale travel", noise, Travel(side)))
+        found.append(published(name, "scale travel", noise, travel=side))
     for site in SITES:
         for ssr in (0.25, 0.5, 1.0, 2.0, 4.0):
             name, method = (
@@ -132,12 +133,13 @@ def rows() -> list[Row]:
     name, method = "SSR 2, SAR 1, block, side 2", DiverseVAR(2.0, 1.0, (2,), "block")
     found.append(published(name, "SSR and SAR, block", method))
     pairs = {
-        "SSR 0.5, SAR 0.25": (DiverseVAR(0.5, 0.25),),
-        "starts 64, side 6, repulsion 4 to side 4": (Starts(64, 6), Repulsion(4.0, 4)),
-        "starts 64, side 6, text noise 0.25": (Starts(64, 6), TextNoise(0.25, end_time=1.25)),
-        "adaptive scaling 1": (AdaptiveScaling(1.0),),
+        "SSR 0.5, SAR 0.25": (DiverseVAR(0.5, 0.25), None),
+        "starts 64, side 6, repulsion 4 to side 4": (Repulsion(4.0, 4), Starts(64, 6)),
+        "starts 64, side 6, text noise 0.25": (TextNoise(0.25, end_time=1.25), Starts(64, 6)),
+        "adaptive scaling 1": (AdaptiveScaling(1.0), None),
     }
-    found += [late(name, "pairs", *methods) for name, methods in pairs.items()]
+    for name, (method, starts) in pairs.items():
+        found.append(late(name, "pairs", method, starts=starts))
     both = (AdaptiveScaling(1.0), PathSearch(4, 1))
     return [*found, published("adaptive scaling 1, path search 4", "pairs", *both)]
 
@@ -175,17 +177,15 @@ class Bench:
         Seeds begin at ``SEED * (1 + concept)``, whatever the row.
         """
         schedule, first = self.model.schedule(), SEED * (1 + concept)
-        starts = next((one for one in row.methods if isinstance(one, Starts)), None)
-        together = any(method.together for method in row.methods)
-        if starts is None:
+        if row.starts is None:
             drawn = self.sample(row, concept, range(first, first + self.seeds))
         else:
-            alone = [m for m in row.methods if m is not starts and not m.together]
-            count = max(starts.candidates, self.seeds)
+            alone = [method for method in row.methods if not method.together]
+            count = max(row.starts.candidates, self.seeds)
             candidates = self.candidates(replace(row, methods=tuple(alone)), concept, first, count)
-            places = self.choose(starts, candidates)
+            places = self.choose(row.starts, candidates)
             drawn = candidates.take(places)
-            if together:
+            if len(alone) < len(row.methods):
                 drawn = self.sample(row, concept, [first + place for place in places])
         text = Text(self.text([self.data.concepts[concept].prompt])).repeat(JUDGED)
         bits = [one[:JUDGED].long() for one in drawn.bits]
@@ -198,7 +198,7 @@ class Bench:
         guided = {"guidance_start": row.guidance_start, "guidance_end": row.guidance_end}
         settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, **guided)
         how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
-        steps = list(sample_and_travel(*how, methods=row.methods))[-len(self.model.schedule()) :]
+        steps = list(sample_and_travel(*how, row.methods, row.travel))[-len(how[3]) :]
         pictures = to_pixels(self.tokenizer.decode(steps[-1].f_hat))
         return Drawn(pictures, [step.tokens.bool() for step in steps])
 
@@ -311,16 +311,15 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         "SSR and SAR": "SSR + SAR as in the paper",
         "most different": "most different",
     }
-    ways = {
-        title: Row(
-            "", "", methods=PRESETS[name].methods(), guidance_start=PRESETS[name].guidance_start
-        )
-        for title, name in ways.items()
-    }
+    rows = {}
+    for title, name in ways.items():
+        preset, chain = PRESETS[name], PRESETS[name].chain()
+        given = {"methods": chain.methods, "starts": chain.starts}
+        rows[title] = Row("", "", guidance_start=preset.guidance_start, **given)
     known = [concept.prompt for concept in bench.data.concepts]
     bench = replace(bench, seeds=8)
     columns = []
-    for title, row in ways.items():
+    for title, row in rows.items():
         lines = [
             (f"{prompt}: {title}", rearrange(pictures / 255, "b h w c -> b c h w"))
             for prompt in SHOWN

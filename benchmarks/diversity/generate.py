@@ -34,18 +34,14 @@ class Row:
 
     guidance_start: int = 0
     methods: tuple[Method, ...] = ()
-
-    @property
-    def starts(self) -> Starts | None:
-        """How a prompt's seeds are chosen, where they are."""
-        return next((method for method in self.methods if isinstance(method, Starts)), None)
+    starts: Starts | None = None
 
 
 ROWS = {
     "vanilla": Row(),
     "ssr+sar": Row(methods=(DiverseVAR(ssr=0.5, sar=0.25, sides=(4, 6)),)),
     "late guidance": Row(guidance_start=4),
-    "diverse starts": Row(guidance_start=4, methods=(Starts(candidates=64, side=6),)),
+    "diverse starts": Row(guidance_start=4, starts=Starts(candidates=64, side=6)),
 }
 
 
@@ -57,7 +53,7 @@ class Drawn(NamedTuple):
     seconds: dict[str, float]  # to draw them and to judge them
 
 
-def description(method: Method) -> str:
+def description(method: Method | Starts) -> str:
     """The method and its parameters, the same in every process (a function is its name)."""
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     shown = (f"{name}={getattr(v, '__qualname__', None) or repr(v)}" for name, v in values.items())
@@ -102,7 +98,7 @@ class Sampler:
             "text encoder": digest(self.text_path),
             "kind of device": torch.device(self.device).type,
             "settings": repr(self.settings(row)),
-            "methods": ", ".join(map(description, row.methods)),
+            "methods": ", ".join(map(description, [*row.methods, *filter(None, [row.starts])])),
         }
 
     def draw(

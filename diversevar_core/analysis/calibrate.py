@@ -13,19 +13,18 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError, read_object
-from ..methods.starts import Starts, choose_starts
 from ..models.family import Family
 from ..quote import quote
 from ..sampling.conditions import Condition
+from ..sampling.job import Chain, draw
 from ..sampling.presets import PRESETS, Preset, preset_of
-from ..sampling.run import Method
-from ..sampling.sampler import sample
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings
 from ..vae.autoencoder import to_image
@@ -76,20 +75,18 @@ class Task:
 
 
 def measure(
-    task: Task, preset: Preset, ready: Callable[[Sequence[Method]], None]
+    task: Task, preset: Preset, ready: Callable[[Chain], None]
 ) -> Iterator[tuple[float, float, float]]:
     """Diversity, alignment and likelihood of every prompt under a preset.
 
-    ready: called before each prompt is sampled, with the methods. ValueError where a number is not
-    finite.
+    ready: called before the models compute, with what the preset stands for. ValueError where
+    a number is not finite.
     """
-    settings, chain = preset.settings(task.settings), preset.methods()
-    starts = next((method for method in chain if isinstance(method, Starts)), Starts(1))
+    settings, chain = preset.settings(task.settings), preset.chain()
     for i, condition in enumerate(task.conditions):
-        ready(chain)
         models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)
-        seeds = choose_starts(starts, task.seeds, *models, settings, 1000 * i, chain)
-        steps = list(sample(*models, settings, seeds, methods=chain))
+        drawn = draw(*models, settings, 1000 * i, chain, ready=partial(ready, chain))
+        steps = list(drawn.steps)
         with torch.no_grad():  # one by one: a decoder needs gigabytes for a million pixels
             decoded = [task.tokenizer.decode(one) for one in steps[-1].f_hat.split(1)]
         images = to_image(torch.cat(decoded))
@@ -109,14 +106,14 @@ def calibrate(
     path: Path,
     about: dict[str, object],
     candidates: Sequence[Preset] = CANDIDATES,
-    ready: Callable[[Sequence[Method]], None] = lambda methods: None,
+    ready: Callable[[Chain], None] = lambda chain: None,
 ) -> Iterator[tuple[list[Measured], float]]:
     """Measure every candidate that ``path`` does not hold yet, save it, and at last the choice.
 
     about: what the figures depend on, as JSON, saved with them; where the file's differs, it starts
-    over. ready: called before each sampling with its methods; features may have taken the models'
-    place. Yields what is measured so far and the share of the work that is done, after every
-    prompt. A file that says all of it already is left as it is.
+    over. ready: called before the models compute, as ``features`` may have taken their place.
+    Yields what is measured so far and the share of the work that is done, after every prompt. A
+    file that says all of it already is left as it is.
     """
     before = saved_at(path)
     known = {one.preset: one for one in measured_of(before, about, len(task.conditions))}

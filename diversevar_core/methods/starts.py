@@ -32,8 +32,8 @@ def small_map(step: Step) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Starts(Method):
-    """How starts are chosen; it acts on no map itself.
+class Starts:
+    """How starts are chosen.
 
     candidates: seeds that are drawn, 1 is off. side: up to which map. compare: features (B, C) of
     the last step of a group of candidates, whose cosines say how near they lie. tokenizer: what
@@ -44,7 +44,6 @@ class Starts(Method):
     side: int = 6
     compare: Callable[[Step], Tensor] = small_map
     tokenizer: Tokenizer | None = None
-    name = "Diverse Starts"
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.side < 1:
@@ -74,10 +73,11 @@ def choose_starts(
     """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
 
     condition: of all images, which show the same; its first is taken. Methods that act on a batch
-    together are left out, as the company is not known yet. progress: told how many candidates are
-    drawn, after each group. ready: has the models where they compute, before each group. With
-    ``count`` candidates or fewer, or for one image, there is nothing to choose: the first seeds.
-    Raises ValueError where ``starts`` compares with another model's tokenizer.
+    together are left out, as the other images are not known yet. progress: called after each
+    group with the number of candidates drawn so far. ready: has the models where they compute,
+    before each group. With ``count`` candidates or fewer, or for one image, there is nothing to
+    choose: the first seeds. Raises ValueError where ``starts`` compares with another model's
+    tokenizer.
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))

@@ -8,7 +8,6 @@ paper's side is not public.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -23,18 +22,6 @@ from .keep import Keep
 from .text_noise import TextNoise
 
 
-@dataclass(frozen=True)
-class Travel(Method):
-    """Back to the map of this side; 0 stays. It acts on no map itself: ``sample_and_travel``."""
-
-    side: int = 4
-    name = "Scale Travel"
-
-    def __post_init__(self) -> None:
-        if self.side < 0:
-            raise ValueError(f"Scale travel keeps maps up to a side of 0 or more, not {self.side}.")
-
-
 def sample_and_travel(
     model: Family,
     tokenizer: Tokenizer,
@@ -43,20 +30,20 @@ def sample_and_travel(
     settings: Settings,
     seeds: Sequence[int],
     methods: Sequence[Method] = (),
+    travel: int = 0,
     **options,
 ) -> Iterator[Step]:
-    """``sample``, and again where a ``Travel`` is among the methods; yields all maps of both.
+    """``sample``, and with ``travel`` again; yields all maps of both.
 
-    The finished images are encoded, their maps up to the side are kept, and the others drawn
-    with the same seeds, without text noise.
+    The finished images are encoded, their maps up to the side ``travel`` are kept, and the others
+    drawn with the same seeds, without text noise. 0 samples once.
     """
     how = (model, tokenizer, condition, schedule, settings, seeds)
-    sides = [method.side for method in methods if isinstance(method, Travel)]
     for step in sample(*how, methods=methods, **options):
         yield step
-    if not any(sides):
+    if not travel:
         return
     with torch.no_grad():
         maps = tokenizer.quantize_maps(tokenizer.features(tokenizer.decode(step.f_hat)), schedule)
     clean = [method for method in methods if not isinstance(method, TextNoise)]
-    yield from sample(*how, methods=[*clean, Keep(maps, side=max(sides))], **options)
+    yield from sample(*how, methods=[*clean, Keep(maps, side=travel)], **options)

@@ -11,7 +11,7 @@ from ..methods.repulsion import Repulsion
 from ..methods.ssr_sar import PAPER, DiverseVAR
 from ..methods.starts import Starts
 from ..quote import quote
-from ..sampling.run import Method
+from .job import PLAIN, Chain
 from .settings import Settings
 
 
@@ -33,31 +33,27 @@ class Preset:
         """The model's settings, guided late where the preset says so."""
         return replace(settings, guidance_start=self.guidance_start)
 
-    def methods(self, chain: tuple[Method, ...] = ()) -> tuple[Method, ...]:
-        """The methods that it stands for, and after them a chain's, which replace their like."""
-        own = (
-            Starts(self.starts),
-            DiverseVAR(ssr=self.ssr, sar=self.sar),
-            Repulsion(self.repulsion),
+    def chain(self, given: Chain = PLAIN) -> Chain:
+        """What it stands for, where the chain that is given has nothing of the kind."""
+        own = DiverseVAR(ssr=self.ssr, sar=self.sar), Repulsion(self.repulsion)
+        kinds = {type(method) for method in given.methods}
+        added = [one for one in own if one not in OFF and type(one) not in kinds]
+        return replace(
+            given,
+            methods=(*added, *given.methods),
+            starts=given.starts or Starts(self.starts),
         )
-        chained = {type(method) for method in chain}
-        return (*(method for method in own if type(method) not in chained and acts(method)), *chain)
 
     def __str__(self) -> str:
         given = {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
         return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "as published"
 
 
+OFF = DiverseVAR(), Repulsion(0.0)
 DEFAULTS = asdict(Preset())  # the least that there is, too
 MOST = Preset(
     guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0
 )  # as the nodes offer
-
-
-def acts(method: Method) -> bool:
-    """Whether a preset's method is on."""
-    off = (Starts(1), DiverseVAR(), Repulsion(0.0))
-    return method not in off
 
 
 # measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
@@ -67,6 +63,7 @@ PRESETS = {
     "SSR + SAR as in the paper": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
     "as published": Preset(),
 }
+CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 
 def preset_of(saved: object) -> Preset:
@@ -85,6 +82,11 @@ def preset_of(saved: object) -> Preset:
                 f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}"
             )
     return Preset(**saved)
+
+
+def preset_named(name: str, model: Path) -> Preset:
+    """One of ``PRESETS``, or what calibration chose for the model; ValueError without one."""
+    return calibrated_preset(model) if name == CALIBRATION else PRESETS[name]
 
 
 def calibration_path(model: Path) -> Path:

@@ -135,12 +135,17 @@ class Method:
         return advance(run, scale, at)
 
 
-def check_chain(methods: Sequence[Method]) -> None:
+def check_methods(methods: Sequence[Method]) -> None:
     """Raise ValueError where two are of one kind: which one counts would hang on their order."""
     names = [method.name for method in methods if method.name]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name} is connected twice, and acts once only; remove one of them.")
+            raise once(name)
+
+
+def once(name: str) -> ValueError:
+    """What to raise where a chain has two of a kind."""
+    return ValueError(f"{name} is connected twice, and acts once only; remove one of them.")
 
 
 def drawn_maps(schedule: Schedule, methods: Sequence[Method]) -> Schedule:

@@ -19,7 +19,7 @@ from ..models.pairing import check_pair
 from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
 from .random import PerImage, Shared, Stream, mixture, pick, truncate
-from .run import Context, Method, Run, Step, check_chain, drawn_maps
+from .run import Context, Method, Run, Step, check_methods, drawn_maps
 from .schedule import Scale, Schedule
 from .settings import Guidance, Settings, guidance
 
@@ -47,7 +47,7 @@ def sample(
     finite.
     """
     check_pair(model, tokenizer)
-    check_chain(methods)
+    check_methods(methods)
     choices = model.token_kind.choices
     settings.check(model.depth, choices)
     plan = guidance(settings, schedule)[: len(drawn_maps(schedule, methods)[:maps])]

@@ -29,6 +29,7 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts
 from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.job import Chain
 from diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset, calibration_path
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.settings import Settings
@@ -251,10 +252,11 @@ def test_the_plot_shows_every_rung_and_the_choice():
 
 
 def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
-    assert PRESETS["as published"].methods() == ()
+    assert PRESETS["as published"].chain() == Chain(starts=Starts(1))
     preset = Preset(4, 64, 0.5, 0.25, 2.0)
-    assert preset.methods() == (Starts(64), DiverseVAR(0.5, 0.25), Repulsion(2.0))
-    assert preset.methods((DiverseVAR(1.0),)) == (Starts(64), Repulsion(2.0), DiverseVAR(1.0))
+    assert preset.chain() == Chain((DiverseVAR(0.5, 0.25), Repulsion(2.0)), Starts(64))
+    given = Chain((DiverseVAR(1.0),), Starts(8), travel=2)
+    assert preset.chain(given) == Chain((Repulsion(2.0), DiverseVAR(1.0)), Starts(8), travel=2)
     assert str(preset) == "guidance_start 4, starts 64, ssr 0.5, sar 0.25, repulsion 2"
 
 

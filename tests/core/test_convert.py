@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-from diversevar_core.__main__ import parser, prepare
+from diversevar_core.__main__ import parser
 from diversevar_core.checkpoints.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.checkpoints.files import CheckpointError
 from diversevar_core.checkpoints.loading import compute_dtype, load_model, load_tokenizer
+from diversevar_core.cli.load import prepare
 from diversevar_core.text.encoder import load_text_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def pixels(case, folder, **files):
     for name, path in files.items():
         setattr(args, name, path)
     job = prepare(args)
-    _, steps = job.run(job.settings, [])
+    _, steps = job.run(job.settings)
     return steps[-1].f_hat, job.image(steps)
 
 

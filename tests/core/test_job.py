@@ -6,9 +6,8 @@ import torch
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.starts import TOGETHER, Starts
-from diversevar_core.methods.travel import Travel
 from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.job import draw
+from diversevar_core.sampling.job import PLAIN, Chain, draw
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +21,9 @@ def text(*seeds) -> Text:
     return Text([0.2 * prompt for prompt in prompts])
 
 
-def drawn(pair, condition, methods=(), seed=100, **options):
+def drawn(pair, condition, chain=PLAIN, seed=100, **options):
     model, tokenizer = pair
-    how = (condition, model.schedule(), model.defaults(), seed, methods)
+    how = (condition, model.schedule(), model.defaults(), seed, chain)
     return draw(model, tokenizer, *how, **options)
 
 
@@ -48,11 +47,11 @@ def test_starts_are_refused_where_images_do_not_show_the_same(pair):
         (text(1, 1), [kept(pair, 1, 2)]),
     ):
         with pytest.raises(ValueError, match="set starts to 1, or give one"):
-            drawn(pair, condition, [STARTS, *methods])
-        assert drawn(pair, condition, [Starts(2), *methods]).seeds == [100, 101]
+            drawn(pair, condition, Chain(tuple(methods), STARTS))
+        assert drawn(pair, condition, Chain(tuple(methods), Starts(2))).seeds == [100, 101]
     with pytest.raises(ValueError, match="set starts to 1, or draw each"):
-        drawn(pair, text(1, 1), [STARTS], shared=True)
-    assert len(drawn(pair, text(1, 1), [STARTS, kept(pair, 1, 1)]).seeds) == 2
+        drawn(pair, text(1, 1), Chain(starts=STARTS), shared=True)
+    assert len(drawn(pair, text(1, 1), Chain((kept(pair, 1, 1),), STARTS)).seeds) == 2
 
 
 def test_what_shows_the_same():
@@ -72,11 +71,20 @@ def test_models_are_made_ready_before_every_group_and_before_the_images(pair):
     seen = []
     compare = STARTS.compare
     starts = Starts(2 * TOGETHER + 1, 1, lambda step: seen.append("compare") or compare(step))
-    drawn(pair, text(1, 1), [starts], ready=lambda: seen.append("ready"))
+    drawn(pair, text(1, 1), Chain(starts=starts), ready=lambda: seen.append("ready"))
     assert seen == 3 * ["ready", "compare"] + ["ready"]
 
 
 def test_the_maps_are_those_of_the_steps(pair):
-    for methods in ([], [Travel(2)]):
-        found = drawn(pair, text(1), methods)
+    for travel in (None, 0, 2):
+        found = drawn(pair, text(1), Chain(travel=travel))
         assert [scale.side for scale in found.maps] == [step.scale.side for step in found.steps]
+
+
+def test_a_chain_has_one_choice_of_starts_and_one_travel():
+    with pytest.raises(ValueError, match="Diverse Seeds is connected twice"):
+        Chain(starts=Starts(1)).with_starts(Starts(8))
+    with pytest.raises(ValueError, match="Scale Travel is connected twice"):
+        Chain(travel=0).with_travel(4)
+    with pytest.raises(ValueError, match="side of 0 or more, not -1"):
+        Chain(travel=-1)

@@ -14,7 +14,7 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
-from diversevar_core.methods.travel import Travel, sample_and_travel
+from diversevar_core.methods.travel import sample_and_travel
 from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
@@ -39,8 +39,6 @@ OFF = {
     "path search": PathSearch(1),
     "FastVAR": FastVAR(0.0, skip=0),
     "ScaleKV": ScaleKV(1.0),
-    "starts": Starts(64),
-    "travel": Travel(0),
 }
 
 
@@ -84,10 +82,10 @@ def test_strength_zero_is_the_identity(pair, name):
     assert same([s.f_hat for s in plain], [s.f_hat for s in off])
 
 
-@pytest.mark.parametrize("name", [*EACH, "starts", "travel"])
+@pytest.mark.parametrize("name", EACH)
 def test_two_of_a_kind_are_refused(pair, name):
     """Their order would decide."""
-    two = [(EACH | OFF)[name], OFF[name]]
+    two = [EACH[name], OFF[name]]
     for methods in (two, two[::-1], [two[0], *OFF.values()]):
         with pytest.raises(ValueError, match="is connected twice, and acts once only"):
             run(pair, [7], methods)
@@ -273,7 +271,7 @@ class FreshForks(Method):
 def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     model, tokenizer = pair
     how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
-    steps = list(sample_and_travel(*how, [TextNoise(1.0), Travel(4)]))
+    steps = list(sample_and_travel(*how, [TextNoise(1.0)], 4))
     once, again = steps[:7], steps[7:]
     with torch.no_grad():
         features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
@@ -281,7 +279,7 @@ def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     assert same(maps[:3], [step.tokens for step in again[:3]])
     clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
     assert same([step.tokens for step in clean], [step.tokens for step in again])
-    whole = list(sample_and_travel(*how, [Travel(16)]))
+    whole = list(sample_and_travel(*how, travel=16))
     with torch.no_grad():
         features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
         maps = tokenizer.quantize_maps(features, model.schedule())

@@ -20,10 +20,10 @@ from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.ssr_sar import DiverseVAR
-from diversevar_core.methods.starts import Starts, choose_starts
+from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.methods.travel import Travel, sample_and_travel
 from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.sampling.job import Chain, draw
 
 FAMILIES = {"var": "var_shared", "infinity": "infinity_plain", "varedit": "varedit_plain"}
 METHODS = (
@@ -40,17 +40,14 @@ METHODS = (
     FastVAR(0.95, skip=12),
     ScaleKV(0.1),
     ScaleKV(0.01),
-    Travel(2),
-    Starts(4, side=2),
 )
+STARTS = Starts(4, side=2)
 NEUTRAL = (
     DiverseVAR(site="block"),
     AdaptiveScaling(0.0),
     PathSearch(1),
     FastVAR(0.0, skip=0),
     ScaleKV(1.0),
-    Travel(0),
-    Starts(1),
 )
 
 
@@ -90,21 +87,20 @@ def kept(pair, count: int, side: int, masked: bool) -> Keep:
     return Keep(maps, side, mask if masked else None)
 
 
-def drawn(pair, methods, settings, seed: int, batch: int, each=False, exact=True):
+def drawn(pair, chain: Chain, settings, seed: int, batch: int, each=False, exact=True):
     """f_hat and the images' seeds, or what was said in a ValueError."""
     condition = condition_of(pair[0], batch, each)
     how = (*pair, condition, pair[0].schedule(), settings)
-    starts = next((method for method in methods if isinstance(method, Starts)), Starts(1))
     try:
-        seeds = choose_starts(starts, batch, *how, seed, methods)
-        *_, last = sample_and_travel(*how, seeds, methods, exact_batch=exact)
+        found = draw(*how, seed, chain, exact_batch=exact)
+        *_, last = found.steps
     except ValueError as error:
         said = str(error)
         assert said.endswith(".") and len(said) < 500 and "\n" not in said
         assert type(error) is ValueError, error  # not one of torch's or NumPy's
         return said
     assert last.f_hat.isfinite().all()
-    return last.f_hat, seeds
+    return last.f_hat, found.seeds
 
 
 def same(a, b) -> bool:
@@ -121,7 +117,9 @@ def same(a, b) -> bool:
 )
 @given(
     family=st.sampled_from(("var", "var", "infinity", "varedit")),
-    chain=st.lists(st.sampled_from(METHODS), min_size=1, max_size=3, unique_by=type),
+    acting=st.lists(st.sampled_from(METHODS), min_size=1, max_size=3, unique_by=type),
+    starts=st.sampled_from((None, None, Starts(1), STARTS)),
+    travel=st.sampled_from((None, None, 0, 2)),
     neutral=st.sampled_from(NEUTRAL),
     batch=st.sampled_from((1, 3)),
     seed=st.sampled_from((7, 2**64 - 1)),
@@ -133,7 +131,20 @@ def same(a, b) -> bool:
     cfg=st.sampled_from((1.0, 4.0)),
 )
 def test_any_chain_keeps_its_promises(
-    pairs, family, chain, neutral, batch, seed, image, side, masked, exact, guided, cfg
+    pairs,
+    family,
+    acting,
+    starts,
+    travel,
+    neutral,
+    batch,
+    seed,
+    image,
+    side,
+    masked,
+    exact,
+    guided,
+    cfg,
 ):
     pair = pairs[family]
     guidance_start, guidance_end = guided
@@ -146,17 +157,21 @@ def test_any_chain_keeps_its_promises(
     )
     each = image == "each"
     keep = [] if image is None else [kept(pair, batch if each else 1, side, masked)]
-    plain = drawn(pair, keep, own, seed, batch, each)
-    methods = [*keep, *chain]
+    plain = drawn(pair, Chain((*keep,)), own, seed, batch, each)
+    methods = (*keep, *acting)
 
-    first = drawn(pair, methods, own, seed, batch, each, exact)
-    assert same(first, drawn(pair, methods[::-1], own, seed, batch, each, exact))
-    if type(neutral) not in map(type, chain):
-        assert same(first, drawn(pair, [neutral, *methods], own, seed, batch, each, exact))
-    together = any(method.together for method in chain)
+    def sampled(methods, starts=starts):
+        return drawn(pair, Chain(methods, starts, travel), own, seed, batch, each, exact)
+
+    first = sampled(methods)
+    assert same(first, sampled(methods[::-1]))
+    if starts is None:
+        assert same(first, sampled(methods, Starts(1)))
+    if type(neutral) not in map(type, acting):
+        assert same(first, sampled((neutral, *methods)))
+    together = any(method.together for method in acting)
     if exact and batch > 1 and not each and not together and not isinstance(first, str):
-        alone = [method for method in methods if not isinstance(method, Starts)]
         f_hat, seeds = first
-        picture_alone, _ = drawn(pair, alone, own, seeds[-1], 1)
-        assert torch.equal(f_hat[-1:], picture_alone)
-    assert same(plain, drawn(pair, keep, own, seed, batch, each))
+        alone, _ = drawn(pair, Chain(methods, travel=travel), own, seeds[-1], 1)
+        assert torch.equal(f_hat[-1:], alone)
+    assert same(plain, drawn(pair, Chain((*keep,)), own, seed, batch, each))

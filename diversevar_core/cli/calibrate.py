@@ -1,0 +1,87 @@
+"""``calibrate``: find the strengths that suit a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..analysis.calibrate import Task, calibrate, choose
+from ..analysis.front import front_plot
+from ..checkpoints.files import version_of
+from ..images import to_pil
+from ..quote import quote
+from ..sampling.conditions import Labels, Text
+from ..sampling.presets import calibration_path
+from ..text.encoder import load_text_encoder
+from .load import device_of, load_pair
+from .options import add_model_options
+from .output import PICTURES, place
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """The command and its options."""
+    command = commands.add_parser(
+        "calibrate",
+        help="find the strengths that suit a model",
+        description="Try several strengths on a few prompts, plot diversity against the model's "
+        "own judgement, and save the best beside the model, for --preset 'my calibration'. Stop it "
+        "at any moment and start it again: what is measured stays.",
+    )
+    command.set_defaults(run=run)
+    add_model_options(command)
+    command.add_argument(
+        "--prompts", type=Path, required=True, help="text file: a prompt, or a class, a line"
+    )
+    command.add_argument("--seeds", type=int, default=6, help="images a prompt")
+    command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every strength, save the choice beside the model, plot, print what was chosen."""
+    args.out, device = place(args.out, *PICTURES), device_of(args.device)
+    model, tokenizer = load_pair(args, device)
+    lines = read_lines(args.prompts)
+    if model.reads is Labels:
+        conditions = [Labels(torch.tensor([label], device=device)) for label in classes_of(lines)]
+    else:
+        encoder = load_text_encoder(args.text_encoder, device)
+        conditions = [Text(encoder([line])) for line in lines]
+    path, started = calibration_path(Path(args.model)), time.monotonic()
+    task = Task(model, tokenizer, conditions, model.schedule(), model.defaults(), args.seeds)
+    files = [args.model, args.vq, *([] if model.reads is Labels else [args.text_encoder])]
+    about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
+    about["files"] = [version_of(Path(file)) for file in files]
+    about["types"] = [str(model.dtype), str(tokenizer.dtype)]
+    begun, measured = 0.0, []
+    for now, done in calibrate(task, path, about):
+        begun = begun or done
+        if begun < done < 1:
+            left = (time.monotonic() - started) * (1 - done) / (done - begun)
+            print(f"{done:.0%} done, about {left:.0f} s left", file=sys.stderr)
+        measured = now
+    chosen = choose(measured)
+    to_pil(front_plot(measured, chosen)).save(args.out)
+    print(f"{chosen.preset}: saved to {path}, plot in {args.out}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty; ValueError where there are none."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{quote(path)} cannot be read as text ({error}).") from error
+    if not lines:
+        raise ValueError(f"{quote(path)} is empty; write a few prompts, one a line.")
+    return lines
+
+
+def classes_of(lines: Sequence[str]) -> list[int]:
+    """Class labels, one a line."""
+    if not all(line.isdecimal() for line in lines):
+        raise ValueError("This model paints classes; write their numbers, one a line.")
+    return [int(line) for line in lines]

@@ -1,0 +1,44 @@
+"""``compare``: a batch as published and with presets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..images import captioned_rows
+from ..sampling.presets import CALIBRATION, PRESETS, preset_named
+from .load import prepare
+from .options import add_sampling_options
+from .output import PICTURES, place, save_image
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """The command and its options."""
+    command = commands.add_parser(
+        "compare",
+        help="a batch as published and with presets",
+        description="Make a batch several times: as the model is, and with each preset that is "
+        "named.",
+    )
+    command.set_defaults(run=run)
+    add_sampling_options(command)
+    command.add_argument(
+        "--presets",
+        nargs="+",
+        choices=[*PRESETS, CALIBRATION],
+        default=["SSR + SAR as in the paper", "balanced", "most different"],
+    )
+    command.set_defaults(prompt="octopus", batch=8)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make a batch as published and with every preset, save a row of each, print the path."""
+    args.out = place(args.out, *PICTURES)
+    job = prepare(args)
+    rows = []
+    for name in ("as published", *args.presets):
+        preset = preset_named(name, Path(args.model))
+        _, steps = job.run(preset.settings(job.settings), preset.chain())
+        row = job.as_source(job.image(steps))
+        rows.append((name if str(preset) == name else f"{name}: {preset}", row))
+    save_image(args.out, captioned_rows(rows))

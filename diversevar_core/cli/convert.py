@@ -1,0 +1,34 @@
+"""``convert``: any checkpoint to one safetensors file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..checkpoints.convert import DTYPES, check_out, convert
+from .output import place
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """The command and its options."""
+    command = commands.add_parser(
+        "convert",
+        help="any checkpoint -> one safetensors file",
+        description="Write a transformer, tokenizer or text encoder as one safetensors file, with "
+        "all that loading it needs in its header.",
+    )
+    command.set_defaults(run=run)
+    command.add_argument("source", metavar="IN", help="file, or folder of shards")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    command.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the matrices (default: as stored)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write one safetensors file, print the path."""
+    args.out = args.out if args.out.suffix else place(args.out, ".safetensors")
+    check_out(args.out)
+    place(args.out, ".safetensors")
+    convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
+    print(args.out)

@@ -1,0 +1,45 @@
+"""``encode``: an image to token maps and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..checkpoints.loading import load_tokenizer
+from ..images import read_image
+from ..sampling.schedule import checked_sides, square
+from ..vae.autoencoder import to_image
+from .options import integers
+from .output import PICTURES, place, save_image, save_trace, trace
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """The command and its options."""
+    command = commands.add_parser("encode", help="image -> token maps -> image")
+    command.set_defaults(run=run)
+    command.add_argument("--vq", required=True, help="tokenizer")
+    command.add_argument("--image", required=True, help="image file")
+    command.add_argument("--sides", type=integers, required=True, help="of its maps: 1,2,4,6,8")
+    command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the image again")
+    command.add_argument("--trace", type=Path, help="safetensors of the token maps")
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> None:
+    """Take an image through the tokenizer and back."""
+    args.out = place(args.out, *PICTURES)
+    args.trace = args.trace and place(args.trace, ".safetensors")
+    schedule = square(checked_sides(args.sides, "--sides"))
+    tokenizer = load_tokenizer(args.vq)
+    size = schedule[-1].w * tokenizer.stride
+    features = tokenizer.features(read_image(args.image, size, size))
+    maps, f_hat = tokenizer.quantize_maps(features, schedule), None
+    for scale, tokens in zip(schedule, maps, strict=True):
+        f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
+    image = to_image(tokenizer.decode(f_hat))
+    if args.trace:
+        drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
+        save_trace(args.trace, schedule, drawn)
+    save_image(args.out, image[0])

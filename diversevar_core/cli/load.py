@@ -1,0 +1,187 @@
+"""What the options name, loaded and ready to be sampled."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..checkpoints.loading import load_model, load_tokenizer
+from ..images import into_square, open_image, out_of_square
+from ..models.compiled import compile_blocks
+from ..models.family import Family
+from ..models.packed import fastest_dtype, pack
+from ..models.pairing import check_pair, image_size
+from ..quote import quote
+from ..sampling.conditions import Condition, Labels, Text
+from ..sampling.job import PLAIN, Chain, draw
+from ..sampling.run import Step, drawn_maps
+from ..sampling.schedule import Schedule
+from ..sampling.settings import Settings
+from ..text.encoder import load_text_encoder
+from ..vae.autoencoder import to_image
+from ..vae.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the options name, loaded."""
+
+    model: Family
+    tokenizer: Tokenizer
+    condition: Condition
+    schedule: Schedule
+    settings: Settings
+    seed: int
+    shared: bool
+    exact_batch: bool
+    size: tuple[int, int] | None  # width and height of the source image
+
+    def run(self, settings: Settings, chain: Chain = PLAIN) -> tuple[list[int], list[Step]]:
+        """Choose seeds and sample; the seeds, and what every map left behind."""
+        how = (self.model, self.tokenizer, self.condition, self.schedule, settings)
+        options = {"shared": self.shared, "exact_batch": self.exact_batch}
+        drawn = draw(*how, self.seed, chain, **options)
+        return drawn.seeds, list(drawn.steps)[-len(drawn_maps(self.schedule, chain.methods)) :]
+
+    @torch.no_grad()
+    def image(self, steps: list[Step]) -> Tensor:
+        """The images (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
+        return to_image(self.tokenizer.decode(steps[-1].f_hat))
+
+    def as_source(self, images: Tensor) -> Tensor:
+        """Images in the source image's own size, where there is one."""
+        return out_of_square(images.cpu(), *self.size) if self.size else images
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Load what the options name."""
+    device = device_of(args.device)
+    model, tokenizer = load_pair(args, device)
+    schedule = model.schedule(args.aspect, args.pixels)
+    source = source_of(args, model, tokenizer, schedule, device)
+    condition = condition_of(args, model, source, device)
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = replace(model.defaults(), **given)
+    draws = args.seed, args.rng == "shared", args.exact_batch
+    size = open_image(args.source).size if args.source else None
+    return Job(model, tokenizer, condition, schedule, settings, *draws, size)
+
+
+def load_pair(args: argparse.Namespace, device: str) -> tuple[Family, Tokenizer]:
+    """The transformer and the tokenizer that the options name."""
+    model = load_model(args.model, device, dtype_of(args.dtype, device), task=args.task)
+    tokenizer = load_tokenizer(args.vq, device)
+    check_pair(model, tokenizer)
+    if args.compile:
+        compile_blocks(model, device)
+    elif device == "cpu":
+        pack(model)
+    return model, tokenizer
+
+
+def devices() -> list[str]:
+    """The devices there are, the fastest first."""
+    cards = [
+        name
+        for kind in ("cuda", "xpu")
+        if getattr(torch, kind).is_available()
+        for name in (kind, *(f"{kind}:{i}" for i in range(getattr(torch, kind).device_count())))
+    ]
+    return [*cards, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def device_of(name: str | None) -> str:
+    """The device of this name, or the fastest one; ValueError where it is not there."""
+    there = devices()
+    if name and name not in there:
+        raise ValueError(f"There is no device {quote(name)} here; choose of {', '.join(there)}.")
+    return name or there[0]
+
+
+def dtype_of(name: str | None, device: str) -> torch.dtype | None:
+    """The type that --dtype names; None leaves it to ``load_model``."""
+    if name == "fastest":
+        return fastest_dtype() if device == "cpu" else None
+    return name and getattr(torch, name)
+
+
+def condition_of(
+    args: argparse.Namespace, model: Family, source: Tensor | None, device: str
+) -> Condition:
+    """What every image shows: classes, or text of a features file or a prompt."""
+    if model.reads is Labels:
+        if source is not None:
+            raise ValueError(f"{model.name} edits no images; leave out the source.")
+        if args.labels is None:
+            raise ValueError(f"{model.name} paints classes; give --labels.")
+        labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
+        return Labels(torch.stack(labels))
+    if args.text_features:
+        given = read_text_features(args.text_features)
+    elif args.prompt is None:
+        raise ValueError(f"{model.name} paints from text; give --prompt, or --text-features.")
+    else:
+        encoder = load_text_encoder(args.text_encoder, device)
+        given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
+        if sentence := encoder.unseen(args.prompt):
+            print(sentence, file=sys.stderr)
+    positive = cycle(given.positive, args.batch, device)
+    negative = given.negative and cycle(given.negative, len(positive), device)
+    return Text(positive, negative, source)
+
+
+def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tensor]:
+    """``count`` values (None: as many as there are), starting over at the end."""
+    if count is not None and count < 1:
+        raise ValueError(f"--batch must be 1 or more, not {count}.")
+    return [values[i % len(values)].to(device) for i in range(count or len(values))]
+
+
+def read_text_features(path: str) -> Text:
+    """Text features of a file: ``text`` (sum of lengths, Ct) cut by ``lens``; negative ones too."""
+    try:
+        tensors = load_file(path)
+        negative = None
+        if "negative_text" in tensors:
+            negative = tensors["negative_text"].split(tensors["negative_lens"].tolist())
+        return Text(tensors["text"].split(tensors["lens"].tolist()), negative)
+    except KeyError as error:
+        raise ValueError(f"{quote(path)} lacks the tensor {error.args[0]}; add it.") from error
+    except (SafetensorError, RuntimeError, TypeError, OSError) as error:
+        raise ValueError(f"{quote(path)} does not hold text features ({error}).") from error
+
+
+@torch.no_grad()
+def source_of(
+    args: argparse.Namespace, model: Family, tokenizer: Tokenizer, schedule: Schedule, device: str
+) -> Tensor | None:
+    """Features of the image to edit, if there is one."""
+    if args.source_features:
+        return read_source_features(args.source_features, device)
+    if not args.source:
+        return None
+    height, width = image_size(model, tokenizer, schedule)
+    if height != width:
+        raise ValueError("Images are edited in a square; leave --aspect at 1:1.")
+    return tokenizer.features(into_square(open_image(args.source), width).to(device))
+
+
+def read_source_features(path: str, device: str) -> Tensor:
+    """Source features (1, d, H, W) of a file."""
+    try:
+        features = load_file(path)["features"].to(device, torch.float32)
+    except (KeyError, SafetensorError, OSError) as error:
+        raise ValueError(f"{quote(path)} does not hold source features ({error}).") from error
+    if features.ndim != 4 or len(features) != 1:
+        raise ValueError(
+            f"The features of {quote(path)} are {list(features.shape)}, not (1, d, H, W)."
+        )
+    return features
