@@ -24,17 +24,18 @@ from torch import Tensor
 SETS = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emojione")
 PIXELS = 128
 
-# The full set: named pictures in at least four designs, but no people in five skin tones, flags,
+# The categories of each set of concepts. "first", what two cores can learn in an hour: all six
+# designs. "grown" and "full": at least four designs, but no people in five skin tones, flags,
 # letters and buttons.
-FULL_DESIGNS = 4
-FULL_CATEGORIES = (
-    "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body",
-    "Smileys & Emotion", "Symbols", "Travel & Places",
-)  # fmt: skip
+CATEGORIES = {
+    "first": ("Animals & Nature", "Food & Drink"),
+    "grown": ("Activities", "Animals & Nature", "Food & Drink", "Travel & Places"),
+    "full": (
+        "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body",
+        "Smileys & Emotion", "Symbols", "Travel & Places",
+    ),
+}  # fmt: skip
 LEFT_OUT = re.compile(r"skin-tone|flag|button|keycap|input-|letter|oclock|thirty|japanese-.*-")
-
-# The set that two cores can learn in an hour: all six designs.
-CATEGORIES = ("Animals & Nature", "Food & Drink")
 
 # Pictures with writing in them, or named after a direction, have no mirrored copies.
 WRITING = re.compile(
@@ -127,28 +128,27 @@ def render(
     return picture[:, ::-1] if mirrored else picture
 
 
-def select(sets: Sequence[dict], categories: dict[str, str], full: bool) -> list[str]:
+def select(sets: Sequence[dict], categories: dict[str, str], chosen: str) -> list[str]:
     """Names of the concepts, in alphabetical order.
 
-    sets: the Iconify sets; categories: of each name. Of two names for the same icon the one that
-    more sets use for it stays.
+    sets: the Iconify sets; categories: of each name; chosen: a key of ``CATEGORIES``. Of two names
+    for the same icon stays the one of the first set, else the one that more sets use for it.
     """
     drawn = {}  # name -> (set, icon) of each design
     for name in sorted({name for icons in sets for name in (*icons["icons"], *icons["aliases"])}):
         found = [(i, resolve(icons, name)) for i, icons in enumerate(sets)]
         drawn[name] = [(i, icon[0]) for i, icon in found if icon]
 
-    def wanted(name: str) -> bool:
-        if LEFT_OUT.search(name) or name not in categories:
-            return False
-        if full:
-            return len(drawn[name]) >= FULL_DESIGNS and categories[name] in FULL_CATEGORIES
-        return len(drawn[name]) == len(SETS) and categories[name] in CATEGORIES
+    def belongs(name: str, group: str) -> bool:
+        designs = len(SETS) if group == "first" else 4
+        return len(drawn[name]) >= designs and categories[name] in CATEGORIES[group]
 
+    named = [name for name in drawn if name in categories and not LEFT_OUT.search(name)]
+    first = {name for name in named if belongs(name, "first")}
     own = {name: sum(icon == name for _, icon in drawn[name]) for name in drawn}
     names, taken = [], set()
-    for name in sorted(filter(wanted, drawn), key=lambda name: -own[name]):
-        if not taken & set(drawn[name]):
+    for name in sorted(named, key=lambda name: (name not in first, -own[name])):
+        if (name in first or belongs(name, chosen)) and not taken & set(drawn[name]):
             taken |= set(drawn[name])
             names.append(name)
     return sorted(names)
@@ -186,12 +186,12 @@ def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("emoji-data"), help="where to save")
-    parser.add_argument("--full", action="store_true", help="every concept with four designs")
+    parser.add_argument("--concepts", default="first", choices=CATEGORIES)
     args = parser.parse_args()
 
     sets, categories = read_sets(args.folder / "npm")
     pictures, concept, design, concepts = [], [], [], []
-    for name in select(sets, categories, args.full):
+    for name in select(sets, categories, args.concepts):
         found = [(i, resolve(icons, name)) for i, icons in enumerate(sets)]
         for i, icon in found:
             if icon:

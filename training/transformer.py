@@ -119,10 +119,13 @@ def sample_sheet(
     contact_sheet(pixels.numpy(), 12).save(path)
 
 
-def export(model: Infinity, text: TextEncoder, folder: Path, **facts: str) -> None:
+def export(
+    model: Infinity, text: TextEncoder, folder: Path, prompts: Sequence[str] = (), **facts: str
+) -> None:
     """Write transformer and text encoder as bfloat16 safetensors in the official layouts.
 
-    facts: more about the transformer, for its header.
+    prompts: all that the model knows, for the text encoder's header; facts: more about the
+    transformer, for its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -131,7 +134,8 @@ def export(model: Infinity, text: TextEncoder, folder: Path, **facts: str) -> No
     facts = {"patch_nums": model.config.sides} | facts
     header = {name: json.dumps(value) for name, value in facts.items()}
     write(folder / "transformer.safetensors", tensors, header)
-    write(folder / "text_encoder.safetensors", text.encoder.state_dict(), {})
+    known = {"prompts": json.dumps(list(prompts))} if prompts else {}
+    write(folder / "text_encoder.safetensors", text.encoder.state_dict(), known)
     text.tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -262,7 +266,7 @@ def main() -> None:
     run, checkpoint = Run(prompts, device), args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
-        export(run.average["model"], run.text(), args.export)
+        export(run.average["model"], run.text(), args.export, prompts)
         return
 
     tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", device)
