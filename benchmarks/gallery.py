@@ -1,8 +1,9 @@
-"""Draw docs/gallery.md's images: ``python -m benchmarks.gallery``.
+"""Draw the README's picture and docs/gallery.md's: ``python -m benchmarks.gallery``.
 
 Eight images of each of three prompts with the included model, as published, with every preset and
 with every method; the prompts are the first of each third of those that the model knows, in
-alphabetical order. The templates' results are the thumbnails in ``workflows``.
+alphabetical order. The README shows three of the presets. The templates' results are the
+thumbnails in ``workflows``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from PIL import Image
+from torch import Tensor
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.images import captioned_rows, sheet, to_pil
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
 SEEDS = 8
 PUBLISHED = PRESETS["as published"]
+FRONT = ("as published", "SSR + SAR as in the paper", "most different")  # the README's presets
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,18 @@ def every_third(prompts: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def strip(row: Row, prompts: Sequence[str]) -> Image.Image:
-    """One line of images for each prompt."""
+def draw_row(row: Row, prompts: Sequence[str]) -> list[Tensor]:
+    """Images (SEEDS, 3, H, W) in 0..1 of every prompt."""
     model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
     text, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
     settings = row.preset.settings(model.defaults())
-    lines = []
+    images = []
     for prompt in prompts:
         condition = Text(text([prompt])).repeat(SEEDS)
         how = (model, tokenizer, condition, schedule, settings, 0, row.preset.chain(row.chain))
         *_, last = draw(*how).steps
-        lines.append(to_image(tokenizer.decode(last.f_hat)))
-    sheet = rearrange(torch.stack(lines), "p b c h w -> (p h) (b w) c")
-    return Image.fromarray((255 * sheet).round().byte().numpy())
+        images.append(to_image(tokenizer.decode(last.f_hat)))
+    return images
 
 
 def file_name(title: str) -> str:
@@ -111,9 +112,18 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
     prompts = every_third(included.prompts())
+    front = {}
     for row in ROWS:
-        strip(row, prompts).save(IMAGES / file_name(row.title))
+        images = draw_row(row, prompts)
+        to_pil(sheet(torch.cat(images), SEEDS)).save(IMAGES / file_name(row.title))
+        front[row.title] = images
         print(row.title, flush=True)
+    lines = [
+        (f"{prompt}: {name}", front[f"Preset {name}"][i])
+        for i, prompt in enumerate(prompts)
+        for name in FRONT
+    ]
+    to_pil(captioned_rows(lines)).save(IMAGES / "compare.png")
     PAGE.write_text(page(ROWS, prompts, sorted(TEMPLATES.glob("*.jpg"))))
 
 

@@ -50,12 +50,14 @@ from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, load, to_model
+from .data import contact_sheet as picture_sheet
 from .judge import Judge, Verdict, held_out, load_judge
 from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, reconstruct, summed, to_pixels
 
 SEED = 1000
-SHOWN = ("octopus", "cat face", "penguin", "pizza", "owl", "red apple", "fox", "sunflower")
+SHOWN = 8  # prompts of the contact sheet: the first of each eighth of what is known, by name
+REBUILT = 40  # random pictures beside their reconstructions
 METRICS = ("top-1", "top-5", "designs", "modes", "distance", "alignment", "likelihood")
 JUDGED = 4  # pictures a prompt that the model judges itself
 
@@ -316,17 +318,28 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         preset, chain = PRESETS[name], PRESETS[name].chain()
         given = {"methods": chain.methods, "starts": chain.starts}
         rows[title] = Row("", "", guidance_start=preset.guidance_start, **given)
-    known = [concept.prompt for concept in bench.data.concepts]
+    prompts = [concept.prompt for concept in bench.data.concepts]
+    known = sorted(bench.text.prompts)
+    shown = [known[len(known) * i // SHOWN] for i in range(SHOWN)]
     bench = replace(bench, seeds=8)
     columns = []
     for title, row in rows.items():
         lines = [
             (f"{prompt}: {title}", rearrange(pictures / 255, "b h w c -> b c h w"))
-            for prompt in SHOWN
-            for pictures in [bench.draw(row, known.index(prompt))[0]]
+            for prompt in shown
+            for pictures in [bench.draw(row, prompts.index(prompt))[0]]
         ]
         columns.append(F.pad(captioned_rows(lines), (0, 16), value=1.0))
     to_pil(torch.cat(columns, dim=2)).save(path)
+
+
+def reconstructions(bench: Bench, path: Path) -> None:
+    """``REBUILT`` random pictures, and below each what the tokenizer makes of it."""
+    order = torch.randperm(len(bench.data.pictures), generator=torch.Generator().manual_seed(SEED))
+    real = bench.data.pictures[order[:REBUILT]]
+    made = to_pixels(reconstruct(bench.tokenizer, to_model(real), bench.model.schedule()))
+    rows = [torch.cat(pair) for pair in zip(real.split(10), made.split(10), strict=True)]
+    picture_sheet(torch.cat(rows).numpy(), 10).save(path)
 
 
 def rank_correlation(rows: Sequence[dict]) -> tuple[float, float, float]:
@@ -403,7 +416,7 @@ def plot(report: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
-    parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
+    parser.add_argument("--folder", type=Path, default=Path("emoji-training"), help="of judge.ckpt")
     parser.add_argument("--models", type=Path, default=Path("models/emoji"))
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=24)
@@ -412,14 +425,16 @@ def main() -> None:
 
     data = load(args.data)
     judge = load_judge(data, args.folder / "judge.ckpt")
+    text = load_text_encoder(args.models / "text_encoder.safetensors")
     order = torch.randperm(len(data.concepts), generator=torch.Generator().manual_seed(SEED))
+    known = [i for i in order.tolist() if data.concepts[i].prompt in text.prompts]
     bench = Bench(
         load_model(args.models / "transformer.safetensors"),
         load_tokenizer(args.models / "tokenizer.safetensors"),
-        load_text_encoder(args.models / "text_encoder.safetensors"),
+        text,
         judge,
         data,
-        tuple(order[: args.prompts].tolist()),
+        tuple(known[: args.prompts]),
         args.seeds,
         args.folder / "candidates",
     )
@@ -453,6 +468,7 @@ def main() -> None:
     if args.only == [""]:
         with torch.no_grad():
             contact_sheet(bench, args.folder / "contact.png")
+            reconstructions(bench, args.folder / "reconstructions.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from diversevar_core.sampling.settings import Settings
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model, with_mirrored
-from .judge import Judge, load_judge
+from .judge import Judge, load_judge, write_judge
 from .loop import Log, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
     parser.add_argument("--folder", type=Path, default=Path("growth-training"))
     parser.add_argument("--steps", type=int, default=3200)
-    parser.add_argument("--export", type=Path, help="only write the checkpoint's weights here")
+    parser.add_argument("--export", type=Path, help="only write the weights, and the judge's, here")
     args = parser.parse_args()
 
     data, old = load(args.grown), {concept.prompt for concept in load(args.data).concepts}
@@ -122,6 +122,7 @@ def main() -> None:
         prompts = [concept.prompt for concept in data.concepts]
         known = learned(run, tokenizer, judge, prompts, old)
         export(run.average["model"], run.text(), args.export, known)
+        write_judge(judge, data, args.export / "judge.safetensors")
         return
 
     pictures = Pictures(data, old, tokenizer, args.folder / "features.pt")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -135,6 +138,22 @@ def load_judge(data: Data, path: Path, steps: int = STEPS) -> Judge:
         log(step + 1, {"concept": named.detach(), "design": drawn.detach()})
     save(path, judge.state_dict())
     return judge.eval()
+
+
+def write_judge(judge: Judge, data: Data, path: Path) -> None:
+    """Save the judge in float16 with the concepts' prompts, for ``read_judge``."""
+    tensors = {name: tensor.half() for name, tensor in judge.state_dict().items()}
+    prompts = [concept.prompt for concept in data.concepts]
+    save_file(tensors, path, metadata={"prompts": json.dumps(prompts)})
+
+
+def read_judge(path: Path) -> tuple[Judge, list[str]]:
+    """A judge that ``write_judge`` saved, and the prompts that its concepts are."""
+    with safe_open(path, "pt") as file:
+        prompts = json.loads(file.metadata()["prompts"])
+    judge = Judge(len(prompts))
+    judge.load_state_dict(load_file(path))
+    return judge.eval(), prompts
 
 
 def held_out(judge: Judge, data: Data) -> dict[str, float]:
