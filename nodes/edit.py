@@ -12,7 +12,7 @@ from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.settings import guidance
 from . import host, inputs
 from .encode import fit_mask
-from .sample import draw, settings_of, text
+from .sample import draw, not_known, settings_of, text
 
 
 class Edit(io.ComfyNode):
@@ -80,6 +80,7 @@ class Edit(io.ComfyNode):
                     tooltip="The seed of every edit, for Save Image with Seeds.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -133,6 +134,7 @@ class Edit(io.ComfyNode):
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
         edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
+        host.show(cls, "\n".join((f"seeds {seeds}", *not_known(positive))))
         return io.NodeOutput(edited, {"samples": f_hat}, seeds)
 
 

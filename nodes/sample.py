@@ -193,9 +193,14 @@ def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> 
     return line
 
 
+def not_known(positive: list) -> list[str]:
+    """What the model says it does not know of the prompt."""
+    return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+
+
 def without_effect(positive: list, latent_image: dict, keep_side: int) -> list[str]:
     """What the model does not know of the prompt, and an image that gave no more than its size."""
-    found = [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+    found = not_known(positive)
     image = latent_image["samples"].any()
     if image and keep_side == 0 and "noise_mask" not in latent_image:
         found.append("Of the image only its size was used: set keep_side, or give it a mask.")

@@ -29,7 +29,7 @@ from diversevar_core.sampling.settings import Settings
 from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load
-from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, trained
+from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, offered, trained
 from .loop import Log, learning_rate
 from .teacher import levels, losses, self_correcting
 from .text import tokenize
@@ -176,7 +176,7 @@ def main() -> None:
     run.resume(checkpoint)
     run.average["model"].edits = True  # it samples; the one that is trained is fed by ``forward``
     if args.export:
-        export(run.average["model"], run.text(), args.export, task="edit")
+        export(run.average["model"], run.text(), args.export, offered(), task="edit")
         return
 
     tokenizer = load_tokenizer(args.start / "tokenizer.safetensors")

@@ -282,6 +282,12 @@ def trained() -> dict[str, float]:
     return {kind: share for kind, (share, _) in KINDS.items() if share}
 
 
+def offered() -> list[str]:
+    """The instructions of the kinds that a model is worth using for: colours, and none."""
+    colours = [said.format(colour) for said in KINDS["colour"][1] for colour in COLOURS]
+    return [*colours, *KINDS["grey"][1]]
+
+
 def all_instructions(data: Data) -> list[str]:
     """Every word that an instruction may have, in phrases: what the vocabulary is built of."""
     phrases = [phrase for _, said in KINDS.values() for phrase in said]

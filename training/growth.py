@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--grown", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
     parser.add_argument("--folder", type=Path, default=Path("growth-training"))
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--export", type=Path, help="only write the weights, and the judge's, here")
     args = parser.parse_args()
 

@@ -200,7 +200,7 @@ class TextEncoder:
         return features
 
     def unseen(self, prompt: str) -> str | None:
-        """One sentence on what of a prompt the model has never seen; None where it knows it."""
+        """One sentence on what of a prompt the model does not know; None where it knows it."""
         return unseen(prompt, self.prompts) if self.prompts else None
 
 

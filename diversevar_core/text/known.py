@@ -1,4 +1,4 @@
-"""What a small model, trained on a list of prompts, has never seen of a prompt."""
+"""What a small model, which lists the prompts that it knows, does not know of a prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def words_of(text: str) -> list[str]:
 
 
 def unseen(prompt: str, prompts: Sequence[str]) -> str | None:
-    """One sentence on what of the prompt is new to a model that was trained on these prompts.
+    """One sentence on what of the prompt a model does not know that knows these prompts.
 
     It names the new words, or says that they are new together, and three near prompts. None where
     the model knows the prompt.
@@ -33,4 +33,4 @@ def unseen(prompt: str, prompts: Sequence[str]) -> str | None:
 
     near = ", ".join(f"'{one}'" for one in sorted(prompts, key=likeness, reverse=True)[:NEAR])
     what = f"the words {', '.join(new)}" if len(new) > 1 else f"the word {new[0]}" if new else ""
-    return f"This model has never seen {what or 'these words together'}; it knows {near}."
+    return f"This model does not know {what or 'these words together'}; it knows {near}."

@@ -1,4 +1,4 @@
-"""A small model says what it has never seen of a prompt."""
+"""A small model says what it does not know of a prompt."""
 
 import pytest
 
@@ -16,14 +16,14 @@ def test_what_it_knows_goes_without_a_word(prompt):
 
 def test_new_words_are_named_and_three_near_prompts():
     assert unseen("a red sports car", PROMPTS) == (
-        "This model has never seen the words 'sports', 'car'; "
+        "This model does not know the words 'sports', 'car'; "
         "it knows 'red apple', 'green apple', 'dragon'."
     )
 
 
 def test_known_words_that_are_new_together():
     sentence = unseen("a green dragon", PROMPTS)
-    assert sentence.startswith("This model has never seen these words together; it knows ")
+    assert sentence.startswith("This model does not know these words together; it knows ")
     assert sentence.count("'dragon'") == 1 and "'green apple'" in sentence
 
 
@@ -31,7 +31,7 @@ def test_the_included_model_carries_its_prompts():
     assert "octopus" in included.prompts() and len(included.prompts()) >= 197
     encoder = load_text_encoder(included.TEXT_ENCODER)
     assert encoder.unseen("octopus") is None
-    assert "'motorcycle'" in encoder.unseen("a motorcycle")
+    assert "'zeppelin'" in encoder.unseen("a zeppelin")
 
 
 def test_a_text_encoder_without_a_list_says_nothing(text_encoder):
@@ -41,6 +41,6 @@ def test_a_text_encoder_without_a_list_says_nothing(text_encoder):
 def test_the_command_line_says_it(command_line, tmp_path):
     said = [
         command_line("sample", "--prompt", prompt, "--out", tmp_path / "a.png").stderr
-        for prompt in ("octopus", "a motorcycle")
+        for prompt in ("octopus", "a zeppelin")
     ]
-    assert said[0] == "" and "never seen the word 'motorcycle'" in said[1]
+    assert said[0] == "" and "does not know the word 'zeppelin'" in said[1]

@@ -48,7 +48,7 @@ def text():
 
 @pytest.mark.parametrize("prompt", UNKNOWN)
 def test_what_is_unknown_is_said(text, prompt):
-    assert text.unseen(prompt).startswith("This model has never seen")
+    assert text.unseen(prompt).startswith("This model does not know")
 
 
 def test_what_is_known_is_recognised_in_six_of_eight_images(text):
