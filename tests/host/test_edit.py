@@ -33,6 +33,17 @@ def test_the_seeds_of_edits_are_saved_with_them(host):
     assert seeds == ["5", "6"]
 
 
+def test_the_node_shows_its_seeds_and_what_the_model_does_not_know(host):
+    prompt = graph(seed=5, batch_size=2)
+    for name, file in (("model", "emoji-edit"), ("clip", "emoji-edit"), ("vae", "emoji")):
+        prompt[name]["inputs"][f"{name}_name"] = file
+    for words, unknown in (("make it blue", False), ("turn it into a zeppelin", True)):
+        prompt["text"]["inputs"]["text"] = words
+        (text,) = host.run(prompt).texts
+        assert "seeds 5, 6" in text
+        assert ("does not know the words 'turn', 'into', 'zeppelin'" in text) == unknown
+
+
 def test_instruction_and_image_and_method_change_the_edit(host):
     prompts = [graph(), graph(), graph(), graph(method=["method", 0], guidance_start=4)]
     prompts[1]["text"]["inputs"]["text"] = "a cat"
