@@ -125,9 +125,9 @@ def test_a_template_opens_as_an_app(host, page):
 
 def test_the_first_template_is_an_app_too(page):
     graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
-    page.evaluate("graph => app.loadGraphData(graph)", graph)
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, FIRST])
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
-    for label in ("Prompt", "preset", "batch_size"):
+    for label in ("Prompt", "batch_size"):
         page.get_by_text(label, exact=True).first.wait_for()
 
 

@@ -28,13 +28,12 @@ BOXES = """() => {
 }"""
 # the greatest part of an image node's area that the page's minimap covers
 COVERED = """() => {
-    const [left, top] = [[...document.querySelectorAll(".minimap-main-container")][0]]
-        .map(map => map.getBoundingClientRect()).flatMap(map => [map.left, map.top]);
+    const map = document.querySelector(".minimap-main-container").getBoundingClientRect();
     const part = n => {
         const [x, y] = app.canvas.ds.convertOffsetToCanvas(n.pos);
         const [w, h] = [...n.size].map(side => side * app.canvas.ds.scale);
-        const covered = Math.max(0, x + w - Math.max(left, x)) * Math.max(0, y + h - Math.max(top, y));
-        return covered / w / h;
+        const [right, bottom] = [x + w - Math.max(map.left, x), y + h - Math.max(map.top, y)];
+        return (Math.max(0, right) * Math.max(0, bottom)) / w / h;
     };
     const shows = n => ["SaveImage", "PreviewImage"].includes(n.type);
     return Math.max(...app.graph.nodes.filter(shows).map(part));
