@@ -114,7 +114,7 @@ def ssr(default: float) -> io.Float.Input:
         default=default,
         min=0.0,
         max=8.0,
-        step=0.025,
+        step=0.005,
         tooltip="Soft suppression (SSR): how strongly to weaken the largest singular values of "
         "what the model reads at early token maps, where all seeds share a layout. 0 is off.",
     )
@@ -127,7 +127,7 @@ def sar(default: float) -> io.Float.Input:
         default=default,
         min=0.0,
         max=4.0,
-        step=0.025,
+        step=0.005,  # the page shows as many decimals, and the paper's sar is 0.125
         tooltip="Soft amplification (SAR): how strongly to strengthen the largest singular values "
         "of what the model puts out at the same token maps. 0 is off.",
     )

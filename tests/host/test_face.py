@@ -34,6 +34,16 @@ TEMPLATES = {
     "edit image": "7 Edit an image, works at once",
 }
 SEARCH = "app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
+# the value and the text of widgets that were given numbers by hand
+TYPED = """([type, numbers]) => {
+    const node = LiteGraph.createNode(type), shown = {};
+    app.graph.add(node);
+    for (const widget of node.widgets.filter(widget => widget.name in numbers)) {
+        widget.callback(numbers[widget.name]);
+        shown[widget.name] = [widget.value, widget._displayValue];
+    }
+    return shown;
+}"""
 
 
 def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
@@ -111,6 +121,20 @@ def test_a_template_opens_as_an_app(host, page):
     page.get_by_role("button", name="Run", exact=True).last.click()
     assert len(host.images(wait_for_one_more(host, page, before))) == 8
     page.locator("img[src*='filename=text_']").first.wait_for()
+
+
+def test_the_first_template_is_an_app_too(page):
+    graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, FIRST])
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    for label in ("Prompt", "batch_size"):
+        page.get_by_text(label, exact=True).first.wait_for()
+
+
+def test_the_strengths_of_the_paper_are_shown_and_kept(page):
+    page.evaluate("app.graph.clear()")
+    shown = page.evaluate(TYPED, ["DiverseVARSSRSAR", {"ssr": 0.25, "sar": 0.125}])
+    assert shown == {"ssr": [0.25, "0.250"], "sar": [0.125, "0.125"]}
 
 
 def test_the_subgraph_is_added_from_the_search_and_runs(host, page):

@@ -17,12 +17,26 @@ OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename 
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
 TYPES = ".map(n => n.type)"
-# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups
+# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups; a run adds
+# what the sampler used below its widgets
 BOXES = """() => {
     const box = ([x, y, w, h]) => [x, y, x + w, y + h];
     const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...n.size])]);
     nodes.forEach(([_, b]) => b[1] -= LiteGraph.NODE_TITLE_HEIGHT);
+    app.graph.nodes.forEach((n, i) => nodes[i][1][3] += n.type === "DiverseVARSampler" ? 50 : 0);
     return [nodes, app.graph.groups.map(g => [g.title, box([...g.pos, ...g.size])])];
+}"""
+# the greatest part of an image node's area that the page's minimap covers
+COVERED = """() => {
+    const map = document.querySelector(".minimap-main-container").getBoundingClientRect();
+    const part = n => {
+        const [x, y] = app.canvas.ds.convertOffsetToCanvas(n.pos);
+        const [w, h] = [...n.size].map(side => side * app.canvas.ds.scale);
+        const [right, bottom] = [x + w - Math.max(map.left, x), y + h - Math.max(map.top, y)];
+        return (Math.max(0, right) * Math.max(0, bottom)) / w / h;
+    };
+    const shows = n => ["SaveImage", "PreviewImage"].includes(n.type);
+    return Math.max(...app.graph.nodes.filter(shows).map(part));
 }"""
 PROMPT = "app.graphToPrompt().then(graph => graph.output)"
 DROPPED = """bytes => {
@@ -117,6 +131,8 @@ def test_a_template_is_readable_on_a_small_screen(page, name):
     page.wait_for_function("app.graph.nodes.length > 0")
     page.wait_for_timeout(500)
     assert page.evaluate("app.canvas.ds.scale") > 0.58
+    covered = page.evaluate(COVERED)
+    assert covered <= (0.2 if name.startswith("4 ") else 0), covered
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
