@@ -111,7 +111,8 @@ class Calibrate(io.ComfyNode):
         plot = front_plot(measured, chosen).movedim(0, -1)[None]
         found = f"Of {len(measured)} strengths, {chosen.preset} suits this model"
         report = f"{found}; saved to {quote(path)}."
-        return io.NodeOutput(plot, report, ui=ui.PreviewImage(plot, cls=cls))
+        shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
+        return io.NodeOutput(plot, report, ui=shown)
 
 
 def encode(clip, prompt: str) -> list:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.models.pairing import check_pair, image_size
@@ -80,7 +80,6 @@ class Edit(io.ComfyNode):
                     tooltip="The seed of every edit, for Save Image with Seeds.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -134,8 +133,8 @@ class Edit(io.ComfyNode):
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
         edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
-        host.show(cls, "\n".join((f"seeds {seeds}", *not_known(positive))))
-        return io.NodeOutput(edited, {"samples": f_hat}, seeds)
+        shown = "\n".join((f"seeds {seeds}", *not_known(positive)))
+        return io.NodeOutput(edited, {"samples": f_hat}, seeds, ui=ui.PreviewText(shown))
 
 
 NODES = [Edit]

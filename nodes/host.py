@@ -24,8 +24,6 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.quant_ops import QuantizedTensor
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders.t5 import T5
-from comfy_api.latest import io
-from server import PromptServer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -63,12 +61,6 @@ WEIGHT_TYPES = {
 FILE = "diversevar_file"  # a patcher's attachment: where it was loaded from
 UNSEEN = "diversevar_unseen"  # a conditioning's entry: what its prompt has that is new to the model
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: its weights' names in the file
-
-
-def show(node: type[io.ComfyNode], text: str) -> None:
-    """Text on the node, below its widgets; its schema hides unique_id."""
-    if node.hidden.unique_id:
-        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

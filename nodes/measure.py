@@ -1,7 +1,7 @@
 """How different a batch is, and which of it differ most."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.diversity import (
     mean_distance,
@@ -9,7 +9,7 @@ from ..diversevar_core.analysis.diversity import (
     pixel_features,
     vendi_score,
 )
-from . import host, inputs
+from . import inputs
 
 
 class Measure(io.ComfyNode):
@@ -38,7 +38,6 @@ class Measure(io.ComfyNode):
                 io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
                 io.String.Output(display_name="report", tooltip="Both, as a sentence."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -49,8 +48,7 @@ class Measure(io.ComfyNode):
             f"{len(images)} images amount to {vendi:.2f} different ones; "
             f"mean distance {distance:.3f} ({'pixels' if clip_vision is None else 'CLIP vision'})."
         )
-        host.show(cls, report)
-        return io.NodeOutput(vendi, distance, report)
+        return io.NodeOutput(vendi, distance, report, ui=ui.PreviewText(report))
 
 
 class Select(io.ComfyNode):

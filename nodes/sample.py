@@ -7,7 +7,7 @@ from functools import partial
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
@@ -127,7 +127,6 @@ class Sampler(io.ComfyNode):
                     "image again.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -177,8 +176,8 @@ class Sampler(io.ComfyNode):
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
         lines = used(chosen, settings, schedule, batch), f"seeds {seeds}"
-        host.show(cls, "\n".join((*lines, *without_effect(positive, latent_image, keep_side))))
-        return io.NodeOutput({"samples": samples}, seeds)
+        shown = "\n".join((*lines, *without_effect(positive, latent_image, keep_side)))
+        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(shown))
 
 
 def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> str:

@@ -33,7 +33,6 @@ comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
 """
-TEXT = 3  # the kind of a binary message that is text on a node
 # On a very busy machine; they are waited only where something fails. Of a prompt: without a word.
 START_SECONDS, PROMPT_SECONDS = 600, 600
 HOW_TO = (
@@ -57,16 +56,20 @@ def find() -> tuple[Path, str] | None:
 
 @dataclass
 class Outcome:
-    """What became of a prompt: messages, preview frames, texts on nodes, images, and error."""
+    """What became of a prompt: messages, preview frames, images, and error."""
 
     messages: list[dict] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict]:
         """The data of all messages of a kind."""
         return [message["data"] for message in self.messages if message["type"] == kind]
+
+    def text_of(self, node: str) -> str:
+        """What a node shows on itself."""
+        (shown,) = [data["output"] for data in self.of("executed") if data["node"] == node]
+        return "\n".join(shown["text"])
 
     @property
     def error(self) -> str | None:
@@ -217,9 +220,7 @@ class Host:
         """Run a prompt to its end, well or not. Raises Refused."""
         outcome = Outcome()
         for event in self.events(prompt, preview, seconds, **extra):
-            if isinstance(event, bytes) and int.from_bytes(event[:4]) == TEXT:
-                outcome.texts.append(event.decode())
-            elif isinstance(event, bytes):
+            if isinstance(event, bytes):
                 outcome.previews.append(event)
             else:
                 outcome.messages.append(event)

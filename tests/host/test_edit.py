@@ -39,7 +39,7 @@ def test_the_node_shows_its_seeds_and_what_the_model_does_not_know(host):
         prompt[name]["inputs"][f"{name}_name"] = file
     for words, unknown in (("make it blue", False), ("turn it into a zeppelin", True)):
         prompt["text"]["inputs"]["text"] = words
-        (text,) = host.run(prompt).texts
+        text = host.run(prompt).text_of("edit")
         assert "seeds 5, 6" in text
         assert ("does not know the words 'turn', 'into', 'zeppelin'" in text) == unknown
 

@@ -69,6 +69,13 @@ def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
     assert "birthday cake" in json.dumps(history["prompt"])
     images = host.images(history)
     assert len({hashlib.sha256(image).hexdigest() for image in images}) == 8
+    page.wait_for_timeout(1000)  # what a newer page shows during a run is gone by now
+    shown = page.locator("textarea[readonly]")
+    assert "guidance_start 4, starts 256; cfg 4, temperature 0.5" in shown.input_value()
+    assert "\nseeds " in shown.input_value() and shown.is_visible()
+    saved = page.evaluate("JSON.stringify([app.graph.serialize(), app.graph.extra])")
+    assert "starts 256; cfg 4" not in saved
+
 
 
 def wait_for_one_more(host, page, before: set[str]) -> dict:

@@ -1,0 +1,29 @@
+// What a run used, or found, stands on the node until its next run.
+import { app } from "../../../scripts/app.js";
+import { ComfyWidgets } from "../../../scripts/widgets.js";
+
+const NAME = "last run";
+
+function textWidget(node) {
+  const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
+  widget.element.readOnly = true;
+  widget.serialize = false; // neither in the workflow
+  widget.options.serialize = false; // nor in the prompt
+  return widget;
+}
+
+app.registerExtension({
+  name: "DiverseVAR.LastRun",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith("DiverseVAR")) return;
+    const onExecuted = nodeType.prototype.onExecuted;
+    nodeType.prototype.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments);
+      if (!output.text) return;
+      const widget = this.widgets?.find(({ name }) => name === NAME) ?? textWidget(this);
+      widget.value = output.text.join("\n");
+      const [width, height] = this.computeSize();
+      this.setSize([Math.max(width, this.size[0]), Math.max(height, this.size[1])]);
+    };
+  },
+});
