@@ -1,4 +1,4 @@
-"""The seeds whose first maps differ most, in numbers."""
+"""Diverse Seeds: choose the seeds whose first maps differ most."""
 
 import torch
 from comfy_api.latest import io

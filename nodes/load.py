@@ -1,4 +1,4 @@
-"""Load a VAR or Infinity transformer, its VAE (tokenizer), and the text encoder."""
+"""Loaders of the transformer, its VAE (tokenizer), and the text encoder."""
 
 from pathlib import Path
 
@@ -77,8 +77,8 @@ class LoadModel(io.ComfyNode):
     def execute(
         cls, model_name, weight_dtype="default", task="auto", torch_compile=False
     ) -> io.NodeOutput:
-        path, told = folders.model_path(model_name), None if task == "auto" else task
-        model = host.load_transformer(path, weight_dtype, told, torch_compile)
+        path, task = folders.model_path(model_name), None if task == "auto" else task
+        model = host.load_transformer(path, weight_dtype, task, torch_compile)
         model.set_attachments(host.FILE, path)
         return io.NodeOutput(model)
 
@@ -163,7 +163,7 @@ class LoadCLIP(io.ComfyNode):
 
 
 def calibration(path: Path) -> str | None:
-    """What the preset my calibration stands for, which a sampler reads from beside the model."""
+    """The calibrated preset next to the model as a text, so that samplers run again after it."""
     try:
         return str(calibrated_preset(path))
     except ValueError:

@@ -1,4 +1,4 @@
-"""How different a batch is, and which of it differ most."""
+"""Measure Diversity, and Select Most Diverse."""
 
 import torch
 from comfy_api.latest import io
@@ -54,7 +54,7 @@ class Measure(io.ComfyNode):
 
 
 class Select(io.ComfyNode):
-    """The greedy farthest-point choice."""
+    """Greedy k-center."""
 
     @classmethod
     def define_schema(cls):
@@ -82,10 +82,7 @@ class Select(io.ComfyNode):
 
 
 def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
-    """Features (B, C) of images (B, H, W, 3): CLIP vision's, else small copies of them.
-
-    Grey ones (B, H, W, 1) are read as RGB; ValueError where there are other channels.
-    """
+    """Features (B, C) of images (B, H, W, 1 or 3 or 4): CLIP vision's, or small copies of them."""
     images = inputs.rgb("images", images)
     if clip_vision is None:
         return pixel_features(images)

@@ -1,4 +1,4 @@
-"""The paper's own numbers, for the method inputs."""
+"""DiverseVAR (SSR/SAR): the method with all of its parameters."""
 
 from comfy_api.latest import io
 

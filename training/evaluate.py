@@ -29,9 +29,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.diversity.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.analysis.diversity import most_different
 from diversevar_core.analysis.judge import Judged, self_alignment
-from diversevar_core.analysis.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.methods.adaptive import AdaptiveScaling

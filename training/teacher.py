@@ -55,8 +55,8 @@ def self_correcting(
 
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
-    """Rotary angles of all maps in a row, (L, head_dim / 2)."""
-    return torch.cat([model.rotary_of_map(scale, device) for scale in schedule])
+    """Cosines and sines of the rotary angles of all maps' tokens, (L, head_dim / 2, 2)."""
+    return model.rotary_table(torch.cat([model.positions(scale) for scale in schedule]), device)
 
 
 def levels(schedule: Schedule) -> Tensor:

@@ -16,9 +16,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diversevar_core.analysis import metrics
 from diversevar_core.images import captioned_rows, to_pil
 
+from . import metrics
 from .protocols import Protocol
 from .store import write
 

@@ -1,4 +1,4 @@
-"""What a small model, trained on a list of prompts, has never seen of a prompt."""
+"""Which words of a prompt are new to a small model that was trained on a list of prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 ARTICLES = ("a", "an", "the")
-NEAR = 3  # prompts that are named
+NEAR = 3  # similar prompts that the sentence names
 
 
 def words_of(text: str) -> list[str]:
@@ -16,10 +16,10 @@ def words_of(text: str) -> list[str]:
 
 
 def unseen(prompt: str, prompts: Sequence[str]) -> str | None:
-    """One sentence on what of the prompt is new to a model that was trained on these prompts.
+    """One sentence on what is new in a prompt to a model that was trained on ``prompts``.
 
-    It names the new words, or says that they are new together, and three near prompts. None where
-    the model knows the prompt.
+    It names the new words, or says that the combination is new, and lists three similar prompts.
+    None where the model knows the prompt.
     """
     words, trained = words_of(prompt), {one: words_of(one) for one in prompts}
     if words in trained.values():

@@ -7,7 +7,7 @@ import torch
 from prdc import compute_prdc
 from vendi_score import vendi
 
-from diversevar_core.analysis import metrics
+from benchmarks.diversity import metrics
 
 
 @pytest.fixture

@@ -79,5 +79,5 @@ def test_grey_differs_from_a_image_by_a_right_angle():
 def test_images_of_nan_are_told(measure, number):
     features = clusters((2, 1))
     features[1, 0] = number
-    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinite"):
+    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinity"):
         measure(features)

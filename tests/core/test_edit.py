@@ -328,4 +328,4 @@ def test_training_sees_what_the_sampler_computes():
 def test_a_model_of_classes_takes_no_source(command_line, var_case, image):
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--labels", 3]
     done = command_line("sample", *files, "--source", image)
-    assert "VAR edits no images" in done.stderr
+    assert "VAR cannot edit images" in done.stderr

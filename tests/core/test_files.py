@@ -337,7 +337,7 @@ OTHERS = {  # what a download may have brought -> words of what is said
     "lfs.SAFETENSORS": (LFS.encode(), "git lfs pull"),
     "page.pth": (b"\n <!DOCTYPE html><html>Access denied</html>", "web page"),
     "page.safetensors": (b"\xef\xbb\xbf<html><body>404", "web page"),
-    "t5.gguf": (b"GGUF" + bytes(200), "GGUF file, which is not read"),
+    "t5.gguf": (b"GGUF" + bytes(200), "GGUF file, which is not supported"),
     "empty.ckpt": (b"", "is empty; download"),
     "model.safetensors.index.json": (b'{"weight_map": {}}', "choose the checkpoint's file, or the"),
     "text.pth": (b"hello", "truncated or not a checkpoint"),

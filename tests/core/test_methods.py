@@ -87,7 +87,7 @@ def test_two_of_a_kind_are_refused(pair, name):
     """Their order would decide."""
     two = [EACH[name], OFF[name]]
     for methods in (two, two[::-1], [two[0], *OFF.values()]):
-        with pytest.raises(ValueError, match="is connected twice, and acts once only"):
+        with pytest.raises(ValueError, match="is connected twice, and can act only once"):
             run(pair, [7], methods)
 
 
@@ -334,7 +334,7 @@ def test_starts_can_be_compared_by_anything(pair):
     [
         (lambda: AdaptiveScaling(2.0), "0 to 1, not 2.0"),
         (lambda: TextNoise(float("nan")), "text noise is a number of 0 or more, not nan"),
-        (lambda: TextNoise(begin_time=0.9, end_time=0.6), "begins before it is full"),
+        (lambda: TextNoise(begin_time=0.9, end_time=0.6), "must be 0 or more and below its end"),
         (lambda: TextNoise(rescale=3.0), "rescale is 0 to 1"),
         (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
         (lambda: PathSearch(0), "takes 1 candidate or more"),

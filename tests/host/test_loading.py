@@ -52,12 +52,12 @@ ODD = {
     "of two ranks": r"it has \[\d+, 3\] and \[4, \d+\], and this model's is",
     "of rank 0": "lora_[AB].weight' is empty; the file is broken",
     "of scalars": r"it has \[\] and \[\], and this model's is",
-    "of nan": "lora_B.weight' holds NaN or infinity",
-    "of inf": "lora_A.weight' holds NaN or infinity",
+    "of nan": "lora_B.weight' contains NaN or infinity",
+    "of inf": "lora_A.weight' contains NaN or infinity",
     "of one half": "lacks '.*lora_A.weight', half of a layer; it is broken",
     "of the other half": "has '.*lora_A.weight' without its other half",
     "of a vector alpha": "alpha' has 3 numbers, not one",
-    "of a nan alpha": "alpha' holds NaN or infinity",
+    "of a nan alpha": "alpha' contains NaN or infinity",
     "of wrong dora": "was made for another model",
     "of a wrong difference": r"it has \[3, 3\], and this model's is",
     "of other hadamard factors": r"it has \[4, 4\] and .*, and this model's is",
@@ -261,7 +261,7 @@ def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
 
 
 def test_a_text_encoder_whose_scales_cannot_be_read_is_refused(report):
-    assert "is quantized in a way that is not known here" in report["t5 unmarked"]
+    assert "is quantized in a format that is not supported" in report["t5 unmarked"]
 
 
 def test_a_text_encoder_reads_the_same_under_dynamic_vram(report):
