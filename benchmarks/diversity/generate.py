@@ -74,7 +74,7 @@ class Sampler:
         model = load_model(self.model_path, self.device)
         if model.reads is not Text:
             raise ValueError(
-                f"{self.model_path} takes classes, and every bench has prompts; use an Infinity model."
+                f"{self.model_path} takes classes, not prompts; use an Infinity model."
             )
         return model
 

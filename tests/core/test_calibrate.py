@@ -145,14 +145,14 @@ def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
 def test_models_are_made_ready_before_every_sampling(task, tmp_path):
     made = []
 
-    def features(images):  # as CLIP vision, which may take the models' place
+    def features(images):  # as CLIP vision, for which the host may unload the models
         made.append("features")
         return pixel_features(images)
 
     task = replace(task, features=features)
     path = calibration_path(tmp_path / "emoji.safetensors")
     list(calibrate(task, path, ABOUT, CANDIDATES[1:2], made.append))
-    assert made == 2 * [(), "features"]
+    assert made == 2 * [CANDIDATES[1].chain(), "features"]
 
 
 def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
