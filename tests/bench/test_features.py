@@ -1,4 +1,4 @@
-"""The networks, beside other implementations of them."""
+"""The networks against other implementations of them."""
 
 import math
 

@@ -98,7 +98,7 @@ def test_each_method_changes_images(pair, name):
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name != "repulsion"])
-def test_a_image_of_a_batch_is_the_image_alone(pair, name):
+def test_an_image_of_a_batch_is_the_image_alone(pair, name):
     both = tokens(pair, [3, 8], [EACH[name]])
     alone = tokens(pair, [8], [EACH[name]])
     assert same([t[1:] for t in both], alone)
@@ -169,7 +169,7 @@ def test_adaptive_scaling_goes_no_further_than_its_largest_temperature():
     torch.testing.assert_close(AdaptiveScaling(1.0).logits(logits, scale(0)), logits / 8)
 
 
-def test_adaptive_scaling_leaves_uncertain_maps_alone():
+def test_adaptive_scaling_does_not_change_uncertain_maps():
     logits = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0)) * 0.1
     assert torch.equal(AdaptiveScaling(1.0).logits(logits, scale(0)), logits)
 
@@ -191,7 +191,7 @@ def test_text_noise_is_annealed_from_noise_to_text():
 
 
 def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
-    """The maps after the noise answer to the clean text: kept coarse tokens give the old rest."""
+    """Maps after the noise follow the clean text: with kept coarse tokens they are the same."""
     plain = tokens(pair, [4], maps=None)
     noisy = tokens(pair, [4], [TextNoise(0.5), Keep(plain, side=4)])  # sides 6 and on are clean
     first_clean = next(k for k in range(7) if 1 - k / 6 <= 0.6)
@@ -257,7 +257,7 @@ def test_candidates_of_a_path_share_one_cache(pair, more):
 
 
 class FreshForks(Method):
-    """Every map is drawn from a cache of its own, as if each candidate had copied it."""
+    """Sharing a cache gives the same result as a copy of it for each candidate."""
 
     order = 0
 

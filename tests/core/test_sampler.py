@@ -34,7 +34,7 @@ def tokens(pair, texts, seed, settings=SETTINGS, methods=(), shared=False):
     return [step.tokens for step in steps]
 
 
-def test_a_image_of_a_batch_is_the_image_alone(pair):
+def test_an_image_of_a_batch_is_the_image_alone(pair):
     texts = prompts(5, 3, 7)
     together = tokens(pair, texts, 40, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
     for i, text in enumerate(texts):
@@ -77,7 +77,7 @@ class CountRows(Method):
 
 
 @pytest.mark.parametrize("name", ["infinity_plain", "varedit_plain", "var_plain"])
-def test_rows_without_guidance_are_dropped_and_missed_by_nothing(cases, name):
+def test_rows_without_guidance_are_dropped_without_effect(cases, name):
     case = cases[name]
     model, tokenizer = load_model(case.model), load_tokenizer(case.tokenizer)
     condition = Labels(torch.tensor([3, 5])) if model.reads is Labels else Text(prompts(4, 6))

@@ -1,4 +1,4 @@
-"""What a newcomer meets: found by what one types, few clicks, no widget without effect."""
+"""A new user's view: nodes are found by search, few clicks, no widget without effect."""
 
 import hashlib
 import json
