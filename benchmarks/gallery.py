@@ -70,7 +70,7 @@ def every_third(prompts: Sequence[str]) -> list[str]:
 
 @torch.inference_mode()
 def strip(row: Row, prompts: Sequence[str]) -> Image.Image:
-    """One line of images for each prompt."""
+    """One image with a line of images for each prompt."""
     model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
     text, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
     settings = row.preset.settings(model.defaults())

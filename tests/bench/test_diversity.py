@@ -290,7 +290,7 @@ def test_no_starts_by_default_with_one_image_per_prompt(tmp_path):
         (["--bench", "geneval"], "geneval reads its prompts from your copy; name it with --data"),
         (["--bench", "coco2017-5k", "--data", "nowhere"], "There is no nowhere.*captions_val2017"),
         (["--bench", "dpg", "--data", "nowhere"], "There are no nowhere"),
-        (["--bench", "emoji", "--shard", "2/2"], "--shard is to be 0/4 to 3/4"),
+        (["--bench", "emoji", "--shard", "2/2"], "--shard must be like 0/4 to 3/4"),
         (["--bench", "emoji", "--each", "0"], "--each must be 1 or more"),
         (["--bench", "emoji", "--clip", "nowhere"], "There is no nowhere"),
         (["--bench", "emoji", "--model", "nowhere"], "There is no"),
