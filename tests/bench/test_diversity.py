@@ -297,7 +297,7 @@ def test_no_starts_by_default_with_one_image_per_prompt(tmp_path):
         (["--bench", "emoji", "--judge", "x"], "--judge judges the benches emoji and layouts"),
         (
             ["--bench", "emoji", "--each", "1", "--rows", "diverse starts"],
-            "diverse starts chooses among the pictures of one prompt, .* ask for more with --each",
+            "diverse starts chooses among the images of one prompt, .* set --each higher",
         ),
     ],
 )
