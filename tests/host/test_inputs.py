@@ -126,7 +126,7 @@ def test_a_mask_must_say_where(host, place):
         return given(encoded("emoji"), f"{place}.mask", code)
 
     assert "The mask is empty" in fails(host, prompt("torch.zeros(1, 64, 64)"))
-    assert "not numbers" in fails(host, prompt("torch.full((1, 64, 64), math.nan)"))
+    assert "contains NaN" in fails(host, prompt("torch.full((1, 64, 64), math.nan)"))
     clamped, beyond = (
         pixels(
             host.run(
@@ -257,7 +257,7 @@ def test_a_text_encoder_without_its_tokenizer_is_refused(host):
     (alone / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     prompt = graph("infinity")
     prompt["clip"]["inputs"]["clip_name"] = "alone"
-    assert "put its own tokenizer.json" in fails(host, prompt)
+    assert "own tokenizer.json next to it" in fails(host, prompt)
 
 
 def shown(host, prompt: dict) -> str:
