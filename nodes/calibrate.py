@@ -53,11 +53,7 @@ class Calibrate(io.ComfyNode):
                     optional=True,
                     tooltip="From Load VAR CLIP (T5), to encode the prompts; VAR has none.",
                 ),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[
                 io.Image.Output(
@@ -75,10 +71,12 @@ class Calibrate(io.ComfyNode):
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("There are no prompts; write a few, one per line.")
-        encoded = None if clip is None else [encode(clip, line) for line in lines]
+        if clip is None:
+            encoded = classes(network, lines)
+        else:
+            encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         conditions = [
-            condition_of(network, positive, None, 1, model.load_device)
-            for positive in encoded or classes(network, lines)
+            condition_of(network, positive, None, 1, model.load_device) for positive in encoded
         ]
         task = Task(
             network,
@@ -111,11 +109,6 @@ class Calibrate(io.ComfyNode):
             f"Of {len(measured)} presets, {chosen.preset} suits this model; saved to {quote(path)}."
         )
         return io.NodeOutput(plot, report, ui=ui.PreviewImage(plot, cls=cls))
-
-
-def encode(clip, prompt: str) -> list:
-    """A prompt's conditioning."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def classes(network: Family, lines: list[str]) -> list[list]:

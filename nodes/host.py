@@ -129,6 +129,7 @@ def load_transformer(
     patcher = patcher_class(disable_dynamic or compiled)(model, device, offload)
     store(model.blocks, storage, patcher.is_dynamic())
     patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task, compiled))
+    patcher.set_attachments(FILE, path)
     patcher.set_attachments(FILE_NAMES, model.rename({name: name for name in tensors}))
     return patcher
 
@@ -229,6 +230,7 @@ def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
     tokenizer = load_tokenizer(path, offload, dtype, comfy.ops.manual_cast)
     vae = TokenizerVAE(tokenizer, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
+    vae.patcher.set_attachments(FILE, path)
     return vae
 
 
@@ -364,6 +366,7 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         disable_dynamic=disable_dynamic,
     )
     clip.patcher.cached_patcher_init = (reload, (load_clip, path))
+    clip.patcher.set_attachments(FILE, path)
     return clip
 
 

@@ -20,6 +20,15 @@ def vae() -> io.Input:
     return io.Vae.Input("vae", tooltip="From Load VAR VAE: the one of this model.")
 
 
+def clip_vision() -> io.ClipVision.Input:
+    """A model whose features compare images."""
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="Compares what the images show; without it, their pixels.",
+    )
+
+
 def methods() -> io.Input:
     """The input of every method node, so that methods can be chained."""
     return Method.Input(

@@ -78,9 +78,7 @@ class LoadModel(io.ComfyNode):
         cls, model_name, weight_dtype="default", task="auto", torch_compile=False
     ) -> io.NodeOutput:
         path, task = folders.model_path(model_name), None if task == "auto" else task
-        model = host.load_transformer(path, weight_dtype, task, torch_compile)
-        model.set_attachments(host.FILE, path)
-        return io.NodeOutput(model)
+        return io.NodeOutput(host.load_transformer(path, weight_dtype, task, torch_compile))
 
 
 class LoadVAE(io.ComfyNode):
@@ -118,10 +116,7 @@ class LoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        path = folders.tokenizer_path(vae_name)
-        vae = host.load_vae(path)
-        vae.patcher.set_attachments(host.FILE, path)
-        return io.NodeOutput(vae)
+        return io.NodeOutput(host.load_vae(folders.tokenizer_path(vae_name)))
 
 
 class LoadCLIP(io.ComfyNode):
@@ -156,10 +151,7 @@ class LoadCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_name) -> io.NodeOutput:
-        path = folders.text_encoder_path(clip_name)
-        clip = host.load_clip(path)
-        clip.patcher.set_attachments(host.FILE, path)
-        return io.NodeOutput(clip)
+        return io.NodeOutput(host.load_clip(folders.text_encoder_path(clip_name)))
 
 
 def calibration(path: Path) -> str | None:

@@ -27,11 +27,7 @@ class Measure(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The batch to measure."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[
                 io.Float.Output(display_name="vendi", tooltip="Effective number of images."),
@@ -67,11 +63,7 @@ class Select(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The batch to select from."),
                 io.Int.Input("count", default=4, min=1, max=64, tooltip="How many images to keep."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[io.Image.Output(tooltip="The selected images, in their order.")],
         )

@@ -7,8 +7,6 @@ from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
-RATES = ("relative", "absolute")
-
 
 class SSRSAR(io.ComfyNode):
     """DiverseVAR, arXiv 2511.17074."""
@@ -42,7 +40,7 @@ class SSRSAR(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rates",
-                    options=list(RATES),
+                    options=["relative", "absolute"],
                     tooltip="relative: strengths per share of the largest singular value, the same "
                     "on every model. absolute: per unit of it, as the paper writes beta.",
                 ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -179,11 +180,9 @@ class Level(nn.Module):
         **factory,
     ):
         super().__init__()
+        widths = [channels_in, *[channels_out] * blocks]
         self.block = nn.ModuleList(
-            ResnetBlock(
-                channels_in if i == 0 else channels_out, channels_out, operations, **factory
-            )
-            for i in range(blocks)
+            ResnetBlock(a, b, operations, **factory) for a, b in pairwise(widths)
         )
         self.attn = nn.ModuleList(
             AttnBlock(channels_out, operations, **factory)
@@ -225,9 +224,8 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
-            level = Level(
-                widths[max(i - 1, 0)], width, ENCODER_BLOCKS, attention, operations, **factory
-            )
+            above = widths[max(i - 1, 0)]
+            level = Level(above, width, ENCODER_BLOCKS, attention, operations, **factory)
             if i < config.halvings:
                 level.downsample = Downsample(width, operations, **factory)
             self.down.append(level)
@@ -255,14 +253,8 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()  # stored from full resolution down, run from the deepest up
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
-            level = Level(
-                widths[min(i + 1, deepest)],
-                width,
-                ENCODER_BLOCKS + 1,
-                attention,
-                operations,
-                **factory,
-            )
+            below = widths[min(i + 1, deepest)]
+            level = Level(below, width, ENCODER_BLOCKS + 1, attention, operations, **factory)
             if deepest - i < config.halvings and i > 0:
                 level.upsample = Upsample(width, operations, **factory)
             self.up.append(level)
