@@ -278,7 +278,8 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
         if is_safetensors(file):
             facts = read_header(file).get("__metadata__", {})
             return read_safetensors(file), {name: parse(name, facts[name]) for name in facts}
-        zipped = is_zip(file)
+        with file.open("rb") as opened:
+            zipped = opened.read(4) == b"PK\x03\x04"  # as torch recognises a zip
         if zipped:
             read_pickle(file)
         try:
@@ -346,12 +347,6 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file's tensors, memory-mapped."""
     with safe_open(file, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-
-
-def is_zip(file: Path) -> bool:
-    """Whether torch will read this file as a zip, by its first bytes."""
-    with file.open("rb") as opened:
-        return opened.read(4) == b"PK\x03\x04"
 
 
 def read_pickle(file: Path) -> bytes:

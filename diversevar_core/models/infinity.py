@@ -125,14 +125,6 @@ def resized(x: Tensor, scale: Scale) -> Tensor:
     return rearrange(area(maps, scale.h, scale.w), "r (n c) h w -> r n (h w) c", n=x.shape[1])
 
 
-def same_for_all(text: Text) -> bool:
-    """Whether all images have the same prompt, negative prompt and source."""
-    prompts = (text.positive, text.negative or ())
-    return len(text.source) == 1 and all(
-        torch.equal(row, rows[0]) for rows in prompts for row in rows[1:]
-    )
-
-
 class CrossAttention(nn.Module):
     """Attention of a map's tokens to the text."""
 
@@ -400,13 +392,14 @@ class Infinity(Family):
                     f"The text features are {row.shape[-1]} wide, but this model reads "
                     f"{self.config.text}; use the text encoder that it was trained with."
                 )
-        padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
+        padded = pad_sequence(rows, batch_first=True).float()  # (rows, m, Ct)
         state.text_mask = None
         if len({len(row) for row in rows}) > 1:
             ones = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
             seen = pad_sequence(ones, batch_first=True)
             state.text_mask = rearrange(seen, "r m -> r 1 1 m")
-        normed = self.norm_text(padded).to(self.dtype)
+        gain = self.text_norm.weight.to(padded)
+        normed = F.rms_norm(padded, padded.shape[-1:], gain, eps=EPS).to(self.dtype)
         state.condition = self.text_proj_for_sos.ca(normed, state.text_mask).float()
         state.text = self.text_proj_for_ca(normed)
         flat = self.shared_ada_lin(state.condition)
@@ -455,7 +448,7 @@ class Infinity(Family):
         maps = F.pixel_unshuffle(area(text.source, patch * h, patch * w), patch)
         tokens = rearrange(maps, "b c h w -> b (h w) c")
 
-        rows = slice(None, None, len(text) if same_for_all(text) else 1)
+        rows = slice(None, None, len(text) if text.alike else 1)
         caches = [KVCache(1, last.tokens) for _ in self.blocks]
         own = InfinityState(state.guided, caches, schedule=(last,))
         own.terms, own.text = state.terms[rows], state.text[rows]
@@ -467,11 +460,6 @@ class Infinity(Family):
         for i in range(self.depth):
             x = self.block(own, i, last, x)
         state.source = [(cache.k, cache.v) for cache in own.caches]
-
-    def norm_text(self, text: Tensor) -> Tensor:
-        """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        text = text.float()
-        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
 
     def embeddings(self, state: InfinityState, scale: Scale) -> Tensor:
         begin = scale.begin + (state.last.tokens if self.edits else 0)

@@ -69,7 +69,7 @@ def coco(tmp_path_factory) -> Path:
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """Finished files and what tells a rewritten one: its inode."""
+    """Finished files and their inodes, which change when a file is rewritten."""
     return {
         path: path.stat().st_ino
         for path in folder.rglob("*.*")

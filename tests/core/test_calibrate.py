@@ -50,7 +50,7 @@ def read():
 
 
 def free_likelihood(pair, condition):
-    """Tokens drawn as the model learned them, and their log-likelihood as they are drawn."""
+    """Tokens drawn at temperature 1 without guidance, and their log-likelihood."""
     model, tokenizer = pair
     steps = list(sample(*pair, condition, model.schedule(), FREE, range(len(condition))))
     total = torch.zeros(len(condition), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every kind of file that holds a model, and every kind that does not."""
+"""Loading every format of model files, and refusing others."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_float8_weights_without_scales_compute_in_float32_on_a_cpu(tensors, plai
 
 
 class Code:
-    """What a malicious pickle would do when it is loaded."""
+    """Code that a malicious pickle would run when it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("harmed",)

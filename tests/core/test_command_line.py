@@ -1,4 +1,4 @@
-"""What a person at a terminal sees when something is wrong."""
+"""The command line: results, and errors that a user sees."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is converted makes the same images, or the error says why it cannot be."""
+"""Converted files make the same images, or an error says why they cannot be converted."""
 
 import json
 import os

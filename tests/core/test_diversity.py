@@ -1,4 +1,4 @@
-"""Numbers for diversity on batches whose diversity is known."""
+"""Diversity measures on batches of known diversity."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Editing by instruction: what a batch, a fork, a file and the command line make of it."""
+"""Editing by instruction: batches, forks, files and the command line."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Files are untrusted: an odd one is refused in a sentence, soon, and with little of it read."""
+"""Files are untrusted: odd ones are refused in one sentence, quickly, with little reading."""
 
 import json
 import os
@@ -179,12 +179,12 @@ ODD = {  # readable, but with nothing in them that anyone could use
 
 
 def bytes_read() -> int:
-    """What this process has asked the system to read so far."""
+    """Bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def high_water(reset: bool = False) -> int:
-    """Most memory that this process has held since the last reset, in bytes."""
+    """Peak memory of this process since the last reset, in bytes."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -192,7 +192,7 @@ def high_water(reset: bool = False) -> int:
 
 
 class Little:
-    """What is inside takes little time, memory and reading, on a busy machine too."""
+    """Check that the code inside takes little time, memory and reading."""
 
     def __enter__(self):
         self.before = time.process_time(), bytes_read(), high_water(reset=True)

@@ -66,7 +66,7 @@ def test_maps_after_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedul
 
 
 class CountRows(Method):
-    """Writes down how many rows pass the blocks at every map."""
+    """Records the number of rows in the blocks at every map."""
 
     def __init__(self):
         self.rows = []

@@ -140,7 +140,7 @@ def same(a, b):
 
 
 class Watch(Method):
-    """Writes down, after every map, how many bytes each block's keys are allocated."""
+    """Records, after every map, the allocated bytes of each block's keys."""
 
     def __init__(self):
         self.sizes = []
