@@ -1,4 +1,4 @@
-"""DiverseVAR for ComfyUI: VAR and Infinity models, and pictures that differ from seed to seed."""
+"""DiverseVAR for ComfyUI: VAR and Infinity models, and images that differ from seed to seed."""
 
 from .nodes import comfy_entrypoint
 

@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     commands = top.add_subparsers(required=True)
 
-    one = commands.add_parser("speed", help="every stage of a picture; or beside an original")
+    one = commands.add_parser("speed", help="every stage of an image; or against an original")
     one.set_defaults(run=speed.run)
     one.add_argument("shape", choices=tuple(SHAPES))
     one.add_argument("--model", help="transformer file, in place of random weights")
@@ -26,16 +26,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--pixels", choices=tuple(PIXELS), help="default: the model's")
     one.add_argument("--device", default="cpu")
     one.add_argument("--dtype", choices=tuple(speed.DTYPES), default="float32")
-    one.add_argument("--diversity", type=float, default=0.0, help="strength of SSR and SAR")
-    one.add_argument("--fastvar", action="store_true", help="late tokens pruned, as published")
-    one.add_argument("--compile", action="store_true", help="the transformer's blocks, by torch")
-    one.add_argument("--scalekv", action="store_true", help="10 %% of keys and values kept")
+    one.add_argument("--diversity", type=float, default=0.0, help="above 0: with SSR and SAR")
+    one.add_argument("--fastvar", action="store_true", help="with FastVAR as published")
+    one.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    one.add_argument("--scalekv", action="store_true", help="keep 10 %% of keys and values")
     one.add_argument("--guidance-end", type=int, default=0, help="side of the last guided map")
     one.add_argument("--tries", type=int, default=5)
     one.add_argument("--json", type=Path, help="write all numbers to this file")
     one.add_argument("--plot", help="draw the stages into this PNG")
 
-    two = commands.add_parser("memory", help="Infinity's memory: arithmetic beside measurement")
+    two = commands.add_parser("memory", help="Infinity's memory, computed and measured")
     two.set_defaults(run=lambda args: memory.main())
 
     more = commands.add_parser("growth", help="cost against pixels, batch and depth")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--json", type=Path, help="write all numbers to this file")
     more.add_argument("--plot", help="draw them into this PNG")
 
-    three = commands.add_parser("spectral", help="SSR beside a singular value decomposition")
+    three = commands.add_parser("spectral", help="SSR against a singular value decomposition")
     three.set_defaults(run=lambda args: spectral.main(args.device))
     three.add_argument("--device", default="cpu")
     return top

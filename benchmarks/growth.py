@@ -1,8 +1,8 @@
-"""How cost grows with pixels, batch and depth: measured on small models, beside the arithmetic.
+"""How cost grows with pixels, batch and depth: measured on small models, and computed.
 
-``python -m benchmarks growth`` samples guided pictures with random Infinity models on a CPU. The
-arithmetic: every product's FLOPs at the rate that the machine reaches in one large product, in CPU
-seconds, and the bytes of ``memory.needs``.
+``python -m benchmarks growth`` samples guided images with random Infinity models on a CPU.
+Computed are the FLOPs of all products at the rate of one large product, in CPU seconds, and the
+bytes of ``memory.needs``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SWEEPS = {
 
 
 def flops(schedule: Schedule, case: Case) -> int:
-    """Of the blocks' products, for all rows of a guided batch.
+    """FLOPs of the blocks' products, for all rows of a guided batch.
 
     A token's linear layers multiply 14 width**2 weights: 4 in self-attention, 2 in attention to
     the text, 8 in the feed-forward layer. Attention is two products of its width.
@@ -78,21 +78,21 @@ def measured(case: Case) -> tuple[float, int]:
         for _ in sample(model, tokenizer, text, schedule, SETTINGS, range(case.batch)):
             pass
 
-    run("0.06M")  # what torch allocates for itself
+    run("0.06M")  # so that torch allocates its own buffers first
     before = peak("cpu", reset=True)
     _, busy = seconds(lambda: run(case.pixels), "cpu")
     return busy, peak("cpu") - before
 
 
 def computed(case: Case, rate: float) -> tuple[float, float]:
-    """What ``measured`` would be by the arithmetic, at so many FLOP/s."""
+    """The computed counterpart of ``measured``; rate: FLOP/s."""
     schedule = infinity_schedule(1.0, case.pixels)
     sizes = config(WIDTH, case.depth, WIDTH // 64, BITS)
     return flops(schedule, case) / rate, sum(needs(sizes, 4, schedule, case.batch).values())
 
 
 def plot(found: dict[str, list[dict]], path: str) -> None:
-    """Time above, memory below, a column a sweep; what was measured and what was computed."""
+    """Plot time above and memory below, measured and computed, one column per sweep."""
     from matplotlib import pyplot  # only where a plot is asked for
 
     size = {"figsize": (9, 5), "layout": "constrained"}
@@ -117,7 +117,7 @@ def plot(found: dict[str, list[dict]], path: str) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Measure every case in a process that gives freed memory back; print, and plot if asked."""
+    """Measure every case in a process that returns freed memory; print, and plot if asked."""
     return_freed_memory()
     found: dict[str, list[dict]] = {}
     rate = product_rate()

@@ -1,8 +1,8 @@
-"""Memory that Infinity and VAREdit take: scaled models' measured peaks, then the releases.
+"""Memory of Infinity and VAREdit: measured peaks of small models, and a table for the releases.
 
-``python -m benchmarks memory`` samples one guided 1M-pixel picture with small random models on a
-CPU, takes the peak of the process's memory above the weights, and divides it by what ``needs``
-computes. The same arithmetic then gives the table for the released sizes, on a GPU in bfloat16.
+``python -m benchmarks memory`` samples one guided 1M-pixel image with small random models on a CPU,
+measures the peak of the process's memory above the weights, and divides it by the result of
+``needs``. The same arithmetic gives the table for the released sizes, on a GPU in bfloat16.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ from .meter import peak, return_freed_memory
 
 SCHEDULE = infinity_schedule(1.0, "1M")
 PROMPT = 32  # tokens
-ROWS = 2  # of one guided picture
+ROWS = 2  # of one guided image
 STREAMS = 8  # float32 tensors (rows, tokens, width) alive at once in the last map's largest step
 GB = 1e9
 SCALED = [(width, depth, "generate") for width, depth in ((128, 4), (256, 4), (256, 8), (256, 16))]
@@ -43,11 +43,11 @@ def config(width: int, depth: int, heads: int, bits: int, edits: bool = False) -
 def needs(
     sizes: InfinityConfig, itemsize: int, schedule: Schedule = SCHEDULE, batch: int = 1
 ) -> dict[str, float]:
-    """Bytes of a guided batch: what is kept from map to map, and the last map's own."""
+    """Bytes of a guided batch: what is kept from map to map, and what the last map needs."""
     last, before = schedule[-1].tokens, schedule[-1].begin
     token, source = ROWS * batch * sizes.width, last * sizes.edits
-    # one block's keys and values, last map included: of one row at a time, or, where a source's
-    # stand in front, of all rows, the values last
+    # one block's keys and values with the last map's: of one row at a time, or, with a source, of
+    # all rows
     block = 2 * sizes.width * (before + last)
     if sizes.edits:
         block = token * (3 * (before + last) + 2 * source)
@@ -68,7 +68,7 @@ def weights(sizes: InfinityConfig) -> tuple[int, int]:
 
 
 def measured(sizes: InfinityConfig) -> int:
-    """Bytes above the weights at the peak of one guided picture in float32."""
+    """Peak memory in bytes above the weights for one guided image in float32."""
     model = Infinity(sizes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,7 +78,7 @@ def measured(sizes: InfinityConfig) -> int:
     source = torch.randn(1, sizes.bits, *SCHEDULE[-1].full) if sizes.edits else None
     text = Text([torch.randn(PROMPT, sizes.text)], source=source)
     small = infinity_schedule(1.0, "0.06M")
-    for schedule in (small, SCHEDULE):  # the first has torch allocate what it keeps for itself
+    for schedule in (small, SCHEDULE):  # with the first, torch allocates its own buffers
         before = peak("cpu", reset=True)
         for _ in sample(model, tokenizer, text, schedule, settings, seeds=[0]):
             pass

@@ -1,4 +1,4 @@
-"""What a piece of work costs: time, operations, bytes, memory; and what the machine can do."""
+"""Measure time, operations, bytes and memory of a function, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FREE = ("empty", "_unsafe_view", "detach", "alias", "lift_fresh", "_local_scalar
 
 @dataclass
 class Counts(TorchDispatchMode):
-    """Counts, while active, the kernels that would be launched, their FLOPs and their bytes.
+    """Count, while active, the kernels that are launched, their FLOPs and their bytes.
 
     A view launches nothing. Bytes are those of every kernel's inputs and outputs, read or written
-    once; ``elementwise`` are those of all kernels but products, convolutions and attention.
+    once; ``elementwise`` are those of all kernels except products, convolutions and attention.
     """
 
     launches: Counter = field(default_factory=Counter)  # by operation
@@ -113,5 +113,5 @@ def spread(values: list[float]) -> str:
 
 
 def return_freed_memory() -> None:
-    """Have new processes give freed memory back at once, so that ``peak`` sees it."""
+    """Make new processes return freed memory to the system at once, so that ``peak`` sees it."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"

@@ -1,10 +1,9 @@
 """An original implementation from the user's checkout, given our weights.
 
 FoundationVision/VAR, FoundationVision/Infinity and HiDream-ai/VAREdit are run as their own scripts
-run them. Where packages that they import are missing, stand-ins take their place: empty ones for
-what sampling does not call, and attention by torch for flash_attn. In float32 on a CPU Infinity's
-and VAREdit's casts to bfloat16 around the attention to the text are lifted, so that their results
-can be compared.
+run them. Packages that they import and that are missing are replaced by stubs: empty ones for what
+sampling does not call, and torch's attention for flash_attn. In float32 on a CPU, Infinity's and
+VAREdit's casts to bfloat16 around the cross-attention are removed, so that results can be compared.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ class StandIn(types.ModuleType):
 
 
 def pass_on(kind: type, args: tuple) -> object:
-    """What a stand-in's call returns: a decorated function itself, else an object."""
+    """The result of calling a stub: a decorated function itself, else an object."""
     decorates = len(args) == 1 and isinstance(args[0], types.FunctionType)
     return args[0] if decorates else nn.Module.__new__(kind)
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None):
-    """(B, L, H, c) attention, of the stand-in for flash_attn."""
+    """(B, L, H, c) attention, for the stub of flash_attn."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)
 
@@ -72,7 +71,7 @@ def flash_attn_varlen_kvpacked_func(
 
 
 def import_from(checkout: Path, names: list[str]) -> list[types.ModuleType]:
-    """Import modules of a checkout, with stand-ins for what is not installed."""
+    """Import modules of a checkout, with stubs for packages that are not installed."""
     for package in STAND_INS:
         if package not in sys.modules and importlib.util.find_spec(package) is None:
             for name in (package, *BELOW.get(package, ())):
@@ -97,7 +96,7 @@ BELOW = {
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The constructors print their arguments."""
+    """Suppress output, as the constructors print their arguments."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

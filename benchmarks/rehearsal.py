@@ -1,10 +1,10 @@
-"""Every route from a file to a model, at the official sizes: how long it takes, and what it holds.
+"""Time and memory of loading and converting files of the official sizes.
 
 ``python benchmarks/rehearsal.py`` writes random weights in the layouts of Infinity-2B, its
 tokenizer and flan-t5-xl's encoder (float32, 14 GB) to a temporary folder, converts them, loads all
-in fresh processes, prints a table, and removes the files. ``--small`` does it with small ones.
-Where COMFYUI_PATH names a ComfyUI (and COMFYUI_PYTHON its Python), each kind of files makes a
-picture of 0.06M pixels there too.
+in new processes, prints a table, and removes the files. ``--small`` uses small models. With
+COMFYUI_PATH (and COMFYUI_PYTHON), each kind of files also makes an image of 0.06M pixels in
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 sys.path[:0] = (str(Path(__file__).parents[1] / part) for part in ("", "tests"))
 from comfy_host import HOW_TO, Host, find  # noqa: E402
+from prompts import graph  # noqa: E402
 
 from diversevar_core.checkpoints.convert import convert, write  # noqa: E402
 from diversevar_core.checkpoints.files import Checkpoint  # noqa: E402
@@ -43,7 +44,7 @@ CHUNKS = 8  # in which the released transformers keep their blocks
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the three models that make a picture together."""
+    """Sizes of the three models that make an image together."""
 
     transformer: InfinityConfig
     tokenizer: AutoencoderConfig
@@ -63,9 +64,9 @@ SMALL = Sizes(
 
 
 def random_weights(module: nn.Module, noise: Path) -> dict[str, Tensor]:
-    """Weights for a module on the meta device, each a mapping of its own of one file of noise.
+    """Weights for a module on the meta device, each a separate memory map of one file of noise.
 
-    So they are distinct to ``torch.save``, and take no memory.
+    They take no memory, and ``torch.save`` writes each of them.
     """
     return {
         name: torch.from_file(str(noise), size=place.numel()).view(place.shape)
@@ -96,9 +97,9 @@ def official(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 
 def write_models(folder: Path, sizes: Sizes) -> dict[str, Path]:
-    """Write the three models as they are released, into a models folder as ComfyUI has it.
+    """Write the three models in their released layouts into a models folder of ComfyUI.
 
-    Returns where the ``transformer``, the ``tokenizer`` and the ``text`` encoder lie.
+    Returns the paths of the ``transformer``, the ``tokenizer`` and the ``text`` encoder.
     """
     paths = {
         "transformer": folder / "diffusion_models" / "infinity_2b_reg.pth",
@@ -139,7 +140,7 @@ def write_text_encoder(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def routes(paths: Mapping[str, Path]) -> Iterator[tuple[str, Path, Callable[[], object]]]:
-    """What is measured: what it does, the file that it reads, and the call."""
+    """All measurements: a description, the file that is read, and the function to call."""
     loaders = {"transformer": load_model, "tokenizer": load_tokenizer, "text": load_text_encoder}
     for part, path in paths.items():
         yield f"load {part}, released", path, partial(loaders[part], path)
@@ -154,7 +155,7 @@ def routes(paths: Mapping[str, Path]) -> Iterator[tuple[str, Path, Callable[[], 
 
 
 def memory(process: str) -> tuple[int, int]:
-    """Bytes of a process that are its own, and that are pages of files."""
+    """Resident bytes of a process: its own memory, and mapped pages of files."""
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
     )
@@ -162,15 +163,15 @@ def memory(process: str) -> tuple[int, int]:
 
 
 def held(loaded: object) -> int:
-    """Bytes of the weights that a route ends with."""
+    """Bytes of the weights that were loaded."""
     module = getattr(loaded, "encoder", None) if not isinstance(loaded, nn.Module) else loaded
     return sum(p.nbytes for p in module.parameters()) if module else 0
 
 
 def child(number: int, paths: Mapping[str, Path]) -> None:
-    """Take one route, started by a line of input; print seconds and bytes held."""
+    """Run one measurement after a line of input; print seconds and bytes of weights."""
     *_, run = list(routes(paths))[number]
-    torch.zeros(8, 8).bfloat16() @ torch.zeros(8, 8).bfloat16()  # torch has what it keeps
+    torch.zeros(8, 8).bfloat16() @ torch.zeros(8, 8).bfloat16()  # torch allocates its buffers
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
@@ -179,7 +180,7 @@ def child(number: int, paths: Mapping[str, Path]) -> None:
 
 
 def measure(number: int, paths: Mapping[str, Path]) -> tuple[float, float, float, float]:
-    """Seconds of a route in a fresh process, bytes held, and its peaks: its own, and of files."""
+    """Run one measurement in a new process: seconds, bytes of weights, peaks (own, mapped)."""
     places = json.dumps({part: str(path) for part, path in paths.items()})
     command = [sys.executable, __file__, "--route", str(number), places]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -212,31 +213,26 @@ def report(paths: Mapping[str, Path]) -> Iterator[str]:
         yield f"| {name} | {seconds:.1f} | {figures} |"
 
 
-def picture(paths: Mapping[str, Path], kind: str) -> dict:
-    """A prompt for the host that takes all three models from files of one kind."""
+def image_prompt(paths: Mapping[str, Path], kind: str) -> dict:
+    """A prompt for ComfyUI that loads all three models from files of one kind."""
     names = {part: path.name for part, path in paths.items()}
     if kind != "released":
         names = {part: f"{part}_{kind}.safetensors" for part in paths}
-    nodes = {
-        "model": ("DiverseVARLoadModel", {"model_name": names["transformer"]}),
-        "vae": ("DiverseVARLoadTokenizer", {"vae_name": names["tokenizer"]}),
-        "clip": ("DiverseVARLoadTextEncoder", {"text_encoder_name": names["text"]}),
-        "text": ("DiverseVAREncodeText", {"clip": ["clip", 0], "prompt": "a cat on the moon"}),
-        "sampler": ("DiverseVARSampler", {"positive": ["text", 0], "pixels": "0.06M"}),
-        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
-        "save": ("PreviewImage", {"images": ["decode", 0]}),
-    }
-    nodes["sampler"][1].update(model=["model", 0], vae=["vae", 0])
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    size = {"megapixels": "0.06M"}
+    prompt = graph("infinity", "a cat on the moon", size=size, preset="as published")
+    prompt["model"]["inputs"]["model_name"] = names["transformer"]
+    prompt["vae"]["inputs"]["vae_name"] = names["tokenizer"]
+    prompt["clip"]["inputs"]["clip_name"] = names["text"]
+    return prompt
 
 
 def in_host(paths: Mapping[str, Path], base: Path) -> Iterator[str]:
-    """Lines of the table of a real ComfyUI, a fresh one for each kind of files."""
+    """Lines of the table of a real ComfyUI, started anew for each kind of files."""
     found = find()
     if found is None:
         yield HOW_TO
         return
-    yield "| files | first picture, seconds | peak, own GB | peak, mapped files GB |"
+    yield "| files | first image, seconds | peak, own GB | peak, mapped files GB |"
     yield "| --- | --- | --- | --- |"
     for kind in ("released", "bf16", "fp8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +250,7 @@ def in_host(paths: Mapping[str, Path], base: Path) -> Iterator[str]:
             watching.start()
             started = time.perf_counter()
             try:
-                outcome = host.run(picture(paths, kind), seconds=3600)
+                outcome = host.run(image_prompt(paths, kind), seconds=3600)
                 seconds = time.perf_counter() - started
             finally:
                 done.set()

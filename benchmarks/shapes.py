@@ -91,7 +91,7 @@ def fill_randomly(module: nn.Module) -> nn.Module:
 
 
 def condition(model: Family, batch: int, last: Scale, device: str) -> Condition:
-    """Something to show: labels, or random text features, and a source (B, bits, h, w) to edit."""
+    """A condition: labels, or random text features and, for editing, a source (B, bits, h, w)."""
     if model.reads is Labels:
         return Labels(torch.arange(batch, device=device))
     generator = torch.Generator().manual_seed(1)
@@ -113,4 +113,4 @@ class Side:
 
     name: str
     sample: Callable[[], Sampled]
-    decode: Callable[[Tensor], Tensor]  # f_hat -> picture in -1..1
+    decode: Callable[[Tensor], Tensor]  # f_hat -> image in -1..1

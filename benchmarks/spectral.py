@@ -1,4 +1,4 @@
-"""SSR by a small eigendecomposition beside SSR by a singular value decomposition.
+"""SSR by a small eigendecomposition against SSR by a singular value decomposition.
 
 ``python -m benchmarks spectral`` prints milliseconds (median of 20) and their ratio, for
 the default maps at the widths of released models, two guidance rows each.
@@ -15,7 +15,7 @@ RATE = -1.0
 
 
 def by_svd(x: torch.Tensor) -> torch.Tensor:
-    """SSR as it is written, in the input's own precision."""
+    """SSR by its formula, in the input's precision."""
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     return (u * (torch.exp(RATE * s / s[..., :1]) * s).unsqueeze(-2)) @ vh
 

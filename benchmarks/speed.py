@@ -1,4 +1,4 @@
-"""Time, operations and memory of every stage of a picture, alone and beside an original."""
+"""Time, operations and memory of every stage of an image, alone or against an original."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .shapes import Sampled, Side, build, condition
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SEED = 0
-NOISE = 1e-4  # largest difference of two decoders' pictures, of a range of 2
+NOISE = 1e-4  # largest allowed difference of two decoders' images, of a range of 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Bench:
 
 
 def prepare(args: Namespace) -> Bench:
-    """Build what the options name; beside an original, both sides have the same weights."""
+    """Build the model of the options, and the original with the same weights if one is given."""
     torch.set_grad_enabled(False)
     files = (args.model, args.vq) if args.model else None
     model, tokenizer = build(args.shape, args.device, DTYPES[args.dtype], files)
@@ -72,18 +72,18 @@ def prepare(args: Namespace) -> Bench:
 def stages(bench: Bench, args: Namespace) -> list[dict]:
     """Every map and the decoder: median time, launches, FLOPs and bytes.
 
-    What is counted is counted uncompiled: torch compiles nothing while it is watched.
+    Counts are of uncompiled code, as torch does not compile under a dispatch mode.
     """
     flops_s, bytes_s = meter.ceilings(args.device, DTYPES[args.dtype])
     names, times = [], []
     for _ in range(args.tries + 1):  # the first is not counted
         steps, one, more = bench.steps(), [], True
         while more:
-            left: list[Step | None] = []
-            took = meter.seconds(lambda: left.append(next(steps, None)), args.device)  # noqa: B023
-            more = left[0] is not None
+            result: list[Step | None] = []
+            took = meter.seconds(lambda: result.append(next(steps, None)), args.device)  # noqa: B023
+            more = result[0] is not None
             if more:
-                last = left[0]
+                last = result[0]
                 one.append((f"map {last.scale.h} x {last.scale.w}", took))
         one.append(("decode", meter.seconds(lambda: bench.ours.decode(last.f_hat), args.device)))  # noqa: B023
         names, times = [name for name, _ in one], [*times, [took for _, took in one]]
@@ -116,10 +116,10 @@ def peaks(args: Namespace) -> dict[str, int]:
 
 
 def peak_of(args: Namespace, which: str) -> dict[str, int]:
-    """``peaks`` of one side, in a process of its own."""
+    """``peaks`` of one side; call it in a new process."""
     bench = prepare(args)
     side: Side = getattr(bench, which)
-    _, f_hat = side.sample()  # what torch allocates for itself
+    _, f_hat = side.sample()  # so that torch allocates its own buffers first
     before = meter.peak(args.device, reset=True)
     side.sample()
     sampling = meter.peak(args.device) - before
@@ -137,7 +137,7 @@ def compared(bench: Bench, args: Namespace) -> dict[str, dict]:
         raise ValueError(f"The tokens differ: equal at every map, {agree}.")
     pictures = bench.ours.decode(f_hat).clamp(-1, 1), bench.theirs.decode(f_hat)
     if args.dtype == "float32" and (pictures[0] - pictures[1]).abs().max() > NOISE:
-        raise ValueError("The decoded pictures differ.")
+        raise ValueError("The decoded images differ.")
     found = {"equal tokens": {"by map": agree}}
     work = {
         "sample": (bench.ours.sample, bench.theirs.sample),
@@ -169,7 +169,7 @@ def table(rows: list[dict]) -> Iterator[str]:
 
 
 def plot(rows: list[dict], path: str) -> None:
-    """A bar a stage: what it took, and the machine's floor."""
+    """One bar per stage: measured time, and the machine's limit."""
     from matplotlib import pyplot  # only where a plot is asked for
 
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
@@ -199,7 +199,7 @@ def run(args: Namespace) -> None:
         found["stages"] = stages(bench, args)
         print(*table(found["stages"]), sep="\n")
         seconds = sum(row["seconds"] for row in found["stages"])
-        print(f"{args.batch / seconds:.3f} pictures a second")
+        print(f"{args.batch / seconds:.3f} images per second")
         if args.plot:
             plot(found["stages"], args.plot)
     del bench

@@ -19,13 +19,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; what is wrong with the input is said in one sentence."""
+    """Run one command; wrong input ends it with one sentence that says what is wrong."""
     args = parser().parse_args(argv)
     if sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # for a path that it cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that cannot be encoded
     try:
         args.run(args)
-    except (ValueError, OSError) as error:  # OSError: a full disk, at the end
+    except (ValueError, OSError) as error:  # OSError: such as a full disk
         sys.exit(f"error: {error}")
 
 

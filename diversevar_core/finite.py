@@ -1,4 +1,4 @@
-"""Numbers that are not finite, NaN or infinity: where they come from."""
+"""Where NaN and infinity in an image come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sampling.schedule import Scale
 def not_finite(
     model: Family, condition: Condition, methods: Sequence[Method], scale: Scale
 ) -> ValueError:
-    """Why what is computed at a map is not finite, looked for where it may have begun."""
+    """The error to raise for NaN or infinity at a map; it names the likely cause."""
     return ValueError(
         f"From the token map of side {scale.side} on, the image is computed with NaN or "
         f"infinity: {cause(model, condition, methods)}."
@@ -25,27 +25,27 @@ def not_finite(
 
 
 def cause(model: Family, condition: Condition, methods: Sequence[Method]) -> str:
-    """The condition, a weight, or numbers that grew too large."""
+    """The likely cause: the condition, a weight, or numbers that grew too large."""
     if isinstance(condition, Text):
         given = {"the prompt": condition.positive, "the negative prompt": condition.negative or ()}
         for name, features in given.items():
             if not all(map(is_finite, features)):
-                return f"{name} holds them already; look for a weight such as (word:nan)"
+                return f"{name} already contains them; look for a weight such as (word:nan)"
         if condition.source is not None and not is_finite(condition.source):
-            return "the image that is edited holds them already"
+            return "the image to edit already contains them"
     for name, weight in model.named_parameters():
         if not weight.is_meta and not is_finite(weight):
             return (
-                f"the model's weights hold them, in {quote(name)}; the file is broken, or a LoRA "
+                f"the model's weight {quote(name)} contains them; the file is broken, or a LoRA "
                 "or its strength is not finite"
             )
     cures = [f"lower {method.pushes}" for method in methods if method.pushes]
     if model.dtype == torch.float16:
-        cures.append("compute in bfloat16 or float32, as float16 ends at 65504")
+        cures.append("compute in bfloat16 or float32, as float16 has no number above 65504")
     cures = cures or ["lower cfg, raise tau, or lower the strength of a LoRA"]
     return f"numbers grow too large, or a LoRA brings them; {', or '.join(cures)}"
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or infinity; it waits for the device."""
+    """Whether no entry is NaN or infinity (a GPU is waited for)."""
     return bool(x.float().isfinite().all())

@@ -1,4 +1,4 @@
-"""Tensors -> image files."""
+"""Images as tensors and as PIL images: files, resizing, grids, captions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from .quote import quote
 
-FEATHER = 2  # pixels; an edge rises over twice as many and one
-BAND = 256  # pixels of an image's side that are resized at once
+FEATHER = 2  # pixels; a softened edge is 2 * FEATHER + 1 wide
+BAND = 256  # rows or columns that are resized at once, to save memory
 
 
 def feathered(mask: Tensor) -> Tensor:
-    """Soften the edge of a mask (B, 1, H, W) within it: where it is 0 it stays 0."""
+    """Soften the edge of a mask (B, 1, H, W) inwards: pixels that are 0 stay 0."""
     size = 2 * FEATHER + 1
     inner = -F.max_pool2d(-mask, size, stride=1, padding=FEATHER)
     return F.avg_pool2d(inner, size, stride=1, padding=FEATHER, count_include_pad=False)
@@ -31,18 +31,20 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().numpy())
 
 
+def from_pil(image: Image.Image) -> Tensor:
+    """An RGB image -> (3, H, W) in 0..1."""
+    return rearrange(torch.from_numpy(np.array(image)).float() / 255, "h w c -> c h w")
+
+
 def sheet(images: Tensor, columns: int) -> Tensor:
-    """Images (B, 3, H, W) in rows, what is left over white: (3, rows * H, columns * W)."""
+    """Images (B, 3, H, W) -> a grid of them, (3, rows * H, columns * W); empty cells are white."""
     missing = -len(images) % columns
     filled = torch.cat((images, images.new_ones(missing, *images.shape[1:])))
     return rearrange(filled, "(r c) ch h w -> ch (r h) (c w)", c=columns)
 
 
 def captioned_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """Captions and the images (B, 3, H, W) below them, white where there is nothing.
-
-    Returns one image (3, H', W') in 0..1.
-    """
+    """Rows of a caption and images (B, 3, H, W) -> one image (3, H', W') in 0..1, on white."""
     height = max(images.shape[2] for _, images in rows)
     strip = max(height // 6, 20)
     drawn = [
@@ -60,13 +62,14 @@ def caption(text: str, height: int, width: int) -> Tensor:
     strip = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(size=height * 0.6)
     ImageDraw.Draw(strip).text((height // 4, height // 2), text, "#222222", font, anchor="lm")
-    return rearrange(torch.from_numpy(np.array(strip)).float() / 255, "h w c -> c h w")
+    return from_pil(strip)
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """An image file in RGB, turned as its camera was held; ValueError if it is none.
+    """An image file as RGB, rotated as its EXIF data says.
 
-    16-bit grey is read by its full range, as the host's Load Image does.
+    16-bit grey is scaled from its full range, as in ComfyUI's Load Image. Raises ValueError where
+    the file is missing or not an image.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(path))
@@ -76,13 +79,8 @@ def open_image(path: str | Path) -> Image.Image:
         return image.convert("RGB")
     except FileNotFoundError as error:
         raise ValueError(f"There is no image {quote(path)}; check the name.") from error
-    except Exception as error:  # a broken file can bring out any of many
+    except Exception as error:  # a broken file can raise anything
         raise ValueError(f"{quote(path)} is not an image that can be read.") from error
-
-
-def read_image(path: str | Path, width: int, height: int) -> Tensor:
-    """An image file, resized to (1, 3, height, width) in -1..1; ValueError if it is none."""
-    return resized(open_image(path), width, height)
 
 
 def resized(image: Image.Image, width: int, height: int) -> Tensor:
@@ -92,10 +90,11 @@ def resized(image: Image.Image, width: int, height: int) -> Tensor:
 
 
 def into_square(image: Image.Image, side: int) -> Tensor:
-    """An image with white at its right or bottom up to a square -> (1, 3, side, side) in -1..1.
+    """Pad an image with white, right or below, to a square: (1, 3, side, side) in -1..1.
 
-    As ``infer.py`` of HiDream-ai/VAREdit, to the bit, but never with the whole square in memory:
-    Pillow resizes rows, then columns. ``out_of_square`` undoes it.
+    Bit for bit as ``infer.py`` of HiDream-ai/VAREdit, which resizes the padded square; here the
+    square is never whole in memory, as Pillow resizes rows first and columns after them.
+    ``out_of_square`` is the inverse.
     """
     width, height = image.size
     longer = max(width, height)
@@ -108,7 +107,7 @@ def into_square(image: Image.Image, side: int) -> Tensor:
 
 
 def out_of_square(images: Tensor, width: int, height: int) -> Tensor:
-    """Squares (B, 3, S, S) in 0..1 -> the images in their upper left, (B, 3, height, width)."""
+    """Remove the padding of ``into_square``: (B, 3, S, S) in 0..1 -> (B, 3, height, width)."""
     longer, side = max(width, height), images.shape[-1]
     cropped = []
     for square in images:
@@ -119,5 +118,5 @@ def out_of_square(images: Tensor, width: int, height: int) -> Tensor:
             columns = wide.crop((left, 0, right, side))
             columns = columns.resize((right - left, longer), Image.Resampling.LANCZOS)
             image.paste(columns.crop((0, 0, right - left, height)), (left, 0))
-        cropped.append(torch.from_numpy(np.array(image)))
-    return rearrange(torch.stack(cropped).float() / 255, "b h w c -> b c h w")
+        cropped.append(from_pil(image))
+    return torch.stack(cropped)

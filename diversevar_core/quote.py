@@ -1,15 +1,15 @@
-"""How errors repeat what a user or a file has said."""
+"""How error messages quote user texts, names and paths."""
 
 from __future__ import annotations
 
-MOST = 240  # characters that are repeated
+MOST = 240  # characters of a quoted text
 
 
 def quote(value: object) -> str:
-    """A text, name or path in quotes, on one line, its middle left out where it is long.
+    """A text, name or path in quotes, on one line; a long one without its middle.
 
-    What cannot be printed is escaped: line breaks, control characters, and the lone surrogates that
-    stand for a file name's bytes and that no output can encode.
+    Characters that cannot be printed are escaped: line breaks, control characters, and the lone
+    surrogates that Python uses for file names that are not valid Unicode.
     """
     text = str(value)
     if len(text) > MOST:

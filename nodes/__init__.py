@@ -1,4 +1,4 @@
-"""The pack's nodes, one file per thing an artist does."""
+"""The pack's nodes."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -52,7 +52,7 @@ NODES = [
 
 
 class DiverseVARExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The pack's extension, which ComfyUI asks for its nodes."""
 
     async def on_load(self) -> None:
         folders.register()

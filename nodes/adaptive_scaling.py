@@ -1,4 +1,4 @@
-"""Less certain early bits."""
+"""Adaptive Logit Scaling: less certain early bits."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Find the strengths that suit a model."""
+"""Calibrate Diversity: find the preset that suits a model."""
 
 import comfy.utils
 from comfy_api.latest import io, ui
@@ -27,8 +27,8 @@ class Calibrate(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Tries several strengths on a few prompts and keeps the one that makes "
             "seeds differ most while the model still finds that its images follow the prompts. "
-            "The sampler's preset my calibration then uses it. What is measured stays when you "
-            "cancel; run it again to go on.",
+            "The sampler's preset my calibration then uses it. If you cancel, the next run "
+            "continues.",
             search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
             is_output_node=True,
             inputs=[
@@ -38,26 +38,22 @@ class Calibrate(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default="cat face\nred apple\nsunflower\noctopus",
-                    tooltip="A few prompts that are typical for you, one a line; for a VAR model "
-                    "the numbers of classes.",
+                    tooltip="A few prompts that are typical for you, one per line; for a VAR "
+                    "model, the numbers of classes.",
                 ),
                 io.Int.Input(
                     "seeds",
                     default=6,
                     min=2,
                     max=64,
-                    tooltip="Images of every prompt at every strength; more is surer and slower.",
+                    tooltip="Images per prompt and strength; more is more reliable and slower.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
                     tooltip="From Load VAR CLIP (T5), to encode the prompts; VAR has none.",
                 ),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[
                 io.Image.Output(
@@ -74,13 +70,13 @@ class Calibrate(io.ComfyNode):
         schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
-            raise ValueError("There are no prompts; write a few, one a line.")
-        if not 2 <= seeds <= 64:
-            raise ValueError(f"seeds must be from 2 to 64, not {quote(seeds)}.")
-        encoded = None if clip is None else [encode(clip, line) for line in lines]
+            raise ValueError("There are no prompts; write a few, one per line.")
+        if clip is None:
+            encoded = classes(network, lines)
+        else:
+            encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         conditions = [
-            condition_of(network, positive, None, 1, model.load_device)
-            for positive in encoded or classes(network, lines)
+            condition_of(network, positive, None, 1, model.load_device) for positive in encoded
         ]
         task = Task(
             network,
@@ -109,23 +105,19 @@ class Calibrate(io.ComfyNode):
             bar.update_absolute(round(1000 * done))
         chosen = choose(measured)
         plot = front_plot(measured, chosen).movedim(0, -1)[None]
-        found = f"Of {len(measured)} strengths, {chosen.preset} suits this model"
-        report = f"{found}; saved to {quote(path)}."
+        report = (
+            f"Of {len(measured)} presets, {chosen.preset} suits this model; saved to {quote(path)}."
+        )
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
         return io.NodeOutput(plot, report, ui=shown)
 
 
-def encode(clip, prompt: str) -> list:
-    """A prompt's conditioning."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-
-
 def classes(network: Family, lines: list[str]) -> list[list]:
-    """A conditioning for every class number; ValueError where they are not numbers, or needed."""
+    """Conditionings of class numbers; ValueError where the model takes text, or for other lines."""
     if network.reads is Text:
-        raise ValueError(f"{network.name} paints from text; connect Load VAR CLIP to clip.")
+        raise ValueError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
     if not all(line.isdecimal() and len(line) < 10 for line in lines):
-        raise ValueError(f"{network.name} paints classes; write their numbers, one a line.")
+        raise ValueError(f"{network.name} takes classes; write their numbers, one per line.")
     return [labelled(int(line)) for line in lines]
 
 

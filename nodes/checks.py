@@ -1,6 +1,6 @@
-"""What a node is given must be what its schema says.
+"""Check a node's inputs against its schema before it runs.
 
-The host checks what is typed into widgets, and of what comes by a link only the name of its type.
+ComfyUI checks the values of widgets, but of linked inputs only the type's name.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.job import Chain
 from ..diversevar_core.text.encoder import check_characters
 
-# what tells the objects of each type of socket
+# socket type -> whether an object is of that type
 SOCKETS = {
     "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
     "MASK": lambda value: isinstance(value, Tensor) and value.ndim in (2, 3, 4),
@@ -26,11 +26,11 @@ SOCKETS = {
     "DIVERSEVAR_MODEL": lambda value: isinstance(value, ModelPatcher),
     "DIVERSEVAR_METHOD": lambda value: isinstance(value, Chain),
 }
-LISTED = 20  # choices that an error names
+LISTED = 20  # choices that an error message lists
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, checking its inputs before it runs; an optional one may be None."""
+    """Make a node check its inputs before it runs; an optional input may be None."""
     execute = node.execute.__func__
 
     @classmethod
@@ -44,7 +44,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def check_all(inputs: Sequence[io.Input], values: dict[str, object]) -> None:
-    """Check every input's value; an optional one that is None is taken out."""
+    """Check every input's value; an optional input that is None is removed."""
     for given in inputs:
         if given.optional and values.get(given.id) is None:
             values.pop(given.id, None)
@@ -53,7 +53,7 @@ def check_all(inputs: Sequence[io.Input], values: dict[str, object]) -> None:
 
 
 def check(given: io.Input, value: object) -> None:
-    """Raise ValueError where a value is not what its input takes."""
+    """Raise ValueError where a value does not fit its input."""
     match given:
         case io.Int.Input():
             check_number(given, value, Integral, "a whole number")
@@ -75,7 +75,7 @@ def check(given: io.Input, value: object) -> None:
 
 
 def check_dynamic(given: io.DynamicCombo.Input, value: object) -> None:
-    """A choice, and what it alone asks for: {the input's name: choice, name: value, ...}."""
+    """Check a choice and the inputs of its option: {input's name: choice, other name: value}."""
     chosen = value.get(given.id) if isinstance(value, dict) else value
     options = {option.key: option.inputs for option in given.options}
     check_choice(given.id, chosen, list(options))
@@ -83,7 +83,7 @@ def check_dynamic(given: io.DynamicCombo.Input, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: list[str]) -> None:
-    """One of the choices."""
+    """Raise ValueError where a value is not one of the choices."""
     if not (isinstance(value, str) and value in choices):
         listed = ", ".join(map(quote, choices[:LISTED]))
         more = ", ..." if len(choices) > LISTED else ""
@@ -91,7 +91,7 @@ def check_choice(name: str, value: object, choices: list[str]) -> None:
 
 
 def check_number(given: io.Input, value: object, kind: type, words: str) -> None:
-    """Of the kind, and in the range."""
+    """Raise ValueError where a value is not a number of this kind in the input's range."""
     if not isinstance(value, kind):
         raise ValueError(f"{given.id} must be {words}, not {quote(value)}.")
     if not given.min <= value <= given.max:
@@ -99,11 +99,11 @@ def check_number(given: io.Input, value: object, kind: type, words: str) -> None
 
 
 def check_object(given: io.Input, value: object) -> None:
-    """What its socket is for, and not empty."""
+    """Raise ValueError where an object is not of its socket's type, or empty."""
     kind = given.io_type
     if not SOCKETS.get(kind, lambda value: True)(value):
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{given.id} takes {kind}, but what is connected is none ({what}).")
+        raise ValueError(f"{given.id} takes {kind}, but something else is connected ({what}).")
     tensor = value["samples"] if kind == "LATENT" else value
     if isinstance(tensor, Tensor) and tensor.numel() == 0:
         raise ValueError(f"{given.id} is empty (shape {list(tensor.shape)}); connect another.")

@@ -1,4 +1,4 @@
-"""The seeds whose first maps differ most, in numbers."""
+"""Diverse Seeds: choose the seeds whose first maps differ most."""
 
 import torch
 from comfy_api.latest import io
@@ -50,14 +50,7 @@ class DiverseSeeds(io.ComfyNode):
                         io.DynamicCombo.Option(BY_MAP, []),
                         io.DynamicCombo.Option(
                             BY_IMAGE,
-                            [
-                                inputs.vae(),
-                                io.ClipVision.Input(
-                                    "clip_vision",
-                                    optional=True,
-                                    tooltip="Compares what the images show; without it, pixels.",
-                                ),
-                            ],
+                            [inputs.vae(), inputs.clip_vision()],
                         ),
                     ],
                     tooltip="Compare the sum of the token maps, or the small images that they "

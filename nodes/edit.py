@@ -1,4 +1,4 @@
-"""Image and instruction -> the image, edited."""
+"""VAR Edit Image: an image and an instruction -> the edited image."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,5 +1,6 @@
-"""Shape, size and number of the images to make."""
+"""Empty Latent (VAR): shape, size and number of the images to make."""
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 
@@ -7,7 +8,7 @@ from ..diversevar_core.models.pairing import check_pair, patch_of
 from ..diversevar_core.sampling.schedule import PIXELS
 from . import host, inputs
 
-# width:height as artists say it -> height / width as the schedules have it
+# width:height -> height / width as in the schedules
 ASPECT_RATIOS = {
     "1:1 square": 1.0,
     "4:5 portrait": 1.25,
@@ -66,7 +67,8 @@ class EmptyLatent(io.ComfyNode):
         height, width = network.schedule(ASPECT_RATIOS[aspect_ratio], budget)[-1].full
         patch, channels = patch_of(network, tokenizer), tokenizer.token_kind.channels
         shape = (batch_size, channels, patch * height, patch * width)
-        return io.NodeOutput({"samples": torch.zeros(shape, device=host.intermediate_device())})
+        device = comfy.model_management.intermediate_device()
+        return io.NodeOutput({"samples": torch.zeros(shape, device=device)})
 
 
 NODES = [EmptyLatent]

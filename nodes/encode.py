@@ -1,4 +1,4 @@
-"""Image -> latent of a size that the model makes."""
+"""VAR VAE Encode: an image -> a latent of a size that the model makes."""
 
 import torch
 from comfy_api.latest import io
@@ -49,22 +49,21 @@ class Encode(io.ComfyNode):
 
 
 def fit_mask(mask: torch.Tensor, images: int, height: int, width: int) -> torch.Tensor:
-    """A mask (1 or B, [1,] H, W) through its image's crop and resize -> (1 or B, height, width).
+    """Crop and resize a mask (1 or B, [1,] H, W) like its image -> (1 or B, height, width) in 0..1.
 
-    In 0..1. Raises ValueError where there are neither one nor as many masks as images, or nothing
-    is painted.
+    Raises ValueError where the mask is empty, or there are neither one nor ``images`` masks.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if mask.isnan().any():
-        raise ValueError("The mask holds values that are not numbers; paint another.")
+        raise ValueError("The mask contains NaN; draw another one.")
     if len(mask) not in (1, images):
         raise ValueError(
-            f"There are {len(mask)} masks for {images} images; give one, or one an image."
+            f"There are {len(mask)} masks for {images} images; give one, or one for each image."
         )
     mask = host.fit(mask.clamp(0, 1), height, width, "area").squeeze(1)
     if not mask.any():
         raise ValueError(
-            "The mask is empty, so nothing could change; paint where to draw, or disconnect it."
+            "The mask is empty, so nothing could change; draw a mask, or disconnect it."
         )
     return mask
 

@@ -1,4 +1,4 @@
-"""Large images in less time."""
+"""FastVAR: large images in less time."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Where the user's models lie, and which of them are ours."""
+"""Find the user's model files that this pack can load."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..diversevar_core.checkpoints.loading import is_model, is_tokenizer
 from ..diversevar_core.quote import quote
 from ..diversevar_core.text.encoder import is_t5
 
-Accepts = Callable[[Iterable[str]], bool]  # whether tensors of these names are what is wanted
+Accepts = Callable[[Iterable[str]], bool]  # tensor names -> whether a file is of a kind
 
-OWN = "diversevar"  # models/diversevar, for who likes to keep them together
+OWN = "diversevar"  # models/diversevar, for users who keep these models together
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The ComfyUI folders of one kind of file, what it must hold, and what is included."""
+    """One kind of file: its ComfyUI folders, how it is recognised, and the included files."""
 
     folders: tuple[str, ...]
     accepts: Accepts
@@ -38,19 +38,19 @@ TOKENIZERS = Kind(
 )
 TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
-# of files that were looked into: inode, size, time, and the kinds that they can be of
+# file -> (inode, size, time) and the kinds that it can be of, to read each file once
 verdicts: dict[Path, tuple[tuple[int, ...], frozenset[Accepts] | None]] = {}
 
 
 def register() -> None:
-    """Add our own folder to the host's, beside any that the user's extra paths name."""
+    """Add models/diversevar to ComfyUI's folders, with the suffixes that checkpoints have."""
     folder_paths.add_model_folder_path(OWN, str(Path(folder_paths.models_dir) / OWN))
     paths, _ = folder_paths.folder_names_and_paths[OWN]
     folder_paths.folder_names_and_paths[OWN] = (paths, folder_paths.supported_pt_extensions)
 
 
 def choices(kind: Kind) -> list[str]:
-    """What is included, then what the user has: subfolders that are one model, and files."""
+    """The names to list: included models, then the user's subfolders and files of this kind."""
     found = dict.fromkeys(kind.included)
     for folder in kind.folders:
         for name in listed(folder):
@@ -60,7 +60,7 @@ def choices(kind: Kind) -> list[str]:
 
 
 def path_of(kind: Kind, name: str) -> Path:
-    """Where a choice lies on disk; of the lists' names only. ValueError where it is gone."""
+    """The path of a name from ``choices``; ValueError where it is missing."""
     if name in kind.included:
         return kind.included[name]
     for folder in kind.folders:
@@ -78,14 +78,14 @@ model_path, tokenizer_path, text_encoder_path = (
 
 
 def lora_path(name: str) -> Path:
-    """Where a LoRA of the host's list lies. ValueError where it is not there."""
+    """The path of a LoRA from ComfyUI's list; ValueError where it is missing."""
     for path in find("loras", name):
         return path
     raise ValueError(f"There is no {quote(name)} in models/loras any more; choose again.")
 
 
 def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
-    """Whether a choice can be taken, or why not; one that comes by a link is not known yet."""
+    """For ``validate_inputs``: True, or why the name is not valid. A linked name is None here."""
     try:
         return name is None or bool(path_of(name))
     except ValueError as error:
@@ -93,19 +93,19 @@ def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
 
 
 def version(path_of: Callable[[str], Path], name: str | None) -> list[list[object]] | None:
-    """What changes as a choice's files do, None where it comes by a link."""
+    """For ``fingerprint_inputs``: a value that changes with the file; None for a linked name."""
     return None if name is None else version_of(path_of(name))
 
 
 def listed(folder: str) -> list[str]:
-    """The names of a folder's subfolders that hold files, then of its files."""
+    """The names of a folder's subfolders that have files, then of its files."""
     files = folder_paths.get_filename_list(folder)
     parents = {os.path.dirname(name).replace(os.sep, "/") for name in files} - {""}
     return sorted(parents) + files
 
 
 def find(folder: str, name: str) -> Iterator[Path]:
-    """Where a listed name exists, also with the separators of another system (Windows has \\)."""
+    """The paths of a listed name, which may have another system's separators (\\ or /)."""
     names = listed(folder)
     if name not in names:
         alike = {own.replace("\\", "/"): own for own in names}
@@ -114,18 +114,18 @@ def find(folder: str, name: str) -> Iterator[Path]:
 
 
 def places(folder: str, name: str) -> Iterator[Path]:
-    """Where a name exists in any of a folder's paths."""
+    """The paths where a name exists, in all of a folder's directories."""
     for root in folder_paths.get_folder_paths(folder):
         if os.path.exists(path := os.path.join(root, name)):
             yield Path(path)
 
 
 def fits(kind: Kind, path: Path) -> bool:
-    """Whether a file or folder can be of this kind; in doubt a file can, and a folder cannot."""
+    """Whether a path can be of this kind; if its names cannot be read, a file can, a folder not."""
     try:
         index = index_of(path) if os.path.isdir(path) else None
         found = (index or path).stat()
-    except OSError:  # gone, or not ours to read
+    except OSError:  # missing, or permission denied
         return False
     version = (found.st_ino, found.st_size, found.st_mtime_ns)
     before, kinds = verdicts.get(path, (None, None))
@@ -136,7 +136,7 @@ def fits(kind: Kind, path: Path) -> bool:
 
 
 def verdict(path: Path) -> frozenset[Accepts] | None:
-    """The kinds that a file or folder can be of, by its tensors' names; None in doubt."""
+    """The kinds that a file or folder can be of, by tensor names; None if they are not readable."""
     names = names_in(path)
     if names is None:
         return None

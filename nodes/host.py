@@ -1,4 +1,4 @@
-"""The only file that knows ComfyUI's memory manager, progress and previews."""
+"""Models under ComfyUI's memory management, with its progress bar and previews."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from ..diversevar_core.vae.autoencoder import to_image
 from ..diversevar_core.vae.tokenizer import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
-# half precision where a card has it, the kind with float32's range first
+# in order of preference: half precision, with float32's range first
 COMPUTE_TYPES = [torch.bfloat16, torch.float16, torch.float32]
 WEIGHT_TYPES = {
     "default": None,
@@ -58,16 +58,16 @@ WEIGHT_TYPES = {
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-FILE = "diversevar_file"  # a patcher's attachment: where it was loaded from
-UNSEEN = "diversevar_unseen"  # a conditioning's entry: what its prompt has that is new to the model
-FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: its weights' names in the file
+FILE = "diversevar_file"  # a patcher's attachment: the path that it was loaded from
+UNSEEN = "diversevar_unseen"  # a conditioning's entry: a sentence on words new to the model
+FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: weight -> its name in the file
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The host's attention kernel in the core's form.
+    """ComfyUI's attention kernel with the core's signature.
 
-    Masks, which only prompts of different lengths need, stay with torch: not every kernel of the
-    host's reads them.
+    With a mask, which only prompts of different lengths need, torch's kernel is used, as not all
+    of ComfyUI's kernels support masks.
     """
     if mask is not None:
         return sdpa(q, k, v, mask, scale)
@@ -83,13 +83,13 @@ def load_transformer(
     compiled: bool = False,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A VAR or Infinity transformer under the host's memory management.
+    """Load a VAR or Infinity transformer into a model patcher.
 
-    weight_dtype: one of WEIGHT_TYPES, as on the host's Load Diffusion Model. task: generate or
-    edit, where the user knows better than the file. compiled: by torch, which loads weights whole.
-    disable_dynamic: load weights whole, not one by one as they are needed. How to store and what to
-    compute in is asked of the host, and so its flags hold. Raises CheckpointError, or ValueError
-    where torch cannot compile.
+    weight_dtype: one of WEIGHT_TYPES, as on ComfyUI's Load Diffusion Model. task: generate or edit,
+    in place of what the file says. compiled: use torch.compile, which needs all weights loaded.
+    disable_dynamic: load all weights at once, without ComfyUI's Dynamic VRAM. The types of storage
+    and computation come from ComfyUI, so its command-line flags apply. Raises CheckpointError, or
+    ValueError where torch cannot compile.
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
@@ -106,7 +106,7 @@ def load_transformer(
     )
     compute = compute or storage
     operations = comfy.ops.pick_operations(
-        None,  # always layers that cast: a file's types are mixed, and some layers need float32
+        None,  # always layers that cast weights, as a file has mixed types
         compute,
         load_device=device,
         fp8_optimizations=weight_dtype.endswith("_fast"),
@@ -115,38 +115,38 @@ def load_transformer(
     kernel = sdpa if comfy.model_management.is_device_cpu(device) else attention
     file = Checkpoint(tensors, file.facts)
     model = build_model(file, path, offload, compute, operations, kernel)
-    model.manual_cast_dtype = compute  # by which the host estimates what casting needs
+    model.manual_cast_dtype = compute  # by which ComfyUI estimates the memory for casting
     if compiled:
         compile_blocks(model, device)
     patcher = patcher_class(disable_dynamic or compiled)(model, device, offload)
     store(model.blocks, storage, patcher.is_dynamic())
     patcher.cached_patcher_init = (load_transformer, (path, weight_dtype, task, compiled))
+    patcher.set_attachments(FILE, path)
     patcher.set_attachments(FILE_NAMES, model.rename({name: name for name in tensors}))
     return patcher
 
 
 def quantized(tensors: dict[str, Tensor], facts: dict) -> tuple[dict[str, Tensor], dict | None]:
-    """Tensors with quantized layers marked in the host's newest way, and its word for them."""
+    """Convert quantized layers to ComfyUI's newest format; returns tensors and their config."""
     layers = "_quantization_metadata"
     if any(name.endswith(".scale_weight") for name in tensors):
-        tensors = {"scaled_fp8": torch.zeros(2)} | tensors  # the mark of scales, where it was lost
+        tensors = {"scaled_fp8": torch.zeros(2)} | tensors  # the marker, which some files lack
     header = {layers: json.dumps(facts[layers])} if layers in facts else {}
     tensors, _ = comfy.utils.convert_old_quants(dict(tensors), metadata=header)
     return tensors, comfy.utils.detect_layer_quantization(tensors, "")
 
 
 def patcher_class(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatcher]:
-    """The host's own choice, unless it asks for the one that loads weights whole."""
+    """ComfyUI's default patcher, or the one without Dynamic VRAM."""
     if disable_dynamic:
         return comfy.model_patcher.ModelPatcher
     return comfy.model_patcher.CoreModelPatcher
 
 
 def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
-    """Keep the layers' matrices and kernels, nearly all of a model, in this type.
+    """Store the layers' matrices and convolution kernels in this type, if it is smaller.
 
-    But not in a wider type than they have, which would add nothing. dynamic: the host moves weights
-    one by one, and converts them as it does; until then they stay in the file.
+    dynamic: with Dynamic VRAM, weights stay in the file and are converted when they are loaded.
     """
     for layer in layers.modules():
         weight = getattr(layer, "weight", None)
@@ -159,13 +159,8 @@ def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
             layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
 
 
-def intermediate_device() -> torch.device:
-    """Where the host wants what nodes hand on."""
-    return comfy.model_management.intermediate_device()
-
-
 class Autoencoder(nn.Module):
-    """A tokenizer as the host's VAE code calls it: images <-> features, no tokens between."""
+    """A tokenizer with the interface of ComfyUI's VAE code: images <-> features."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -179,19 +174,19 @@ class Autoencoder(nn.Module):
 
 
 class TokenizerVAE(comfy.sd.VAE):
-    """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work on it."""
+    """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work with it."""
 
     def __init__(self, tokenizer: Tokenizer, disable_dynamic: bool = False):
-        logging.root.addFilter(not_about_weights)
+        logging.root.addFilter(without_warning)
         try:
             super().__init__(sd={})
         finally:
-            logging.root.removeFilter(not_about_weights)
+            logging.root.removeFilter(without_warning)
         self.tokenizer = tokenizer
         self.first_stage_model = Autoencoder(tokenizer).eval()
         self.latent_channels = tokenizer.token_kind.channels
         self.downscale_ratio = self.upscale_ratio = tokenizer.stride
-        # as much as the host estimates for its own autoencoder of stride 8, which this resembles
+        # ComfyUI's estimate is for its own autoencoder of stride 8, which is similar
         own, strides = self.memory_used_decode, (tokenizer.stride / 8) ** 2
         self.memory_used_decode = lambda shape, dtype: own(shape, dtype) * strides
         self.device = comfy.model_management.vae_device()
@@ -205,22 +200,20 @@ class TokenizerVAE(comfy.sd.VAE):
         self.model_size()
 
 
-def not_about_weights(record: logging.LogRecord) -> bool:
-    """Not the host's warning of the weights that a TokenizerVAE brings itself."""
+def without_warning(record: logging.LogRecord) -> bool:
+    """A log filter that drops ComfyUI's warning about a VAE without weights."""
     return "No VAE weights detected" not in record.getMessage()
 
 
 def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
     """The tokenizer in a VAE; ValueError where it is a diffusion model's."""
     if not isinstance(vae, TokenizerVAE):
-        raise ValueError(
-            "This VAE belongs to a diffusion model; connect Load VAR VAE in its place."
-        )
+        raise ValueError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
     return vae.tokenizer
 
 
 def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
-    """A tokenizer file as a VAE. Raises CheckpointError."""
+    """Load a tokenizer file as a VAE. Raises CheckpointError."""
     device = comfy.model_management.vae_device()
     dtype = torch.float32
     if not comfy.model_management.is_device_cpu(device):
@@ -229,16 +222,17 @@ def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
     tokenizer = load_tokenizer(path, offload, dtype, comfy.ops.manual_cast)
     vae = TokenizerVAE(tokenizer, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
+    vae.patcher.set_attachments(FILE, path)
     return vae
 
 
 def reload(load: Callable, path: Path, disable_dynamic: bool = False):
-    """The patcher of a file that is loaded again, for the host's copies on other devices."""
+    """Load a file again, for ComfyUI's copies on other devices; returns its patcher."""
     return load(path, disable_dynamic).patcher
 
 
 class GivenTokenizer:
-    """A tokenizer where the host expects the class and the path of one."""
+    """Passed to ComfyUI as the tokenizer's class, with a tokenizer in place of its path."""
 
     @staticmethod
     def from_pretrained(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
@@ -246,17 +240,17 @@ class GivenTokenizer:
 
 
 class Tokens(dict):
-    """A prompt's tokens by encoder; nodes that write for several ask for encoders there are not."""
+    """Encoder name -> tokens; ValueError for encoders of other models (as some nodes ask for)."""
 
     def __missing__(self, name: str):
         raise ValueError(
-            "This node writes for a diffusion model with other text encoders (it asks for "
-            f"{quote(name)}), and a VAR model reads T5 alone; use CLIP Text Encode."
+            "This node is for a diffusion model with other text encoders (it asks for "
+            f"{quote(name)}), and a VAR model has only T5; use CLIP Text Encode."
         )
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """What the host's CLIP object has as its tokenizer."""
+    """The tokenizer of ComfyUI's CLIP object."""
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
@@ -264,7 +258,10 @@ class PromptTokenizer(sd1_clip.SD1Tokenizer):
 
 
 class PromptEncoder(sd1_clip.SD1ClipModel):
-    """What the host's CLIP object has as its model; of a small one, what it knows of a prompt."""
+    """The model of ComfyUI's CLIP object.
+
+    prompts: all that a small model was trained on; then conditionings get the entry ``UNSEEN``.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, prompts: list[str] | None, **options):
         super().__init__(**options)
@@ -281,7 +278,7 @@ class PromptEncoder(sd1_clip.SD1ClipModel):
 
 
 class T5Tokenizer(sd1_clip.SDTokenizer):
-    """T5's tokens with the host's prompt weights, never padded; too long a prompt is an error."""
+    """T5's tokens with ComfyUI's prompt weights, not padded; ValueError for too long a prompt."""
 
     def __init__(
         self,
@@ -310,7 +307,7 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
 
 
 class T5Model(sd1_clip.SDClipModel):
-    """The host's T5 with sizes read off the checkpoint."""
+    """ComfyUI's T5 with the checkpoint's sizes."""
 
     def __init__(self, config: dict, device="cpu", dtype=None, model_options=None):
         super().__init__(
@@ -324,7 +321,7 @@ class T5Model(sd1_clip.SDClipModel):
 
 
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """A T5 encoder as the host's CLIP, for the stock text nodes. Raises CheckpointError."""
+    """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
     file = read_t5(path, shipped)
     config = {
@@ -349,8 +346,8 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
         raise CheckpointError(
-            f"{path} is quantized in a way that is not known here; choose the text encoder in "
-            "float16, bfloat16, or scaled float8."
+            f"{quote(path)} is quantized in a format that is not supported; choose the text "
+            "encoder in float16, bfloat16, or scaled float8."
         )
     clip = comfy.sd.CLIP(
         ClipTarget(tokenizer, encoder),
@@ -361,11 +358,12 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         disable_dynamic=disable_dynamic,
     )
     clip.patcher.cached_patcher_init = (reload, (load_clip, path))
+    clip.patcher.set_attachments(FILE, path)
     return clip
 
 
 def fit(images: Tensor, height: int, width: int, resize: str = "lanczos") -> Tensor:
-    """Crop (B, C, H, W) about the middle to the shape of height x width, and resize."""
+    """Crop (B, C, H, W) around the centre to the aspect ratio of height x width, and resize."""
     if images.shape[-2:] == (height, width):
         return images
     return comfy.utils.common_upscale(images, width, height, resize, "center")
@@ -380,12 +378,11 @@ def to_device(
     sources: int = 0,
     chain: Chain = PLAIN,
 ) -> torch.device:
-    """Have both models ready, with room for this many images; returns their device.
+    """Load both models to the device, with free memory for a batch; returns the device.
 
-    guided: whether every image has a second row, without its condition. sources: how many
-    images are edited; one that all share is kept once. chain: ScaleKV keeps less of the maps, and
-    starts draw more images through the first of them. The candidates of a path search share what
-    is kept.
+    guided: whether each image has an unconditional row too. sources: number of source images,
+    counted once where all images share one. chain: ScaleKV needs less memory; diverse starts draw
+    more images, but only their first maps. (The candidates of a path search share their caches.)
     """
     drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
     stages = [(batch, drawn)]
@@ -402,23 +399,21 @@ def to_device(
 def room_of(
     network: Family, maps: Schedule, guided: bool, batch: int, share: float, source: int
 ) -> float:
-    """Bytes that images need through these maps: keys and values, and the last map's streams.
+    """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
 
-    share: of the keys and values that are kept. source: tokens of all edited images.
+    share: of the keys and values that are kept. source: number of tokens of all source images.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
     rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
     cache = 2 * kept * width * network.depth * network.dtype.itemsize
     work = 32 * rows * last * width  # float32
-    if source:  # one block's keys and values, the source's in front
+    if source:  # one block's keys and values, joined with the source's
         work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
     return cache + work
 
 
 def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
-    """What a model's output depends on, as JSON: its files, how its layers keep weights and
-    compute, and the LoRAs on it.
-    """
+    """What a model's output depends on, as JSON values: its file, types, and LoRAs."""
     file = patcher.get_attachment(FILE)
     layers = set()
     for layer in patcher.model.modules():
@@ -427,7 +422,7 @@ def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
             kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
             layers.add(f"{type(layer).__qualname__} {kept}")
     digest = hashlib.sha256()
-    if file is None:  # a model of another node's, known by its small weights
+    if file is None:  # loaded by another pack's node: identified by its small weights
         for weight in patcher.model.parameters():
             digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
     for name, added in sorted(patcher.patches.items()):
@@ -444,12 +439,12 @@ def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
 
 
 def parts_of(patch: object) -> Sequence[object]:
-    """The tensors and numbers of one patch of the host's, by which a LoRA changes a weight."""
+    """The tensors and numbers of one of ComfyUI's weight patches (a LoRA's change of a weight)."""
     return getattr(patch, "weights", None) or patch[-1]
 
 
 def bytes_of(part: object) -> bytes:
-    """A tensor's, or a number's in words."""
+    """The bytes of a tensor, or of another value's repr."""
     if not isinstance(part, Tensor):
         return repr(part).encode()
     return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -461,10 +456,10 @@ def watch(
     schedule: Schedule,
     vae: TokenizerVAE,
 ) -> Tensor:
-    """Run the sampler with the host's progress bar and previews; returns f_hat (B, D, H, W).
+    """Run the sampler with ComfyUI's progress bar and previews; returns f_hat (B, D, H, W).
 
-    The user's cancel button raises out of it: every layer of the host's looks for it, and where
-    torch compiled them, this between the maps.
+    Cancel raises an exception: ComfyUI's layers check for it; for compiled blocks, it is checked
+    between the maps.
     """
     method = comfy.cli_args.args.preview_method
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
@@ -483,7 +478,7 @@ def watch(
 
 
 def preview(step: Step, vae: TokenizerVAE):
-    """The first image so far, decoded small: no larger than the map that was just drawn."""
+    """Decode the first image so far at the size of the current map, or smaller."""
     f_hat = step.f_hat[:1]
     h, w = step.scale.h, step.scale.w
     shrink = min(PREVIEW_SIDE / max(h, w), 1)

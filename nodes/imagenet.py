@@ -1,4 +1,4 @@
-"""A class for VAR to paint."""
+"""ImageNet Class (VAR): the class that a VAR model makes images of."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class ImageNetClass(io.ComfyNode):
             node_id="DiverseVARImageNetClass",
             display_name="ImageNet Class (VAR)",
             category="DiverseVAR",
-            description="Chooses what a class-conditional VAR model paints.",
+            description="Chooses what a class-conditional VAR model makes.",
             search_aliases=["var", "imagenet", "class to image", "class label", "category"],
             inputs=[
                 io.Combo.Input(
@@ -42,7 +42,7 @@ class ImageNetClass(io.ComfyNode):
 
 
 def labelled(label: int) -> list:
-    """The conditioning of a class; its features (1, 1, 1) are the label, so that mixing shows."""
+    """The conditioning of a class. Its features (1, 1, 1) are the label, to detect mixing."""
     return [[torch.tensor([[[float(label)]]]), {LABEL: label}]]
 
 

@@ -1,4 +1,4 @@
-"""Inputs that several nodes have, the sockets of our own, and how images are read."""
+"""Inputs that several nodes share, the pack's own socket types, and images from sockets."""
 
 import torch
 from comfy_api.latest import io
@@ -20,8 +20,17 @@ def vae() -> io.Input:
     return io.Vae.Input("vae", tooltip="From Load VAR VAE: the one of this model.")
 
 
+def clip_vision() -> io.ClipVision.Input:
+    """A model whose features compare images."""
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="Compares what the images show; without it, their pixels.",
+    )
+
+
 def methods() -> io.Input:
-    """The input that every method's node has, so that methods chain."""
+    """The input of every method node, so that methods can be chained."""
     return Method.Input(
         "method",
         optional=True,
@@ -30,7 +39,7 @@ def methods() -> io.Input:
 
 
 def method_output() -> io.Output:
-    """The methods so far and this one."""
+    """The output of every method node: the chain with the node's method."""
     return Method.Output(
         display_name="method", tooltip="For the method input of the sampler or of VAR Edit Image."
     )
@@ -44,14 +53,14 @@ def seed(tooltip: str) -> io.Int.Input:
 
 
 def batch_size() -> io.Int.Input:
-    """Images at once."""
+    """The number of images."""
     return io.Int.Input(
         "batch_size", default=1, min=1, max=64, tooltip="How many images to make at once."
     )
 
 
 def preset() -> io.DynamicCombo.Input:
-    """What makes seeds differ; custom has numbers of its own."""
+    """The preset; custom shows its numbers as inputs."""
     numbers = [
         guidance_start(4),
         io.Int.Input(
@@ -94,7 +103,7 @@ def guidance_start(default: int, advanced: bool = False) -> io.Int.Input:
 
 
 def guidance_end() -> io.Int.Input:
-    """The side of the last guided token map; 0 guides to the last."""
+    """The side of the last guided token map; 0 guides all."""
     return io.Int.Input(
         "guidance_end",
         default=0,
@@ -134,7 +143,7 @@ def sar(default: float) -> io.Float.Input:
 
 
 def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
-    """The model's official sampling settings, or numbers."""
+    """The model's official sampling settings, or custom ones."""
     return io.DynamicCombo.Input(
         "sampling",
         options=[
@@ -197,7 +206,7 @@ def exact_batch() -> io.Boolean.Input:
 
 
 def rgb(socket: str, images: torch.Tensor) -> torch.Tensor:
-    """The host's images (B, H, W, C) in colour, without transparency, as (B, 3, H, W)."""
+    """ComfyUI's images (B, H, W, C) as RGB without alpha, (B, 3, H, W); grey is repeated."""
     channels = images.shape[-1]
     if channels not in (1, 3, 4):
         raise ValueError(

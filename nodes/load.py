@@ -1,4 +1,4 @@
-"""Load a VAR or Infinity transformer, its VAE (tokenizer), and the text encoder."""
+"""Loaders of the transformer, its VAE (tokenizer), and the text encoder."""
 
 from pathlib import Path
 
@@ -77,10 +77,8 @@ class LoadModel(io.ComfyNode):
     def execute(
         cls, model_name, weight_dtype="default", task="auto", torch_compile=False
     ) -> io.NodeOutput:
-        path, told = folders.model_path(model_name), None if task == "auto" else task
-        model = host.load_transformer(path, weight_dtype, told, torch_compile)
-        model.set_attachments(host.FILE, path)
-        return io.NodeOutput(model)
+        path, task = folders.model_path(model_name), None if task == "auto" else task
+        return io.NodeOutput(host.load_transformer(path, weight_dtype, task, torch_compile))
 
 
 class LoadVAE(io.ComfyNode):
@@ -118,10 +116,7 @@ class LoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        path = folders.tokenizer_path(vae_name)
-        vae = host.load_vae(path)
-        vae.patcher.set_attachments(host.FILE, path)
-        return io.NodeOutput(vae)
+        return io.NodeOutput(host.load_vae(folders.tokenizer_path(vae_name)))
 
 
 class LoadCLIP(io.ComfyNode):
@@ -156,14 +151,11 @@ class LoadCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_name) -> io.NodeOutput:
-        path = folders.text_encoder_path(clip_name)
-        clip = host.load_clip(path)
-        clip.patcher.set_attachments(host.FILE, path)
-        return io.NodeOutput(clip)
+        return io.NodeOutput(host.load_clip(folders.text_encoder_path(clip_name)))
 
 
 def calibration(path: Path) -> str | None:
-    """What the preset my calibration stands for, which a sampler reads from beside the model."""
+    """The calibrated preset next to the model as a text, so that samplers run again after it."""
     try:
         return str(calibrated_preset(path))
     except ValueError:

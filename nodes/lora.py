@@ -1,4 +1,4 @@
-"""Fine-tuned weights for the transformer."""
+"""Load LoRA (VAR)."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..diversevar_core.checkpoints.files import read_tensors
 from ..diversevar_core.quote import quote
 from . import folders, host, inputs
 
-# what trainers and torch put before a layer's name in the model's file
+# prefixes that training tools and torch add to a layer's name
 PREFIXES = re.compile(
     r"^(?:(?:module|_orig_mod|base_model\.model|diffusion_model|transformer)\.|"
     r"lora_unet_|lora_transformer_|lycoris_)+"
@@ -24,7 +24,7 @@ PREFIXES = re.compile(
 
 
 class LoadLora(io.ComfyNode):
-    """LoRA, arXiv 2106.09685, in the layouts that the host reads, for VAR and Infinity."""
+    """LoRA, arXiv 2106.09685, in all formats that ComfyUI reads."""
 
     @classmethod
     def define_schema(cls):
@@ -77,9 +77,9 @@ class LoadLora(io.ComfyNode):
 
 
 def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
-    """What a LoRA's file adds to the model's weights, by their names, in the host's form.
+    """Read a LoRA file: weight name -> ComfyUI's patch.
 
-    No sidecar is read. ValueError where the file is broken, or was made for another model.
+    Raises ValueError where the file is broken, or was made for another model.
     """
     tensors = {PREFIXES.sub("", name): tensor for name, tensor in read_tensors(path).items()}
     for name, tensor in tensors.items():
@@ -88,7 +88,7 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
         if 0 in tensor.shape:
             raise ValueError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
         if not tensor.float().isfinite().all():
-            raise ValueError(f"{quote(path)}: {quote(name)} holds NaN or infinity; it is broken.")
+            raise ValueError(f"{quote(path)}: {quote(name)} contains NaN or infinity.")
     named = layers(model)
     try:
         patches = comfy.lora.load_lora(tensors, named)
@@ -107,7 +107,7 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
         if lora and layer in named and named[layer] not in patches:
             raise ValueError(f"{quote(path)} has {quote(name)} without its other half.")
     for name, patch in patches.items():
-        shape = comfy.utils.get_attr(model.model, name).shape  # not as a quantized one is packed
+        shape = comfy.utils.get_attr(model.model, name).shape  # a quantized one's before packing
         if not fits(patch, shape, name):
             has = " and ".join(
                 str(list(part.shape)) for part in host.parts_of(patch) if isinstance(part, Tensor)
@@ -120,14 +120,14 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
 
 
 def fits(patch: WeightAdapterBase | tuple, shape: torch.Size, name: str) -> bool:
-    """Whether a patch can change a weight of this shape and name; the host would only log it.
+    """Whether a patch can change a weight of this shape; ComfyUI would only log an error later.
 
-    It is tried on a weight without numbers, but for rotations, which look at their own.
+    It is tried on a meta tensor, or on a real one for OFT and BOFT, which read their own values.
     """
     if not isinstance(patch, WeightAdapterBase):
         return host.parts_of(patch)[0].shape == shape
     rotates = isinstance(patch, (OFTAdapter, BOFTAdapter))
-    with torch.inference_mode(False):  # where torch counts the changes of a tensor
+    with torch.inference_mode(False):  # as inference tensors have no _version
         weight = torch.zeros(shape, device="cpu" if rotates else "meta")
         try:
             changed = patch.calculate_weight(weight, name, 1.0, 1.0, None, lambda change: change)
@@ -137,10 +137,10 @@ def fits(patch: WeightAdapterBase | tuple, shape: torch.Size, name: str) -> bool
 
 
 def layers(model: ModelPatcher) -> dict[str, str]:
-    """Every name that a LoRA may have for a layer -> the weight's name in the model.
+    """All names that a LoRA may use for a layer -> the weight's name in the model.
 
-    A layer is called as in this model or as in its file (Infinity's have other names there), or in
-    kohya's way, with underscores for dots.
+    These are the name in this model, the name in its file (which differs for Infinity), and both in
+    kohya's format, with underscores for dots.
     """
     found = {}
     for name, in_file in model.get_attachment(host.FILE_NAMES).items():

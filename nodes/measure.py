@@ -1,4 +1,4 @@
-"""How different a batch is, and which of it differ most."""
+"""Measure Diversity, and Select Most Diverse."""
 
 import torch
 from comfy_api.latest import io, ui
@@ -27,11 +27,7 @@ class Measure(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The batch to measure."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[
                 io.Float.Output(display_name="vendi", tooltip="Effective number of images."),
@@ -52,7 +48,7 @@ class Measure(io.ComfyNode):
 
 
 class Select(io.ComfyNode):
-    """The greedy farthest-point choice."""
+    """Greedy k-center."""
 
     @classmethod
     def define_schema(cls):
@@ -65,11 +61,7 @@ class Select(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The batch to select from."),
                 io.Int.Input("count", default=4, min=1, max=64, tooltip="How many images to keep."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Compares what the images show; without it, their pixels.",
-                ),
+                inputs.clip_vision(),
             ],
             outputs=[io.Image.Output(tooltip="The selected images, in their order.")],
         )
@@ -80,10 +72,7 @@ class Select(io.ComfyNode):
 
 
 def features_of(images: torch.Tensor, clip_vision) -> torch.Tensor:
-    """Features (B, C) of images (B, H, W, 3): CLIP vision's, else small copies of them.
-
-    Grey ones (B, H, W, 1) are read as RGB; ValueError where there are other channels.
-    """
+    """Features (B, C) of images (B, H, W, 1 or 3 or 4): CLIP vision's, or small copies of them."""
     images = inputs.rgb("images", images)
     if clip_vision is None:
         return pixel_features(images)

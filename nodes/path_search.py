@@ -1,4 +1,4 @@
-"""Of several ways to go on, the likeliest."""
+"""Energy Path Search: of several candidates, the likeliest."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Images of a batch differ from the earlier ones."""
+"""Batch Repulsion: images of a batch avoid tokens of the earlier ones."""
 
 from comfy_api.latest import io
 

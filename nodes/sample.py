@@ -1,4 +1,4 @@
-"""The sampler: a VAR model's images, with DiverseVAR's cure for sameness."""
+"""DiverseVAR Sampler."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ from . import host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
 
-# what stock nodes ask for by an entry of the conditioning, and no VAR model can follow
+# entries of stock nodes in a conditioning that VAR models do not support
 UNREAD = {
     "area": "an area",
     "mask": "a mask",
@@ -181,28 +181,28 @@ class Sampler(io.ComfyNode):
 
 
 def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> str:
-    """What a run used, in a line, and which of it had no effect."""
+    """One line with the settings of a run, and those that had no effect."""
     line = f"{preset}; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
     if preset.starts > 1 and batch == 1:
         line += "; starts had no effect on a single image"
     sides = [scale.side for scale in schedule]
     if (preset.ssr or preset.sar) and not set(DEFAULT_SIDES) <= set(sides):
         missing = ", ".join(str(side) for side in DEFAULT_SIDES if side not in sides)
-        line += f"; SSR and SAR had no effect at side {missing}, which this image has not"
+        line += f"; SSR and SAR had no effect at side {missing}, which this image does not have"
     return line
 
 
 def not_known(positive: list) -> list[str]:
-    """What the model says it does not know of the prompt."""
+    """Sentences on words of the prompt that the model does not know."""
     return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
 
 
 def without_effect(positive: list, latent_image: dict, keep_side: int) -> list[str]:
-    """What the model does not know of the prompt, and an image that gave no more than its size."""
+    """Warnings: unknown words of the prompt, and an image of which only the size was used."""
     found = not_known(positive)
     image = latent_image["samples"].any()
     if image and keep_side == 0 and "noise_mask" not in latent_image:
-        found.append("Of the image only its size was used: set keep_side, or give it a mask.")
+        found.append("Only the size of the image was used: set keep_side, or give it a mask.")
     return found
 
 
@@ -217,7 +217,7 @@ def draw(
     exact_batch: bool,
     ready: Callable[[], object],
 ) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with the host's progress; f_hat (B, D, H, W), and the seed of every image."""
+    """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
     how = (model.model, vae.tokenizer, condition, schedule, settings, seed, chain)
     options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
@@ -226,25 +226,20 @@ def draw(
 
 
 def preset_of(preset: dict, model: ModelPatcher) -> Preset:
-    """What the preset widget says; ValueError where the model was not calibrated."""
+    """Read the preset widget; ValueError for my calibration where the model has none."""
     if preset["preset"] == inputs.CUSTOM:
         return Preset(preset["guidance_start"], preset["starts"], preset["ssr"], preset["sar"])
     return preset_named(preset["preset"], model.get_attachment(host.FILE))
 
 
-def check_latent(samples: torch.Tensor) -> None:
-    """Raise ValueError where a latent is not images (B, D, H, W)."""
+def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
+    """The token maps of a latent (B, D, H, W); ValueError where it is not this model's."""
+    channels = tokenizer.token_kind.channels
     if samples.ndim != 4:
         raise ValueError(
             f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
             "have 4); connect one of a VAR model."
         )
-
-
-def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
-    """The token maps of an encoded image (1 or B, D, H, W)."""
-    channels = tokenizer.token_kind.channels
-    check_latent(samples)
     if samples.shape[1] != channels:
         raise ValueError(
             f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
@@ -257,7 +252,7 @@ def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Ten
 def settings_of(
     network: Family, sampling: dict, guidance_start: int, guidance_end: int
 ) -> Settings:
-    """What the sampling widget says, guided between two sides."""
+    """Read the sampling widget and the sides between which the model is guided."""
     settings = replace(network.defaults(), guidance_start=guidance_start, guidance_end=guidance_end)
     if sampling["sampling"] != inputs.CUSTOM:
         return settings
@@ -277,15 +272,15 @@ def condition_of(
     batch: int,
     device: torch.device,
 ) -> Condition:
-    """What every image shows, as the model reads it."""
+    """The condition of a batch from conditionings; ValueError where the model cannot read them."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
     features, extras = one_of(positive, "positive")
     if LABEL not in extras:
-        raise ValueError("This VAR model paints classes, not prompts; connect an ImageNet Class.")
+        raise ValueError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
     if features.flatten().tolist() != [extras[LABEL]]:
         raise ValueError(
-            "positive mixes classes, and a VAR model paints one; connect an ImageNet Class (VAR)."
+            "positive mixes classes, and a VAR model takes one; connect an ImageNet Class (VAR)."
         )
     if negative is not None:
         raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
@@ -293,12 +288,12 @@ def condition_of(
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
-    """The text of every image, from conditionings; an empty negative is the model's own."""
+    """The text of a batch from conditionings; an empty negative is the model's learned one."""
     features = one_prompt(positive, "positive")
     if len(features) == 1:
         raise ValueError("The prompt is empty; write what the image should show.")
     steered = None if negative is None else one_prompt(negative, "negative")
-    if steered is None or len(steered) == 1:  # nothing but the end token
+    if steered is None or len(steered) == 1:  # only the end token
         return Text([features.to(device)] * batch)
     return Text([features.to(device)] * batch, [steered.to(device)] * batch)
 
@@ -307,13 +302,13 @@ def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
     features, extras = one_of(conditioning, socket)
     if LABEL in extras:
-        raise ValueError("Infinity paints prompts, not classes; connect CLIP Text Encode.")
+        raise ValueError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
     check_length(len(features))
     return features.float()
 
 
 def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
-    """The features (length, Ct) and extras of a conditioning that is one, for the whole image."""
+    """The features (length, Ct) and extras of a single conditioning; ValueError for others."""
     count = sum(len(features) for features, _ in conditioning)
     if count != 1:
         raise ValueError(
@@ -326,8 +321,8 @@ def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
         asks.append("a range of steps")
     if asks:
         raise ValueError(
-            f"{socket} asks for {asks[0]}, and a VAR model paints the whole image at every "
-            "step; remove the node that sets it."
+            f"{socket} asks for {asks[0]}, and a VAR model draws the whole image at every step; "
+            "remove the node that sets it."
         )
     return features[0], extras
 

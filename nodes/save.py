@@ -1,14 +1,14 @@
-"""Images -> files that say their own seed."""
+"""Save Image with Seeds: each file's metadata has its image's seed."""
 
 from types import SimpleNamespace
 
 from comfy_api.latest import io, ui
 
-SEED = "diversevar_seed"  # what the seed is called in a file's metadata
+SEED = "diversevar_seed"  # the seed's key in a file's metadata
 
 
 class Save(io.ComfyNode):
-    """The stock Save Image, with each image's seed beside the workflow."""
+    """The stock Save Image, with each image's seed in addition to the workflow."""
 
     @classmethod
     def define_schema(cls):
@@ -44,7 +44,7 @@ class Save(io.ComfyNode):
                 f"seeds must be {len(images)} numbers with commas, one for each image; connect "
                 "the seeds output that goes with these images."
             )
-        given = cls.hidden.extra_pnginfo  # whatever the client sent
+        given = cls.hidden.extra_pnginfo  # from the client, so of any type
         extra = given if isinstance(given, dict) else {}
         saved = []
         for i, (image, number) in enumerate(zip(images, numbers, strict=True)):

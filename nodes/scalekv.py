@@ -1,4 +1,4 @@
-"""Large images in less memory."""
+"""ScaleKV: large images in less memory."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""What diversity does to singular values, as an image."""
+"""Plot Singular Values: what SSR and SAR do to a model."""
 
 from itertools import islice
 

@@ -1,4 +1,4 @@
-"""The paper's own numbers, for the method inputs."""
+"""DiverseVAR (SSR/SAR): the method with all of its parameters."""
 
 from comfy_api.latest import io
 
@@ -6,8 +6,6 @@ from ..diversevar_core.methods.ssr_sar import PAPER, SITES, DiverseVAR
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
-
-RATES = ("relative", "absolute")
 
 
 class SSRSAR(io.ComfyNode):
@@ -42,7 +40,7 @@ class SSRSAR(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rates",
-                    options=list(RATES),
+                    options=["relative", "absolute"],
                     tooltip="relative: strengths per share of the largest singular value, the same "
                     "on every model. absolute: per unit of it, as the paper writes beta.",
                 ),

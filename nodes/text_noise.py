@@ -1,4 +1,4 @@
-"""Noise on the prompt while the first maps are drawn."""
+"""CADS Text Noise: noise on the prompt while the first maps are drawn."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Keep the coarse token maps of a finished image and draw the others again."""
+"""Scale Travel: keep the coarse token maps of finished images and draw the others again."""
 
 from comfy_api.latest import io
 

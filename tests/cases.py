@@ -1,4 +1,4 @@
-"""The reference cases: tiny models in the official layouts, and what the originals made of them."""
+"""The reference cases: tiny models in the official layouts, and the originals' results."""
 
 from __future__ import annotations
 

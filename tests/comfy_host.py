@@ -33,7 +33,7 @@ comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
 """
-# On a very busy machine; they are waited only where something fails. Of a prompt: without a word.
+# Timeouts for a very busy machine: of the start, and of a prompt that sends no message.
 START_SECONDS, PROMPT_SECONDS = 600, 600
 HOW_TO = (
     "no ComfyUI found, so nothing was tested in it: run `.ci/get-host DIR`, then set "
@@ -42,11 +42,11 @@ HOW_TO = (
 
 
 def find() -> tuple[Path, str] | None:
-    """The host's folder and its Python: as told, around this pack, or where comfy-cli puts it."""
-    if told := os.environ.get("COMFYUI_PATH"):
-        if not Path(told, "main.py").exists():
-            raise FileNotFoundError(f"COMFYUI_PATH={told} is not a ComfyUI: it has no main.py")
-        return Path(told).resolve(), os.environ.get("COMFYUI_PYTHON", sys.executable)
+    """The host's folder and Python: COMFYUI_PATH, around this pack, or comfy-cli's folder."""
+    if given := os.environ.get("COMFYUI_PATH"):
+        if not Path(given, "main.py").exists():
+            raise FileNotFoundError(f"COMFYUI_PATH={given} is not a ComfyUI: it has no main.py")
+        return Path(given).resolve(), os.environ.get("COMFYUI_PYTHON", sys.executable)
     if ROOT.parent.name == "custom_nodes" and (ROOT.parents[1] / "main.py").exists():
         return ROOT.parents[1], os.environ.get("COMFYUI_PYTHON", sys.executable)
     path = Path.home() / "comfy" / "ComfyUI"
@@ -56,7 +56,7 @@ def find() -> tuple[Path, str] | None:
 
 @dataclass
 class Outcome:
-    """What became of a prompt: messages, preview frames, images, and error."""
+    """The result of a prompt: messages, preview frames, images, and error."""
 
     messages: list[dict] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
@@ -84,15 +84,15 @@ class Refused(Exception):
 
 
 class Host:
-    """A running ComfyUI with this pack, on a port of its own and a base directory of its own.
+    """A running ComfyUI with this pack, on its own port and base directory.
 
-    COMFYUI_FRONTEND names the folder of another page than the host's own.
-    beside: the source of another pack. With ``DYNAMIC`` it is as with Dynamic VRAM, but for what
-    only a card can do (weights still lie in memory whole, and patches are applied there): layers
-    start empty, and all branches for it are taken.
+    COMFYUI_FRONTEND: the folder of another frontend than the host's own. other_pack: the source of
+    another custom node. With ``DYNAMIC`` it simulates Dynamic VRAM, except what needs a GPU
+    (weights are still whole in memory, and patched there): layers start empty, and the code paths
+    for Dynamic VRAM are used.
     """
 
-    def __init__(self, path: Path, python: str, base: Path, beside: str = ""):
+    def __init__(self, path: Path, python: str, base: Path, other_pack: str = ""):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -101,8 +101,8 @@ class Host:
         (base / "input").mkdir()
         shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-        if beside:
-            (base / "custom_nodes" / "beside.py").write_text(beside)
+        if other_pack:
+            (base / "custom_nodes" / "other_pack.py").write_text(other_pack)
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
@@ -116,7 +116,7 @@ class Host:
 
     @property
     def log(self) -> str:
-        """All it has said, without colours."""
+        """The host's output so far, without colours."""
         return re.sub(r"\x1b\[\d+m", "", (self.base / "log").read_text(errors="replace"))
 
     def wait_until_up(self) -> None:
@@ -133,7 +133,7 @@ class Host:
         raise RuntimeError(self.failed(f"The start of ComfyUI {how}", START_SECONDS))
 
     def wait(self, what: str, look: Callable[[], object]) -> object:
-        """What ``look`` returns once that is anything; RuntimeError where it never is."""
+        """Call ``look`` until its result is true, and return it; RuntimeError after the timeout."""
         deadline = time.monotonic() + PROMPT_SECONDS
         while time.monotonic() < deadline:
             if found := look():
@@ -142,7 +142,7 @@ class Host:
         raise RuntimeError(self.failed(what, PROMPT_SECONDS))
 
     def failed(self, what: str, seconds: float) -> str:
-        """What was waited for, how long at most, and the log's end."""
+        """An error message: what was waited for, the timeout, and the end of the log."""
         return f"{what} within {seconds:g} seconds; its log ends:\n{self.log[-3000:]}"
 
     def stop(self) -> None:
@@ -181,7 +181,7 @@ class Host:
     ) -> Iterator[dict | bytes]:
         """Queue a prompt; its websocket messages (frames are bytes) until it is over.
 
-        seconds: how long it may be silent; extra: what else the page would send, as extra_pnginfo.
+        seconds: timeout between messages; extra: more data that the page sends, as extra_pnginfo.
         """
         import websocket  # needed only where there is a host
 
@@ -209,7 +209,7 @@ class Host:
         except urllib.error.HTTPError as error:
             raise Refused(error.read().decode()) from error
         except websocket.WebSocketTimeoutException as error:
-            what = f"The prompt {list(self.filled(prompt))} said nothing"
+            what = f"The prompt {list(self.filled(prompt))} sent no message"
             raise RuntimeError(self.failed(what, seconds)) from error
         finally:
             wire.close()
@@ -235,7 +235,7 @@ class Host:
         return [self.fetch("/view?" + urllib.parse.urlencode(image)) for image in images]
 
     def complaints(self) -> list[str]:
-        """Tracebacks through this pack, but for ValueErrors: those are its word to the user."""
+        """Tracebacks through this pack, except of ValueErrors, which are messages to the user."""
         log, traceback = self.log, r"^.*Traceback \(most recent.*\n(?: .*\n)*.*"
         blocks = [
             found[0]
@@ -247,7 +247,7 @@ class Host:
 
 
 def fill(inputs: dict, schema: dict, within: str = "") -> None:
-    """Set what is left out to its default; what a choice brings along is called CHOICE.NAME."""
+    """Set missing inputs to their defaults; inputs of a choice's option are named CHOICE.NAME."""
     for name, (_, *options) in schema.items():
         key, given = within + name, options[0] if options else {}
         choices = given.get("options") or []

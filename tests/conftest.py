@@ -1,4 +1,4 @@
-"""For a busy machine: tiny models on one thread (more would wait for each other), no deadlines."""
+"""Settings for a busy machine: one thread for tiny models, no deadlines."""
 
 import os
 

@@ -1,8 +1,8 @@
 """Run by the host's Python: ``in_host.py HOST PACK MODELS OUT`` loads and samples in every way.
 
 No server: the nodes' own classes run in a process that has imported the host. OUT becomes a
-dictionary, saved by torch, of what came out under which name: tensors, or an error's words.
-``Elsewhere`` stands in for weights on another device than the one that computes.
+dictionary, saved by torch: name -> tensors, or the text of an error. ``Elsewhere`` simulates
+weights on another device than the one that computes.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ def patched(module, name: str, value):
 
 @contextmanager
 def dynamic():
-    """The host as Dynamic VRAM makes it, but for the card's part: there is no card."""
+    """The host with Dynamic VRAM, except the parts that need a GPU."""
     patcher = comfy.model_patcher.ModelPatcherDynamic
     with (
         patched(comfy.memory_management, "aimdo_enabled", True),
@@ -98,7 +98,7 @@ def image(family: str, model, loaded=lambda patchers, room: None, **numbers) -> 
     """The latent of one image: the sum of its tokens' codes, the same only for the same tokens.
 
     The family's tokenizer and text encoder have its name. loaded: called whenever the host has
-    loaded models, with their patchers and the room beside them. numbers: inputs of the sampler.
+    loaded models, with their patchers and the memory required. numbers: inputs of the sampler.
     """
     vae, positive = others(family, comfy.memory_management.aimdo_enabled)
     size = {"aspect_ratio": numbers.pop("aspect", "1:1 square"), "megapixels": "official"}
@@ -120,10 +120,10 @@ def image(family: str, model, loaded=lambda patchers, room: None, **numbers) -> 
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says it is on a card; only a copy of it, or a move of it, can be computed with.
+    """A tensor that claims to be on a GPU; only copies and moved tensors can be computed with.
 
-    Layers of the host's move their weights as they compute. Whatever else reads a weight has to do
-    the same, or it fails on a card where the weight was left in main memory.
+    The host's layers move their weights when they compute. Other code that reads a weight has to do
+    the same, or it fails where the weight is in main memory and not on the GPU.
     """
 
     MOVES = (torch.Tensor.to, torch.Tensor.copy_, torch.empty_like, torch.Tensor.__getitem__)
@@ -153,11 +153,11 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 
 class Report(dict):
-    """What came out, by name."""
+    """Results by name."""
 
     @contextmanager
     def errors(self, name: str):
-        """Keep the words of an error under a name."""
+        """Keep the text of an error under a name."""
         try:
             yield
         except (Exception, comfy.model_management.InterruptProcessingException) as error:
@@ -188,7 +188,7 @@ def matrix(report: Report) -> None:
 
 
 def quantized(report: Report) -> None:
-    """Files that keep scales beside their weights."""
+    """Files with quantized weights and their scales."""
     for family in FAMILIES:
         name = f"{family} dequantized"
         with report.errors(name):
@@ -260,7 +260,7 @@ def figures(report: Report) -> None:
 
 
 def measured(report: Report) -> None:
-    """What is said of batches of odd images."""
+    """Measures and errors of odd batches of images."""
     shapes = {f"{c} channels": (2, 8, 8, c) for c in (1, 2, 3, 4)}
     shapes |= {"no images": (0, 8, 8, 3), "no pixels": (2, 0, 8, 3), "no batch": (8, 8, 3)}
     batches = {name: torch.rand(shape) for name, shape in shapes.items()}
@@ -321,14 +321,14 @@ def half_images(report: Report) -> None:
 def elsewhere(report: Report) -> None:
     """Weights that stay on another device."""
 
-    def away(patchers: list, room: float) -> None:
+    def move(patchers: list, room: float) -> None:
         for patcher in patchers:
             send_elsewhere(patcher.model)
 
     for family in FAMILIES:
         name = f"{family} elsewhere"
         with report.errors(name):
-            report[name] = image(family, load(file(family)), away)
+            report[name] = image(family, load(file(family)), move)
 
 
 def files(report: Report) -> None:

@@ -1,1 +1,1 @@
-"""How the emoji model was made: data, tokenizer, transformer, evaluation; see README.md."""
+"""Train and evaluate the included models; see README.md."""

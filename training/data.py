@@ -1,7 +1,7 @@
 """Emoji pictures in six designs, joined by name: ``python -m training.data``.
 
-The sets come from the npm registry as SVG (``SETS``; licences in NOTICE), are rendered on white
-and saved as one npz of uint8 pictures beside a json of concepts.
+The sets come from the npm registry as SVG (``SETS``; licences in NOTICE). They are rendered on
+white and saved as one npz of uint8 pictures and a json of concepts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 SETS = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emojione")
 PIXELS = 128
 
-# The categories of each set of concepts. "first", what two cores can learn in an hour: all six
-# designs. "grown" and "full": at least four designs, but no people in five skin tones, flags,
-# letters and buttons.
+# The categories of each set of concepts. "first" (small enough to train on two cores in an hour)
+# has concepts with all six designs; "grown" and "full" those with at least four. None has people in
+# five skin tones, flags, letters or buttons.
 CATEGORIES = {
     "first": ("Animals & Nature", "Food & Drink"),
     "grown": ("Activities", "Animals & Nature", "Food & Drink", "Travel & Places"),
@@ -37,7 +37,7 @@ CATEGORIES = {
 }  # fmt: skip
 LEFT_OUT = re.compile(r"skin-tone|flag|button|keycap|input-|letter|oclock|thirty|japanese-.*-")
 
-# Pictures with writing in them, or named after a direction, have no mirrored copies.
+# Pictures with text in them, or with a direction in their name, have no mirrored copies.
 WRITING = re.compile(
     r"left|right|place-medal|8-ball|taxi|police|ambulance|bus|joker|slot|milk|ticket|stop|sign"
     r"|book|calendar|yen|dollar|pound|euro|card|clock|100|watch|atm|map-|chart|newspaper|zzz"
@@ -46,7 +46,7 @@ WRITING = re.compile(
 
 @dataclass(frozen=True)
 class Concept:
-    """One prompt: its words, whether it may be mirrored, how many designs draw it, its category."""
+    """One prompt, whether it may be mirrored, the number of its designs, its category."""
 
     prompt: str
     mirrored: bool
@@ -64,7 +64,7 @@ class Data(NamedTuple):
 
 
 def load(folder: Path) -> Data:
-    """Read what ``main`` has written."""
+    """Read the data that ``main`` wrote."""
     arrays = np.load(folder / "emoji.npz")
     concepts = json.loads((folder / "concepts.json").read_text())
     return Data(
@@ -96,7 +96,7 @@ def with_mirrored(data: Data) -> Data:
 
 
 def resolve(icons: dict, name: str) -> tuple[str, bool] | None:
-    """The icon behind a name or alias of an Iconify set, and whether it is mirrored."""
+    """The icon of a name or alias in an Iconify set, and whether it is mirrored."""
     mirrored = False
     while name not in icons["icons"]:
         alias = icons.get("aliases", {}).get(name)
@@ -110,8 +110,8 @@ def resolve(icons: dict, name: str) -> tuple[str, bool] | None:
 def render(
     icons: dict, name: str, mirrored: bool, side: int = PIXELS, ground: str | None = "white"
 ) -> np.ndarray:
-    """Draw an icon on a ground: (side, side, 3) uint8; without one, (side, side, 4)."""
-    import resvg_py  # not needed to read what has been drawn
+    """Draw an icon on a background: (side, side, 3) uint8; without one, (side, side, 4)."""
+    import resvg_py  # not needed to read existing data
 
     icon = icons["icons"][name]
     width = icon.get("width", icons.get("width", 16))
@@ -131,8 +131,8 @@ def render(
 def select(sets: Sequence[dict], categories: dict[str, str], chosen: str) -> list[str]:
     """Names of the concepts, in alphabetical order.
 
-    sets: the Iconify sets; categories: of each name; chosen: a key of ``CATEGORIES``. Of two names
-    for the same icon stays the one of the first set, else the one that more sets use for it.
+    sets: the Iconify sets; categories: name -> category; chosen: a key of ``CATEGORIES``. Of two
+    names for the same icon, one in the "first" concepts is kept, else the one that more sets use.
     """
     drawn = {}  # name -> (set, icon) of each design
     for name in sorted({name for icons in sets for name in (*icons["icons"], *icons["aliases"])}):
@@ -163,7 +163,7 @@ def read_sets(folder: Path) -> tuple[list[dict], dict[str, str]]:
     root = folder / "node_modules" / "@iconify-json"
     sets = [{"aliases": {}} | json.loads((root / s / "icons.json").read_text()) for s in SETS]
     categories = {}
-    for name in ("twemoji", "noto"):  # the later one's word counts
+    for name in ("twemoji", "noto"):  # the later one takes precedence
         metadata = json.loads((root / name / "metadata.json").read_text())
         for category, names in metadata["categories"].items():
             categories |= dict.fromkeys(names, category)

@@ -1,8 +1,9 @@
 """Fine-tune the emoji model to edit pictures by instruction: ``python -m training.edits``.
 
 VAREdit, arXiv 2508.15772: the source picture's features pass through all blocks before the first
-map; the first block sees their keys and values at each map's own size, the others in full. Here
-source and maps are one teacher-forced sequence. Resumes from its checkpoint.
+map; in the first block, maps attend to the source's keys and values resized to each map's size, in
+the others to all of them. Here source and maps are one teacher-forced sequence. Resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ LONGEST = 16  # text tokens of a training batch
 
 
 class ResizedSource:
-    """Stands in for the first block's cache: the maps also see the source's keys and values at
-    every map's size, area-resized from the last map's."""
+    """Used as the first block's cache: adds the source's keys and values at every map's size,
+    area-resized from the last map's."""
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
-        """What queries see of keys and values (rows, heads, source + maps, c) and the resized."""
-        return attention(q, self.behind(k).to(v.dtype), self.behind(v))
+        """Attention to keys and values (rows, heads, source + maps, c) and the resized source's."""
+        return attention(q, self.extended(k).to(v.dtype), self.extended(v))
 
-    def behind(self, x: Tensor) -> Tensor:
-        """Keys or values with the resized source's behind them."""
+    def extended(self, x: Tensor) -> Tensor:
+        """Keys or values, followed by the resized source's."""
         last = self.schedule[-1]
         source = rearrange(x[:, :, : last.tokens], "r n (h w) c -> r (n c) h w", h=last.h)
         copies = [area(source, scale.h, scale.w) for scale in self.schedule]
@@ -62,7 +63,7 @@ class ResizedSource:
 
 
 class Teacher(NamedTuple):
-    """What every pass needs, S source tokens and L of the maps.
+    """What every pass needs, for S source tokens and L tokens of the maps.
 
     first: mask (1, 1, S + L, S + L + L) of the first block, whose last keys are the resized
     source's; mask: (1, 1, S + L, S + L) of the others; rotary: of source and maps; level (L,);
@@ -103,7 +104,7 @@ def forward(
 ) -> Tensor:
     """Logits (B, L, bits, 2) of all maps at once.
 
-    rows: text features (length, Ct) a picture, padded to ``longest``; source (B, d, h, w): its
+    rows: text features (length, Ct) of each picture, padded to ``longest``; source (B, d, h, w):
     encoder features; inputs (B, L - 1, bits): of all maps but the first.
     """
     schedule = model.schedule()
@@ -133,7 +134,7 @@ def sample_edits(
     tau: float,
     seed: int,
 ) -> Tensor:
-    """An edit of every source (B, d, h, w) by its instruction, seeds from ``seed`` up, as uint8."""
+    """Edit every source (B, d, h, w) by its instruction, with seeds from ``seed`` on; uint8."""
     settings = Settings((cfg,), "flat", (tau,), 0, 0.97)
     text, seeds = Text(rows, source=source), range(seed, seed + len(rows))
     *_, last = sample(model, tokenizer, text, model.schedule(), settings, seeds)
@@ -150,7 +151,7 @@ def cells(pool: Pool, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.set_stance("force_eager")
 def sample_sheet(run: WarmRun, tokenizer: BSQ, pool: Pool, maker: Maker, path: Path) -> None:
-    """Held out edits of every kind, 8 each: source, target and two samples."""
+    """Save a grid of held out edits, 8 of each kind: source, target and two samples."""
     rng = random.Random(SEED)
     edits = [maker.draw(kind, rng, held_out=True) for kind in trained() for _ in range(8)]
     source, _ = cells(pool, edits)
@@ -174,7 +175,7 @@ def main() -> None:
     data = load(args.data)
     run, checkpoint = WarmRun(args.start, all_instructions(data)), args.folder / "edits.ckpt"
     run.resume(checkpoint)
-    run.average["model"].edits = True  # it samples; the one that is trained is fed by ``forward``
+    run.average["model"].edits = True  # for sampling; training uses ``forward``
     if args.export:
         export(run.average["model"], run.text(), args.export, offered(), task="edit")
         return

@@ -1,7 +1,7 @@
-"""Edits of the emoji pictures that can be made by rule: an instruction, a picture, its target.
+"""Edits of the emoji pictures that can be made by rules: an instruction, a source and a target.
 
-A cell is one picture in one state: mirrored or not, and one of ``STATES``. An edit leads from a
-cell to another, so that one table of encoded cells (``Pool``) serves as sources and targets.
+A cell is one picture in one state: mirrored or not, and one of ``STATES``. An edit goes from one
+cell to another, so one table of encoded cells (``Pool``) has all sources and targets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import PIXELS, SETS, Data, article, to_model
 
-# Oklab hue in degrees and usual lightness of each colour
+# Oklab hue in degrees and typical lightness of each colour
 COLOURS = {
     "red": (29.0, 0.60),
     "yellow": (105.0, 0.88),
@@ -32,8 +32,8 @@ STATES = ("plain", *COLOURS, "grey", "small", "upside down")
 SMALL = 88  # side in pixels of a small picture
 VISIBLE = 5.0  # least mean difference of source and target, of 255
 
-# Of every kind of edit: how often it is trained, and how it may be said. Those with a share of 0
-# move things in the picture; they were left out when 200 steps had taught colours but not these.
+# Kind of edit -> share in training, and its phrases. Those with a share of 0 move things in the
+# picture; they are not trained, as after 200 steps the model had learned colours but not these.
 KINDS = {
     "colour": (0.28, ("make it {}", "paint it {}")),
     "grey": (0.07, ("remove the colour", "remove the color", "make it grey", "make it gray")),
@@ -63,7 +63,7 @@ class Cell(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """What is asked for, the picture before and, one of the right answers, after."""
+    """An instruction, the source, and a target (one of the possible results)."""
 
     kind: str
     instruction: str
@@ -98,9 +98,9 @@ TO_LAB = (
 
 
 def coloured(pictures: Tensor, name: str) -> Tensor:
-    """Pictures (N, H, W, 3) 0..255 with every hue set to the colour's, shading kept.
+    """Pictures (N, H, W, 3) 0..255 with every hue set to the colour's; shading is kept.
 
-    Coloured pixels move together towards the colour's lightness and grow a half more vivid.
+    All coloured pixels move towards the colour's lightness, and their chroma grows by half.
     """
     hue, lightness = COLOURS[name]
     lab = to_oklab(pictures.float() / 255)
@@ -125,7 +125,7 @@ def shrunk(pictures: Tensor) -> Tensor:
 
 
 def in_state(pictures: Tensor, state: str) -> Tensor:
-    """Pictures (N, H, W, 3) uint8 on white, plain -> in a state."""
+    """Plain pictures (N, H, W, 3) uint8 on white -> the same in a state."""
     if state == "plain":
         return pictures
     if state == "upside down":
@@ -152,7 +152,7 @@ class Pool(NamedTuple):
     asymmetry: Tensor
 
     def row(self, cell: Cell) -> int:
-        """The cell's place in ``features``."""
+        """The cell's index in ``features``."""
         return (cell.picture * 2 + cell.mirrored) * len(STATES) + cell.state
 
     def pictures(self, cells: list[Cell]) -> Tensor:
@@ -166,7 +166,7 @@ class Pool(NamedTuple):
 
 @torch.no_grad()
 def load_pool(data: Data, tokenizer: BSQ, path: Path) -> Pool:
-    """The pool at ``path``, computed first where it is not there (minutes)."""
+    """The pool at ``path``; computed first if it does not exist (minutes)."""
     if path.exists():
         return Pool(data, *torch.load(path, weights_only=True))
     features, changed = [], []
@@ -187,11 +187,10 @@ def load_pool(data: Data, tokenizer: BSQ, path: Path) -> Pool:
 
 
 class Maker:
-    """Draws edits for training, or those that are held out from it.
+    """Draw edits for training, or edits that are held out from it.
 
-    Held out are tenths of: (picture, state), neither source nor target in training; pictures,
-    never mirrored in training; pictures, never redrawn in another style; (picture, new concept),
-    never replaced by it.
+    A tenth of each is held out: (picture, state) pairs, as source and as target; pictures, from
+    mirroring; pictures, from another style; (picture, new concept) pairs, from replacing.
     """
 
     def __init__(self, pool: Pool):
@@ -210,17 +209,17 @@ class Maker:
         self.changed, self.asymmetry = pool.changed.tolist(), pool.asymmetry.tolist()
 
     def unseen(self, cell: Cell) -> bool:
-        """Whether training must not show the cell."""
+        """Whether the cell is held out from training."""
         held_state = cell.state > 0 and self.held_state[cell.picture][cell.state]
         return held_state or (cell.mirrored and self.held_mirror[cell.picture])
 
     def there(self, cell: Cell) -> bool:
-        """Whether the cell makes sense: a state that shows, no mirrored writing."""
+        """Whether the cell is valid: its state is visible, and no text is mirrored."""
         visible = cell.state == 0 or self.changed[cell.picture][cell.state] > VISIBLE
         return visible and (not cell.mirrored or self.may_mirror[cell.picture])
 
     def draw(self, kind: str, rng: random.Random, held_out: bool = False) -> Edit:
-        """An edit of this kind; held out ones start from plain (or small) unmirrored pictures."""
+        """A random edit; held out ones start from plain (or small) pictures, not mirrored."""
         while True:
             picture = rng.randrange(len(self.concept))
             mirrored = not held_out and rng.random() < 0.5
@@ -238,7 +237,7 @@ class Maker:
     def result(
         self, kind: str, source: Cell, rng: random.Random
     ) -> tuple[Cell | None, tuple[str, ...], bool]:
-        """Target (None where the rule does not apply), the phrase's words, if the pair is held."""
+        """Target (None where the rule does not apply), the phrase's words, if it is held out."""
         picture, mirrored, state = source
         before = STATES[state]
         target, words, held = None, (), False
@@ -278,7 +277,7 @@ class Maker:
 
 
 def trained() -> dict[str, float]:
-    """The kinds of edits that are trained, and how often."""
+    """The kinds of edits that are trained, and their shares."""
     return {kind: share for kind, (share, _) in KINDS.items() if share}
 
 
@@ -289,7 +288,7 @@ def offered() -> list[str]:
 
 
 def all_instructions(data: Data) -> list[str]:
-    """Every word that an instruction may have, in phrases: what the vocabulary is built of."""
-    phrases = [phrase for _, said in KINDS.values() for phrase in said]
+    """Phrases with every word that an instruction can have, for the vocabulary."""
+    phrases = [phrase for _, own in KINDS.values() for phrase in own]
     words = [*COLOURS, *(concept.prompt for concept in data.concepts)]
     return [*(phrase.format("a", "an") for phrase in phrases), *words]

@@ -1,11 +1,11 @@
 """Judge the emoji model: ``python -m training.evaluate``.
 
-A classifier trained on the real pictures (``judge.py``) says what every sample shows and in which
-design. For each row of ``rows`` the same prompts are sampled from the same seeds; alignment and
-diversity, with bootstrap intervals over prompts, go to a table and a plot, and how well the model's
-judgement of itself ranks the rows. What is measured is kept, a file a row, and so are the
-candidates of diverse starts, for all rows that choose among them: it may be stopped at any moment,
-run several times at once with other rows, and go on with more prompts.
+A classifier trained on the real pictures (``judge.py``) gives every sample's concept and design.
+For each row of ``rows``, the same prompts are sampled with the same seeds. Alignment and diversity,
+with bootstrap intervals over prompts, go to a table and a plot; so does the rank correlation of the
+model's own alignment with the classifier's. Measurements are saved in one file per row, and the
+candidates of diverse starts are shared by all rows that use them: the command can be stopped at any
+time, run several times at once with different rows, and continued with more prompts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.diversity.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.analysis.diversity import most_different
 from diversevar_core.analysis.judge import Judged, self_alignment
-from diversevar_core.analysis.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.methods.adaptive import AdaptiveScaling
@@ -59,12 +59,12 @@ SEED = 1000
 SHOWN = 8  # prompts of the contact sheet: the first of each eighth of what is known, by name
 REBUILT = 40  # random pictures beside their reconstructions
 METRICS = ("top-1", "top-5", "designs", "modes", "distance", "alignment", "likelihood")
-JUDGED = 4  # pictures a prompt that the model judges itself
+JUDGED = 4  # pictures per prompt for the model's own judgement
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to sample: plain settings and a method; ``kind`` is its colour in the plot."""
+    """One way to sample; ``kind`` sets its colour in the plot."""
 
     name: str
     kind: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The front: every method at several strengths, where it does best, and pairs of them."""
+    """Every method at several strengths, with the settings that suit it, and pairs of methods."""
 
     def late(name: str, kind: str, *methods: Method, **options) -> Row:
         return Row(f"guidance_start 4, {name}", kind, methods=methods, guidance_start=4, **options)
@@ -92,7 +92,7 @@ def rows() -> list[Row]:
     for cfg, tau in ((4.0, 1.0), (3.0, 1.0), (2.0, 1.0), (4.0, 1.5), (3.0, 1.5)):
         found.append(Row(f"cfg {cfg:g}, tau {tau:g}", "temperature", (cfg,), (tau,)))
     for side in (2, 4, 6, 8):
-        off = Starts(1)  # candidates that the rows of starts choose among
+        off = Starts(1)  # uses the same saved candidates as the rows of starts
         name = f"guidance_start {side}"
         found.append(Row(name, "late guidance", starts=off, guidance_start=side))
     for side in (4, 6):
@@ -153,13 +153,13 @@ class Drawn(NamedTuple):
     bits: list[Tensor]
 
     def take(self, places: Sequence[int]) -> Drawn:
-        """Some of them."""
+        """The pictures at these indices."""
         return Drawn(self.pictures[places], [one[places] for one in self.bits])
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is judged: the three models, the judge, and which prompts with how many seeds.
+    """The three models, the judge, the prompts (indices of concepts), and the number of seeds.
 
     kept: a folder for the candidates of diverse starts.
     """
@@ -174,9 +174,9 @@ class Bench:
     kept: Path
 
     def draw(self, row: Row, concept: int) -> tuple[Tensor, Judged]:
-        """Sample a concept's pictures -> (seeds, H, W, 3) uint8, and what the model says of a few.
+        """Sample a concept: pictures (seeds, H, W, 3) uint8, and the judgement of a few of them.
 
-        Seeds begin at ``SEED * (1 + concept)``, whatever the row.
+        Seeds begin at ``SEED * (1 + concept)`` in every row.
         """
         schedule, first = self.model.schedule(), SEED * (1 + concept)
         if row.starts is None:
@@ -205,7 +205,7 @@ class Bench:
         return Drawn(pictures, [step.tokens.bool() for step in steps])
 
     def candidates(self, row: Row, concept: int, first: int, count: int) -> Drawn:
-        """Pictures of ``count`` seeds, finished and kept: each is what its seed gives alone."""
+        """Finished pictures of ``count`` seeds, saved; each is the same as with its seed alone."""
         folder = self.kept / " ".join(
             map(str, (row.guidance_start, *row.cfg, *row.tau, *row.methods))
         )
@@ -222,7 +222,7 @@ class Bench:
         return drawn.take(range(count))
 
     def choose(self, starts: Starts, candidates: Drawn) -> list[int]:
-        """The places of those that ``choose_starts`` would choose: it sees their first maps."""
+        """Indices of the candidates that ``choose_starts`` would choose by their first maps."""
         if len(candidates.pictures) <= self.seeds:
             return list(range(self.seeds))
         f_hat = None
@@ -233,7 +233,7 @@ class Bench:
         return most_different(starts.compare(last), self.seeds)
 
     def resample(self, concept: int) -> Tensor:
-        """Pictures whose bits are drawn one map at a time, each from what the real maps say."""
+        """Pictures whose maps are each drawn given the real picture's coarser maps."""
         schedule = self.model.schedule()
         teacher = Teacher.of(self.model, schedule, torch.device("cpu"))
         generator = torch.Generator().manual_seed(SEED * (1 + concept))
@@ -246,12 +246,12 @@ class Bench:
         return to_pixels(self.tokenizer.decode(summed(self.tokenizer, bits, schedule)))
 
     def real(self, concept: int) -> Tensor:
-        """A concept's real pictures, over and over: (seeds, H, W, 3) uint8."""
+        """A concept's real pictures, repeated: (seeds, H, W, 3) uint8."""
         places = (self.data.concept == concept).nonzero().squeeze(1)
         return self.data.pictures[places[torch.arange(self.seeds) % len(places)]]
 
     def measure(self, make: Callable[[int], tuple[Tensor, Judged]], path: Path) -> None:
-        """Make and judge every concept's pictures; ``path`` keeps the metrics of each prompt."""
+        """Make and judge every concept's pictures; save the metrics of each prompt at ``path``."""
         known = json.loads(path.read_text()) if path.exists() else {}
         for concept in self.chosen:
             prompt = self.data.concepts[concept].prompt
@@ -269,9 +269,9 @@ class Bench:
 def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
     """``METRICS`` of one prompt's pictures, without the model's own judgement.
 
-    designs: how many designs are among the pictures that show the concept; modes: exponential of
-    the entropy of the designs of all pictures; distance: mean Euclidean distance of two pictures'
-    features, each of unit length.
+    designs: number of designs in the pictures that show the concept; modes: exponential of the
+    entropy of all pictures' designs; distance: mean Euclidean distance of two pictures' unit
+    features.
     """
     hit = verdict.concept.topk(5).indices == concept
     designs, modes = designs_and_modes(hit[:, 0], verdict.design.argmax(dim=1))
@@ -281,7 +281,7 @@ def metrics(verdict: Verdict, concept: int) -> tuple[float, ...]:
 
 
 def summary(kind: str, path: Path, prompts: Sequence[str]) -> dict:
-    """One row of the table, of those prompts that are measured: metric -> [mean, low, high]."""
+    """One row of the table, over the measured prompts: metric -> [mean, low, high]."""
     known = json.loads(path.read_text())
     measured = torch.tensor([known[prompt] for prompt in prompts if prompt in known])
     columns = zip(METRICS, measured.T, strict=True)
@@ -289,7 +289,7 @@ def summary(kind: str, path: Path, prompts: Sequence[str]) -> dict:
 
 
 def tokenizer_figures(bench: Bench) -> dict[str, float]:
-    """PSNR in dB, Frechet distance in the judge's features, and what the judge still recognises."""
+    """PSNR in dB, Frechet distance in the judge's features, and the judge's accuracy."""
     pictures = bench.data.pictures
     parts = pictures.split(64)
     schedule = bench.model.schedule()
@@ -307,7 +307,7 @@ def tokenizer_figures(bench: Bench) -> dict[str, float]:
 
 
 def contact_sheet(bench: Bench, path: Path) -> None:
-    """Prompts by rows, eight pictures of each as published, with SSR and SAR, most different."""
+    """Save a grid: eight pictures per prompt, as published, with SSR and SAR, most different."""
     ways = {
         "as published": "as published",
         "SSR and SAR": "SSR + SAR as in the paper",
@@ -343,7 +343,7 @@ def reconstructions(bench: Bench, path: Path) -> None:
 
 
 def rank_correlation(rows: Sequence[dict]) -> tuple[float, float, float]:
-    """Spearman's, of the model's own alignment and concept top-1, and its interval over rows."""
+    """Spearman's, of the model's own alignment and concept top-1, with an interval over rows."""
     pairs = torch.tensor([[row["alignment"][0], row["top-1"][0]] for row in rows])
     pairs = pairs[pairs.isfinite().all(dim=1)]
     generator = torch.Generator().manual_seed(SEED)
@@ -386,7 +386,7 @@ def shown(metric: str, mean: float, low: float, high: float) -> str:
 
 
 def plot(report: dict, path: Path) -> None:
-    """Diversity against alignment, a point a row, bars for the bootstrap intervals."""
+    """Plot diversity against alignment: a point per row, with bars for bootstrap intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
     colours = plt.get_cmap("tab20").colors
     kinds = list(dict.fromkeys(row["kind"] for row in report["rows"].values()))

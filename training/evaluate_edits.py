@@ -1,11 +1,11 @@
 """Judge the editing model: ``python -m training.evaluate_edits``.
 
-Held out edits of every kind. Whether an edit was done is measured in the picture (hue, chroma,
-size, distance to the mirrored source) or, for concept and design, said by a classifier
-(``judge.py``) trained on the real pictures in all states, which also says whether the rest was
-kept. Beside the samples stand two yardsticks: the source left as it is, and the target through
-the tokenizer; PSNR is to the target, the only right answer where colours change. Writes edits.md
-and edits.png.
+It makes held out edits of every kind. Whether an edit was done is measured in the picture (hue,
+chroma, size, distance to the mirrored source) or, for concept and design, by a classifier
+(``judge.py``) that is trained on the real pictures in all states and also decides whether the rest
+was kept. For comparison, the unchanged source and the encoded and decoded target are measured too.
+PSNR is relative to the target, which is the only right result for colours. Writes edits.md and
+edits.png.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from .judge import Verdict, load_judge
 from .tokenizer import psnr, reconstruct, to_pixels
 
 SEED = 5
-GREY = 0.035  # most mean chroma (Oklab, of the figure) of a picture without colour
+GREY = 0.035  # largest mean chroma (Oklab, of the figure) of a picture without colour
 
 
 def all_states(data: Data) -> Data:
-    """The data in every state, for the judge to learn."""
+    """The data in every state, to train the judge."""
     pictures = torch.cat([in_state(data.pictures, state) for state in STATES])
     times = len(STATES)
     return Data(pictures, data.concept.repeat(times), data.design.repeat(times), data.concepts)
 
 
 def figure(pictures: Tensor) -> Tensor:
-    """How much of the figure each pixel is, (N, H, W) in 0..1: its distance from white."""
+    """How much each pixel belongs to the figure, (N, H, W) in 0..1: its distance from white."""
     return ((255 - pictures.float()).mean(dim=-1) / 60).clamp(max=1)
 
 

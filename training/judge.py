@@ -17,7 +17,7 @@ from .loop import Log, batches, learning_rate, resume, save
 
 FEATURES = 192
 BATCH, STEPS, PEAK, WARMUP, SEED = 64, 900, 3e-3, 100, 7
-HELD_OUT = 0.1  # share of the pictures whose mirrored copy is kept from training
+HELD_OUT = 0.1  # share of the pictures whose mirrored copy is held out
 
 
 class Verdict(NamedTuple):
@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
 
 
 class Judge(nn.Module):
-    """Five stages of strided convolution, the mean over positions, a layer for each question."""
+    """Five stages of strided convolutions, the mean over positions, and two linear layers."""
 
     def __init__(self, concepts: int):
         super().__init__()
@@ -51,7 +51,7 @@ class Judge(nn.Module):
         self.design = nn.Linear(FEATURES, len(SETS))
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
-        """What every stage makes of pictures (B, 3, H, W) in -1..1."""
+        """The output of every stage for pictures (B, 3, H, W) in -1..1."""
         found = []
         for stage in self.stages:
             pictures = stage(pictures)
@@ -90,7 +90,7 @@ def jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def split(data: Data) -> tuple[Tensor, Tensor]:
-    """Pictures that train with their mirrored copy, and those that do without (indices)."""
+    """Indices of pictures whose mirrored copy is used for training, and of those held out."""
     may = torch.tensor([concept.mirrored for concept in data.concepts])[data.concept]
     held = torch.rand(len(may), generator=torch.Generator().manual_seed(SEED)) < HELD_OUT
     return (may & ~held).nonzero().squeeze(1), (may & held).nonzero().squeeze(1)
@@ -108,7 +108,7 @@ def accuracy(judge: Judge, pictures: Tensor, concept: Tensor, design: Tensor) ->
 
 
 def load_judge(data: Data, path: Path, steps: int = STEPS) -> Judge:
-    """The judge at ``path``, trained first where it is not there."""
+    """The judge at ``path``; trained first if it does not exist."""
     torch.manual_seed(SEED)
     judge = Judge(len(data.concepts)).to(memory_format=torch.channels_last)
     if state := resume(path):

@@ -1,8 +1,8 @@
 """Train a model of layouts from the emoji model: ``python -m training.layouts``.
 
-Its prompts leave much open: where each of two to four emoji is, how large, in which design. At 128
-pixels its maps are Infinity's at 0.06M, so that sides 4 and 6 come early. ``tokenizer`` goes first,
-then ``transformer``, whose ``--export`` writes the three files. Both resume from their checkpoints.
+Its prompts do not say where each of two to four emoji is, how large, and in which design. At 128
+pixels its maps are Infinity's at 0.06M, so that sides 4 and 6 are early ones. Train ``tokenizer``
+first, then ``transformer``, whose ``--export`` writes its files. Both can be resumed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDES = SQUARE_SIDES[:7]
 TOKENIZER_BATCH = 8
 POOL = 8192  # layouts that the transformer sees
 BATCH, PEAK, WARMUP = 16, 1.5e-3, 50
-COARSE, FIRST = 5, 200  # the first steps train five maps only, then two of three do
+COARSE, FIRST = 5, 200  # maps of the first steps; after these, two of three steps use them
 SAMPLED = (
     "a cat face and a red apple on blue",
     "a panda and a sunflower on white",

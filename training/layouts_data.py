@@ -1,8 +1,8 @@
-"""Emoji laid out on a coloured ground, and the words for it: ``python -m training.layouts_data``.
+"""Layouts: emoji on a coloured background, and their prompts: ``python -m training.layouts_data``.
 
-The command draws the objects once, with transparency; a layout is then two to four of them at
-random places, in random sizes, designs and mirrorings, so that what is in a picture, and where, is
-known.
+The command draws the objects once, with transparency. A layout is two to four of them at random
+places, in random sizes and designs, mirrored or not; so the objects in a picture and their places
+are known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from .data import SETS, article, read_sets, render, resolve
 
 PIXELS = 128
-DRAWN = 96  # side in pixels in which the objects are kept
+DRAWN = 96  # side in pixels of the saved objects
 CONCEPTS = (
     "butterfly", "cactus", "cat face", "crab", "frog", "mushroom", "octopus", "panda", "penguin",
     "pizza", "red apple", "sunflower",
@@ -37,7 +37,7 @@ GROUNDS = {
     "yellow": (250, 225, 130),
 }
 SIDES = {2: (52, 76), 3: (46, 62), 4: (40, 54)}  # number of objects -> their sides in pixels
-COVERED = 0.15  # most of an object's box that another's may cover
+COVERED = 0.15  # largest share of an object's box that another's may cover
 
 
 class Placed(NamedTuple):
@@ -52,7 +52,7 @@ class Placed(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A ground, one of ``GROUNDS``, and the objects on it, those behind first."""
+    """A background, one of ``GROUNDS``, and the objects on it, from back to front."""
 
     ground: str
     objects: tuple[Placed, ...]
@@ -65,14 +65,14 @@ class Layout(NamedTuple):
 
 
 def read_prompt(prompt: str) -> tuple[tuple[int, ...], str]:
-    """The concepts that a layout's prompt names, in its order, and the ground."""
+    """The concepts that a layout's prompt names, in its order, and the background."""
     named, ground = prompt.split(" on ")
     names = [part.split(" ", 1)[1] for part in named.replace(" and ", ", ").split(", ")]
     return tuple(CONCEPTS.index(name) for name in names), ground
 
 
 def all_words() -> list[str]:
-    """Every word that a prompt may have."""
+    """Every word that a prompt can have."""
     return ["a", "an", "and", "on", *GROUNDS, *CONCEPTS]
 
 
@@ -84,7 +84,7 @@ def covered(a: Placed, b: Placed) -> float:
 
 
 def arranged(concepts: Sequence[int], rng: random.Random) -> tuple[Placed, ...]:
-    """These concepts at random places, as far from covering each other as ``COVERED`` says."""
+    """These concepts at random places; none covers more of another than ``COVERED``."""
     while True:
         placed = []
         for concept in concepts:
@@ -109,7 +109,7 @@ def draw_like(layout: Layout, rng: random.Random) -> Layout:
 
 
 def paint(layout: Layout, objects: np.ndarray) -> np.ndarray:
-    """The layout's picture (128, 128, 3) uint8; objects as ``load`` gives them."""
+    """Draw a layout: (128, 128, 3) uint8; objects: from ``load``."""
     picture = Image.new("RGB", (PIXELS, PIXELS), GROUNDS[layout.ground])
     for concept, design, mirrored, left, top, side in layout.objects:
         drawn = objects[concept, design]
@@ -126,7 +126,7 @@ def painted(seeds: range, objects: np.ndarray) -> tuple[list[Layout], Tensor]:
 
 
 def load(folder: Path) -> np.ndarray:
-    """The objects (concepts, designs, 96, 96, 4) uint8 that ``main`` has drawn."""
+    """Read the objects (concepts, designs, 96, 96, 4) uint8 that ``main`` drew."""
     return np.load(folder / "objects.npz")["objects"]
 
 

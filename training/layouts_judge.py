@@ -1,6 +1,6 @@
 """The judge of layouts: finds every concept in a picture. ``python -m training.layouts_judge``.
 
-Trained on painted layouts; how well it finds what is there is printed at the end.
+It is trained on random layouts; its accuracy is printed at the end.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .loop import Log, learning_rate, save
 STRIDE = 8
 GRID = PIXELS // STRIDE
 BATCH, STEPS, PEAK, WARMUP, SEED = 32, 600, 3e-3, 50, 7
-SURE = 0.4  # of an object that counts as found
-CLOSE = 30.0  # distance in RGB of a pixel that has a ground's colour
-FIRST = 1 << 24  # the first of the seeds of its layouts, which no other step draws
+SURE = 0.4  # least probability of an object that counts as found
+CLOSE = 30.0  # largest distance in RGB of a background pixel from its colour
+FIRST = 1 << 24  # the first seed of its layouts, which no other training uses
 
 
 class Found(NamedTuple):
-    """features (N, 1536); there (N, concepts): how surely; place (N, concepts, 2): x, y in 0..1."""
+    """features (N, 1536); there (N, concepts) in 0..1; place (N, concepts, 2): x, y in 0..1."""
 
     features: Tensor
     there: Tensor
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 class LayoutJudge(nn.Module):
-    """Strided convolutions down to a map of logits, a channel a concept, high at its centre."""
+    """Convolutions to a map of logits with a channel for each concept, high at its centre."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class LayoutJudge(nn.Module):
 
     @torch.no_grad()
     def find(self, pictures: Tensor) -> Found:
-        """What is where in uint8 pictures (N, H, W, 3)."""
+        """Find the objects in uint8 pictures (N, H, W, 3)."""
         maps = torch.cat([self.stages(to_model(part)) for part in pictures.split(64)])
         best = self.concepts(maps).flatten(2).max(dim=2)
         at = torch.stack((best.indices % GRID, best.indices // GRID), dim=2)
@@ -70,7 +70,7 @@ class LayoutJudge(nn.Module):
 
 
 def centres(layouts: list[Layout]) -> Tensor:
-    """Where the objects' centres are: (N, concepts, 16, 16), 1 there, fading around them."""
+    """The maps to learn (N, concepts, 16, 16): 1 at an object's centre, falling around it."""
     at = (torch.arange(GRID) + 0.5) * STRIDE
     maps = torch.zeros(len(layouts), len(CONCEPTS), GRID, GRID)
     for own, layout in zip(maps, layouts, strict=True):
@@ -82,8 +82,8 @@ def centres(layouts: list[Layout]) -> Tensor:
     return maps
 
 
-def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (N, 3, H, W) recoloured, often blurred, with noise: as a tokenizer leaves them."""
+def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (N, 3, H, W) recoloured, often blurred, with noise, similar to decoded ones."""
     gain = 1 + 0.2 * (torch.rand(len(pictures), 3, 1, 1, generator=generator) - 0.5)
     side = int(torch.randint(44, 168, (), generator=generator))
     made = pictures * gain
@@ -94,14 +94,14 @@ def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def ground_of(pictures: Tensor) -> Tensor:
-    """Which ground (N,) uint8 pictures (N, H, W, 3) have: the one that most pixels are close to."""
+    """The background (N,) of uint8 pictures (N, H, W, 3): the colour that most pixels have."""
     colours = torch.tensor(list(GROUNDS.values())).float()
     close = [(pictures.float() - c).norm(dim=-1).lt(CLOSE).sum(dim=(1, 2)) for c in colours]
     return torch.stack(close, dim=1).argmax(dim=1)
 
 
 def train(objects: np.ndarray) -> LayoutJudge:
-    """A fresh judge."""
+    """Train a new judge."""
     torch.manual_seed(SEED)
     judge = LayoutJudge()
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02)
@@ -113,9 +113,9 @@ def train(objects: np.ndarray) -> LayoutJudge:
         layouts, pictures = painted(seeds, objects)
         generator = torch.Generator().manual_seed(SEED + step)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(spoiled(to_model(pictures), generator)).float()
+            logits = judge(augmented(to_model(pictures), generator)).float()
         wanted = centres(layouts)
-        # focal, as CenterNet's (arXiv 1904.07850): the many empty places must not decide
+        # focal loss, as CenterNet's (arXiv 1904.07850), as most places are empty
         p, peak = logits.sigmoid().clamp(1e-4, 1 - 1e-4), wanted == 1
         near = torch.where(peak, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p**2 * (1 - p).log())
         loss = -near.sum() / peak.sum()
@@ -127,7 +127,7 @@ def train(objects: np.ndarray) -> LayoutJudge:
 
 
 def accuracy(judge: LayoutJudge, objects: np.ndarray) -> dict[str, float]:
-    """On 256 layouts: shares of objects found, of those found that are there, and how far off."""
+    """On 256 layouts: recall, precision, and mean distance of found objects from their places."""
     layouts, pictures = painted(range(FIRST - 256, FIRST), objects)
     found = judge.find(pictures)
     truth = [(i, placed) for i, layout in enumerate(layouts) for placed in layout.objects]

@@ -30,7 +30,7 @@ def batches(n: int, size: int, seed: int, step: int) -> Iterator[Tensor]:
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint so that an interrupt leaves the old or the new one whole."""
+    """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     torch.save(state, draft)
@@ -43,7 +43,7 @@ def resume(path: Path) -> dict | None:
 
 
 class Log:
-    """Prints averages of what it was given after every step, ``every`` steps at a time."""
+    """Print the averages of each step's values, every ``every`` steps."""
 
     def __init__(self, every: int):
         self.every, self.sums, self.since = every, {}, time.time()

@@ -1,11 +1,11 @@
-"""Grow the emoji tokenizer from 64 to 128 pixels, bits as they are: ``python -m training.sharp``.
+"""Grow the emoji tokenizer from 64 to 128 pixels with the same bits: ``python -m training.sharp``.
 
-Encoder and decoder get one more level at full resolution: the stride is then Infinity's own, 16.
-``encoder`` learns to give of a picture the features that the smaller tokenizer gives of its half.
-``decoder`` learns to paint sharply, as latent diffusion's does (arXiv 2112.10752): errors of
-colours, edges and a classifier's features, and, after a while, a critic of patches (hinge loss).
-Besides real pictures' bits it sees flipped ones, and pictures that the transformer draws, which
-only the critic judges. Both resume from their checkpoints.
+Encoder and decoder get one more level at full resolution, so the stride is 16 as Infinity's.
+``encoder`` is trained to give a picture the features that the smaller tokenizer gives the picture
+at half size. ``decoder`` is trained for sharp pictures, as latent diffusion's (arXiv 2112.10752):
+errors of pixels, edges and a classifier's features, and later a patch discriminator (hinge loss).
+Its inputs are real pictures' bits, with some of them flipped, and pictures that the transformer
+draws, for which only the discriminator counts. Both resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ ENCODER_PEAK = 5e-4
 KNOWN = 0.75  # share of the pictures that show what the transformer knows
 FLIPPED = 0.1  # largest share of flipped bits, in every second picture
 PERCEPTUAL, EDGES = 1.0, 1.0
-LEARNS, SAYS, WHOLLY = 0.37, 0.45, 0.53  # shares of the steps from which on the critic does
-CRITIC = 0.3  # size of its gradient, of the other errors', in the end
+# shares of the steps after which the critic learns, acts on the decoder, and acts fully
+LEARNS, SAYS, WHOLLY = 0.37, 0.45, 0.53
+CRITIC = 0.3  # size of its gradient at the end, relative to that of the other errors
 CRITIC_RATE = 1e-3
-DRAWN = 2  # of a batch, pictures that the transformer draws, once there is the critic
+DRAWN = 2  # pictures of a batch that the transformer draws, while the critic learns
 JUDGE_STEPS = 1300
 HALF = Path("emoji-training/half/tokenizer.safetensors")
 LEVEL = re.compile(r"(?<=down\.|.\.up\.)\d+")
 
 
 def grown(half: BSQ) -> BSQ:
-    """A tokenizer with one more level, which at first is near ``half`` between two resizings.
+    """A tokenizer with one more level, initialised to be nearly ``half`` at twice the resolution.
 
-    Its decoder doubles the pixels of what ``half`` paints; its encoder averages 2 x 2 pixels,
-    except that of the six rows and columns that the first convolution then reads, five are in
-    reach, and the second stands for the first as well.
+    Its decoder doubles the pixels of ``half``'s output. Its encoder averages 2 x 2 pixels; of the
+    six rows and columns that ``half``'s first convolution would then need, only five are in reach,
+    so the second one is also used for the first.
     """
     config = half.config
     channels = (config.channels[0], *config.channels)
@@ -86,7 +87,7 @@ PLACES = ((0, 0), (1, 0), (1, 1), (1, 2), (2, 2))  # of 5: under the first kerne
 
 
 def averaging(weight: Tensor) -> Tensor:
-    """A kernel (out, in, 3, 3) of halved pictures -> about the same of whole ones, (..., 5, 5)."""
+    """A kernel (out, in, 3, 3) for halved pictures -> a similar one for whole ones, (..., 5, 5)."""
     rows = torch.tensor([[1, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5]])
     return torch.einsum("oiyx,yh,xw->oihw", weight, rows, rows)
 
@@ -113,7 +114,7 @@ def perceptual(judge: Judge, made: Tensor, pictures: Tensor) -> Tensor:
 
 
 def errors(judge: Judge, made: Tensor, pictures: Tensor) -> dict[str, Tensor]:
-    """The loss and its parts of what was painted, beside the right pictures (B, 3, H, W)."""
+    """The loss and its parts; made: decoded pictures, pictures: the targets, (B, 3, H, W)."""
     pairs = zip(differences(made), differences(pictures), strict=True)
     parts = {
         "l1": F.l1_loss(made, pictures),
@@ -126,9 +127,9 @@ def errors(judge: Judge, made: Tensor, pictures: Tensor) -> dict[str, Tensor]:
 
 
 def criticised(critic: Critic, made: Tensor, gradient: Tensor, share: float) -> Tensor:
-    """The errors' gradient (n, 3, H, W), and the critic's of all of ``made`` (B, ...) added.
+    """Add the critic's gradient for ``made`` (B, 3, H, W) to the errors' gradient (n, 3, H, W).
 
-    The critic's is scaled so that on the first n pictures it is this share of the other's.
+    It is scaled so that on the first n pictures its norm is ``share`` times the errors'.
     """
     n = len(gradient)
     (wish,) = torch.autograd.grad(-critic(made).float().mean(), made)
@@ -138,9 +139,9 @@ def criticised(critic: Critic, made: Tensor, gradient: Tensor, share: float) -> 
 
 @torch.no_grad()
 def drawn_by(models: Path, prompts: Sequence[str], tokenizer: BSQ, path: Path) -> Tensor:
-    """Sums of maps (N, d, 8, 8) float16 of the transformer's pictures, three a prompt.
+    """f_hat (N, d, 8, 8) float16 of pictures that the transformer draws, three per prompt.
 
-    Every second prompt is guided late. They are kept at ``path``, drawn where it is not there.
+    Every second prompt has guidance_start 4. They are saved at ``path``, and drawn only once.
     """
     if not path.exists():
         model = load_model(models / "transformer.safetensors")
@@ -178,7 +179,7 @@ class Pictures:
 
 
 def compiled(tokenizer: BSQ) -> BSQ:
-    """The tokenizer with norms and activations in one pass, in the order that a CPU likes."""
+    """The tokenizer with compiled residual blocks and channels-last weights, for speed."""
     for module in tokenizer.modules():
         if isinstance(module, ResnetBlock):
             module.compile()
@@ -186,7 +187,7 @@ def compiled(tokenizer: BSQ) -> BSQ:
 
 
 def parts(args: argparse.Namespace) -> tuple[BSQ, BSQ]:
-    """The tokenizer of halved pictures, and the grown one as far as it is trained."""
+    """The tokenizer of halved pictures, and the grown one with its checkpoints."""
     half = load_tokenizer(args.half)
     tokenizer = grown(half)
     for part in ("encoder", "decoder"):
@@ -196,13 +197,13 @@ def parts(args: argparse.Namespace) -> tuple[BSQ, BSQ]:
 
 
 def write(tokenizer: BSQ, folder: Path) -> None:
-    """tokenizer.safetensors, in bfloat16."""
+    """Write tokenizer.safetensors in bfloat16."""
     tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
     save_file(tensors, folder / "tokenizer.safetensors")
 
 
 def train_encoder(args: argparse.Namespace) -> None:
-    """Teach the first level to give the deeper ones, which stay, what they know."""
+    """Train the encoder's new level only; the deeper levels do not change."""
     half, tokenizer = parts(args)
     checkpoint, encoder = args.folder / "encoder.ckpt", compiled(tokenizer).encoder
     fresh = nn.ModuleList((encoder.conv_in, encoder.down[0])).requires_grad_(True)
@@ -233,7 +234,7 @@ def train_encoder(args: argparse.Namespace) -> None:
 @torch.compiler.set_stance("force_eager")
 @torch.no_grad()
 def draw_sheet(tokenizer: BSQ, shown: tuple[Tensor, Tensor], path: Path) -> None:
-    """Rows of twelve: pictures (24, H, W, 3) and what is painted of sums of maps (48, d, h, w)."""
+    """Save a grid: pictures (24, H, W, 3), and what is decoded from f_hat (48, d, h, w)."""
     right, f_hat = shown
     made = to_pixels(tokenizer.decode(f_hat))
     rows = zip(right.split(12), made[: len(right)].split(12), strict=True)
@@ -243,7 +244,7 @@ def draw_sheet(tokenizer: BSQ, shown: tuple[Tensor, Tensor], path: Path) -> None
 
 
 def train_decoder(args: argparse.Namespace) -> None:
-    """Teach the decoder to paint real pictures' bits, and what the transformer draws."""
+    """Train the decoder on real pictures' bits, and on what the transformer draws."""
     half, tokenizer = parts(args)
     judge = load_judge(load(args.full), args.folder / "judge-full.ckpt", JUDGE_STEPS)
     prompts = [concept.prompt for concept in load(args.data).concepts]
@@ -283,8 +284,8 @@ def train_decoder(args: argparse.Namespace) -> None:
             places = torch.randint(len(drawn), (DRAWN,), generator=generator)
             seen.append(drawn[places].float())
         with torch.autocast("cpu", torch.bfloat16):
-            painted = decoder(torch.cat(seen)).float()
-            made = painted.detach().requires_grad_()
+            decoded = decoder(torch.cat(seen)).float()
+            made = decoded.detach().requires_grad_()
             found = errors(judge, made[: len(right)], right)
             (gradient,) = torch.autograd.grad(found["loss"], made)
             if criticises:
@@ -292,7 +293,7 @@ def train_decoder(args: argparse.Namespace) -> None:
                     critic, made, gradient[: len(right)], min(max(share, 0.0), CRITIC)
                 )
         optimizer.zero_grad(set_to_none=True)
-        painted.backward(gradient)
+        decoded.backward(gradient)
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         if criticises:

@@ -1,8 +1,8 @@
 """Teacher forcing: all maps of a picture in one pass, with bitwise self-correction.
 
 Infinity, arXiv 2412.04431, section 3.3. The next map's input is resized as in sampling
-(``BSQ.accumulate``), where the paper's training averages areas: so the model is trained on what
-it will see.
+(``BSQ.accumulate``), where the paper's training averages areas, so that training and sampling have
+the same inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.schedule import Schedule
 from diversevar_core.vae.bsq import BSQ
 
-FLIPPED = 0.3  # largest share of flipped bits; each picture's own is uniform below it
+FLIPPED = 0.3  # largest share of flipped bits; each picture's share is uniform in 0 to this
 
 
 class Batch(NamedTuple):
@@ -41,7 +41,7 @@ def self_correcting(
     generator: torch.Generator,
     flipped: float = FLIPPED,
 ) -> Batch:
-    """Encoder features (B, d, H, W) -> bits to predict, and inputs in which some are flipped."""
+    """Encoder features (B, d, H, W) -> the bits to predict, and inputs with some bits flipped."""
     share = flipped * torch.rand(len(features), 1, 1, generator=generator)
     f_hat, targets, inputs = torch.zeros_like(features), [], []
     for scale in schedule:
@@ -55,8 +55,8 @@ def self_correcting(
 
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
-    """Rotary angles of all maps in a row, (L, head_dim / 2)."""
-    return torch.cat([model.rotary_of_map(scale, device) for scale in schedule])
+    """Cosines and sines of the rotary angles of all maps' tokens, (L, head_dim / 2, 2)."""
+    return model.rotary_table(torch.cat([model.positions(scale) for scale in schedule]), device)
 
 
 def levels(schedule: Schedule) -> Tensor:
@@ -85,8 +85,8 @@ def forward(
 ) -> Tensor:
     """Logits (B, L, bits, 2) of all maps at once.
 
-    rows: text features (length, Ct) a picture; longest: they are padded to this length, so that
-    every batch has the same shapes.
+    rows: text features (length, Ct) of each picture; longest: length to pad them to, so that every
+    batch has the same shapes.
     """
     state = model.start(model.schedule(), len(model.schedule()), guided=False)
     model.condition(state, Text(rows))
@@ -101,7 +101,7 @@ def forward(
 
 
 def losses(logits: Tensor, targets: Tensor, teacher: Teacher) -> dict[str, Tensor]:
-    """Cross-entropy of the bits, a map of n tokens weighted by n^-1/2, and each map's accuracy."""
+    """Cross-entropy of the bits, with weight n^-1/2 for a map of n tokens; accuracy of each map."""
     error = F.cross_entropy(logits.movedim(-1, 1), targets.long(), reduction="none")
     error = error.mean(dim=(0, 2))
     right = (logits.argmax(dim=-1) == targets).float().mean(dim=(0, 2))

@@ -1,4 +1,4 @@
-"""The emoji model's text encoder: a small T5 and its vocabulary, trained with the transformer."""
+"""The included models' text encoder, a small T5, and its vocabulary."""
 
 from __future__ import annotations
 

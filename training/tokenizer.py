@@ -1,9 +1,9 @@
-"""Train the emoji tokenizer, Infinity's BSQ autoencoder in small: ``python -m training.tokenizer``.
+"""Train the emoji tokenizer, a small version of Infinity's: ``python -m training.tokenizer``.
 
 Infinity, arXiv 2412.04431, section 3.2, and BSQ, arXiv 2406.07548: straight-through signs on a
-pyramid of residuals, a commitment and an entropy term, and for the picture the error of colours,
-absolute and squared, and of their differences between neighbours. It sees pictures of 64 pixels;
-``sharp.py`` doubles them. Resumes from its checkpoint.
+pyramid of residuals; the loss has a commitment and an entropy term, the absolute and squared error
+of pixels, and the error of differences between neighbouring pixels. It trains on pictures of 64
+pixels; ``sharp.py`` doubles them. Resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHARPNESS = 100.0  # inverse temperature of the soft bits in the entropy term, a
 
 
 def initialise(tokenizer: BSQ) -> None:
-    """Fresh weights: unit-gain convolutions, and residual branches that start out quiet."""
+    """Random weights: unit-gain convolutions, small ones at the ends of residual branches."""
     for name, module in tokenizer.named_modules():
         if isinstance(module, nn.Conv2d):
             std = module.weight[0].numel() ** -0.5
@@ -59,7 +59,10 @@ def entropy(p: Tensor) -> Tensor:
 def entropy_term(
     tokenizer: BSQ, features: Tensor, bits: list[Tensor], schedule: Schedule
 ) -> Tensor:
-    """Mean entropy of a bit minus the entropy of its mean over pictures: decided, evenly used."""
+    """Mean entropy of a bit minus the entropy of its mean over pictures.
+
+    Low where each bit is certain, but 0 and 1 are equally frequent.
+    """
     rest, terms = features, []
     for scale, tokens in zip(schedule, bits, strict=True):
         unit = F.normalize(area(rest, scale.h, scale.w), dim=1)
@@ -70,7 +73,7 @@ def entropy_term(
 
 
 def differences(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of neighbours, down and across: (B, 3, H-1, W) and (B, 3, H, W-1)."""
+    """Differences of vertical and horizontal neighbours: (B, 3, H-1, W) and (B, 3, H, W-1)."""
     return x[:, :, 1:] - x[:, :, :-1], x[:, :, :, 1:] - x[:, :, :, :-1]
 
 
@@ -79,8 +82,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """The loss and its parts for a batch (B, 3, H, W) in -1..1.
 
-    quantized: share of the pictures that the decoder sees through bits; the others, as the
-    encoder left them, keep it from settling on the mean picture at the start.
+    quantized: share of the pictures that are quantized for the decoder. The others keep it from
+    converging to the mean picture at the start.
     """
     features = tokenizer.encoder(pictures).float()
     bits = tokenizer.quantize_maps(features.detach(), schedule)
@@ -136,16 +139,16 @@ def fit(
     steps: int,
     ramp: tuple[float, float],
 ) -> None:
-    """Train up to ``steps``, going on from the folder's checkpoint; write tokenizer.safetensors.
+    """Train up to ``steps``, from the folder's checkpoint if any; write tokenizer.safetensors.
 
-    pictures_at: step -> a batch (B, H, W, 3) uint8; shown: a multiple of 12 of them, whose
-    reconstructions are drawn; ramp: shares of the steps after which some and all pictures are
+    pictures_at: step -> a batch (B, H, W, 3) uint8. shown: a multiple of 12 pictures, whose
+    reconstructions are saved. ramp: shares of the steps after which some and all pictures are
     quantized.
     """
     device = next(tokenizer.parameters()).device
     for module in tokenizer.modules():
         if isinstance(module, ResnetBlock):
-            module.compile()  # norms and activations in one pass: 2.5 times as fast
+            module.compile()  # 2.5 times as fast
     optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     checkpoint, done = folder / "tokenizer.ckpt", 0
     if state := resume(checkpoint):

@@ -1,8 +1,8 @@
 """Train the emoji transformer and its text encoder: ``python -m training.transformer``.
 
-Infinity's recipe, arXiv 2412.04431: teacher forcing with bitwise self-correction (``teacher.py``),
-a share of prompts dropped for guidance. The blocks' matrices are trained by Muon, all else by
-AdamW; what is exported is a running average of the weights. Resumes from its checkpoint.
+As in Infinity, arXiv 2412.04431: teacher forcing with bitwise self-correction (``teacher.py``), and
+some prompts dropped for guidance. The blocks' matrices are trained with Muon, all else with AdamW;
+a running average of the weights is exported. Resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ CONFIG = InfinityConfig(
 )
 BATCH, PEAK, WARMUP, SEED = 32, 2e-3, 50, 1
 DROPPED = 0.1  # share of prompts replaced by the unconditional rows
-AVERAGE = 0.995  # decay of the running average of the weights, which is what is exported
+AVERAGE = 0.995  # decay of the running average of the weights, which is exported
 SAMPLED = ("cat face", "red apple", "sunflower", "dolphin", "pizza", "penguin", "burrito", "rose")
 
 
 def initialise(model: Infinity) -> None:
-    """Fresh weights: unit-gain layers, quiet ends of the residual branches, open gates."""
+    """Random weights: unit-gain layers, small ends of the residual branches, gates of 1."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -94,9 +94,9 @@ def optimizers(model: Infinity, encoder: T5EncoderModel) -> list[torch.optim.Opt
 def read(
     models: nn.ModuleDict, ids: Tensor, lengths: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
-    """A batch's prompts (N, m) as features (length, Ct) each; a share of them is dropped.
+    """Encode a batch's prompts (N, m): features (length, Ct) of each.
 
-    In place of what is dropped stand the unconditional rows.
+    A share of them, ``DROPPED``, is replaced by the unconditional rows.
     """
     dropped = torch.rand(len(ids), generator=generator) < DROPPED
     rows = encode(models["text"], ids, lengths)
@@ -110,7 +110,7 @@ def read(
 def sample_sheet(
     model: Infinity, tokenizer: BSQ, text: TextEncoder, shown: Sequence[str], path: Path
 ) -> None:
-    """Six seeds of every prompt, two prompts a row, at guidance 3 and temperature 1."""
+    """Save a grid: six seeds of every prompt, two prompts per row, cfg 3, temperature 1."""
     prompts = [prompt for prompt in shown for _ in range(6)]
     settings = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.97)
     seeds = range(SEED, SEED + len(prompts))
@@ -124,8 +124,8 @@ def export(
 ) -> None:
     """Write transformer and text encoder as bfloat16 safetensors in the official layouts.
 
-    prompts: all that the model knows, for the text encoder's header; facts: more about the
-    transformer, for its own.
+    prompts: all that the model was trained on, for the text encoder's header; facts: for the
+    transformer's header.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -140,16 +140,16 @@ def export(
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Save tensors in bfloat16, one name for each storage."""
+    """Save tensors in bfloat16; of tensors that share a storage, only one."""
     own = {t.data_ptr(): name for name, t in reversed(tensors.items())}
     kept = {name: tensors[name].detach().cpu().bfloat16().contiguous() for name in own.values()}
     save_file(kept, path, metadata=header)
 
 
 class Run:
-    """Everything that changes while training, saved and restored together.
+    """The training state, saved and restored together.
 
-    models: transformer and text encoder as trained; average: their running average.
+    models: the transformer and the text encoder; average: their running average.
     """
 
     def __init__(self, prompts: Sequence[str], device: torch.device):
@@ -182,7 +182,7 @@ class Run:
         save(path, state)
 
     def resume(self, path: Path) -> None:
-        """Take up the checkpoint, where there is one."""
+        """Restore the checkpoint, if there is one."""
         if state := resume(path):
             self.models.load_state_dict(state["models"])
             self.average.load_state_dict(state["average"])
@@ -215,8 +215,8 @@ class Run:
 class WarmRun(Run):
     """A run that starts from the included transformer and text encoder in ``start``.
 
-    words: in phrases, those that the vocabulary shall have; those that the included one lacks
-    start from fresh vectors. sides: of the square maps, None for the included model's.
+    words: phrases with all words of the vocabulary; words that are new to the included model start
+    from random vectors. sides: of the square maps, None for the included model's.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class WarmRun(Run):
         self.step = 0
 
     def grown(self, text: TextEncoder) -> T5EncoderModel:
-        """The text encoder with the vectors of its known words, and fresh ones."""
+        """The text encoder with the vectors of its known words, and random ones for new words."""
         encoder = build_encoder(self.words.get_vocab_size())
         vectors = encoder.shared.weight.detach().clone()
         known = text.encoder.state_dict()

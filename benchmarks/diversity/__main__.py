@@ -1,9 +1,9 @@
-"""What sampling methods do to diversity, quality and alignment: ``--bench emoji`` needs nothing.
+"""Compare sampling methods by diversity, quality and alignment; ``--bench emoji`` needs no data.
 
-Every row of the comparison draws the same prompts from the same seeds. Pictures and features are
-kept in --out: the same command again goes on where it was stopped, at any moment, and ends in
-report.md, .json and .png. Under torchrun, or with --shard, processes share the work; the last to
-finish writes the report. Folders, times and how to read it: docs/evaluation.md.
+Every row of the comparison draws the same prompts from the same seeds. Images and features are
+saved in --out: the same command continues where it was stopped, and writes report.md, .json and
+.png at the end. Under torchrun, or with --shard, processes share the work; the last one to finish
+writes the report. Folders, times and how to read the report: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks.diversity", description=__doc__)
     top.add_argument("--bench", choices=(*OWN, *PUBLIC), required=True)
     top.add_argument("--data", type=Path, help="data set's folder (emoji, layouts: of training)")
-    top.add_argument("--out", type=Path, help="what is made (default: diversity-BENCH)")
+    top.add_argument("--out", type=Path, help="output folder (default: diversity-BENCH)")
     top.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW",
                      help="what to compare (default: all): " + ", ".join(ROWS))  # fmt: skip
-    top.add_argument("--prompts", type=int, help="the first so many only")
-    top.add_argument("--each", type=int, help="pictures a prompt (default: the bench's)")
-    top.add_argument("--seed", type=int, default=0, help="of the first picture")
+    top.add_argument("--prompts", type=int, help="use only this many prompts, the first ones")
+    top.add_argument("--each", type=int, help="images per prompt (default: the bench's)")
+    top.add_argument("--seed", type=int, default=0, help="of the first image")
     top.add_argument("--k", type=int, default=5, help="nearest neighbours (default 5)")
     models = top.add_argument_group("models (default: the included one)")
     models.add_argument("--model", type=Path, default=included.MODEL)
     models.add_argument("--vq", type=Path, default=included.TOKENIZER)
     models.add_argument("--text-encoder", type=Path, default=included.TEXT_ENCODER)
-    models.add_argument("--device", help="cpu, cuda or mps (default: cuda where there is one)")
-    models.add_argument("--batch", type=int, default=8, help="pictures drawn together")
-    judges = top.add_argument_group("networks that measure; without a file, no such column")
+    models.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
+    models.add_argument("--batch", type=int, default=8, help="images drawn together")
+    judges = top.add_argument_group("networks that measure; each adds its columns")
     judges.add_argument("--inception", type=Path, help="pt_inception-2015-12-05-6726825d.pth")
     judges.add_argument("--clip", type=Path, help="CLIP folder of the transformers library")
     judges.add_argument("--image-reward", type=Path, help="ImageReward.pt, tokenizer.json")
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def shard_of(args: argparse.Namespace) -> tuple[int, int]:
-    """This process's place, from 0, and how many there are."""
+    """This process's index, from 0, and the number of processes."""
     if args.shard is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
@@ -68,7 +68,7 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     except ValueError:
         place, count = 0, 0
     if not 0 <= place < count:
-        raise ValueError(f"--shard is to be 0/4 to 3/4, for example, not {args.shard}.")
+        raise ValueError(f"--shard must be like 0/4 to 3/4, not {args.shard}.")
     return place, count
 
 
@@ -80,7 +80,7 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
-    """The bench as asked for."""
+    """The bench that the options name."""
     if args.data is None and args.bench in PUBLIC:
         raise ValueError(f"{args.bench} reads its prompts from your copy; name it with --data.")
     protocol = (OWN | PUBLIC)[args.bench](args.data)
@@ -90,19 +90,19 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
 
 
 def rows_of(args: argparse.Namespace, protocol: Protocol) -> list[str]:
-    """The rows as asked for; all that there are by default."""
+    """The rows that the options name; by default, all that fit the bench."""
     choosing = [name for name, row in ROWS.items() if row.starts and protocol.each == 1]
     asked = args.rows or [name for name in ROWS if name not in choosing]
     if refused := [name for name in asked if name in choosing]:
         raise ValueError(
-            f"The row {refused[0]} chooses among the pictures of one prompt, and there is one of "
-            "each here; leave it out, or ask for more with --each."
+            f"The row {refused[0]} chooses among the images of one prompt, and there is only one "
+            "per prompt; leave it out, or set --each higher."
         )
     return asked
 
 
 def encoders_of(args: argparse.Namespace, protocol: Protocol, device: str) -> list[Encoder]:
-    """The networks whose files there are; small copies of the pictures where there are none."""
+    """The networks whose files are given; small copies of the images where there are none."""
     found = []
     if args.inception is not None:
         found.append(features.inception(args.inception, device))
@@ -122,7 +122,7 @@ def encoders_of(args: argparse.Namespace, protocol: Protocol, device: str) -> li
 
 
 def say_pace(what: str, pictures: int, started: float) -> None:
-    """Tell how long a thousand pictures take, from ``time.perf_counter`` at the start."""
+    """Print the time per thousand pictures; started: ``time.perf_counter`` at the start."""
     if pictures:
         pace = 1000 * (time.perf_counter() - started) / pictures
         print(f"{what}: {pictures} pictures, {pace:.0f} s per thousand", flush=True)
@@ -150,7 +150,7 @@ def draw(
 
 
 def encode(encoder: Encoder, sets: Mapping[Path, tuple[Pictures, Sequence[range]]]) -> None:
-    """Write what features a network still owes, of folder -> pictures and this process's units."""
+    """Write the features that are still missing; sets: folder -> pictures, this process's units."""
     network, started, read = None, time.perf_counter(), 0
     for folder, (pictures, mine) in sets.items():
         for unit in mine:
@@ -228,7 +228,7 @@ def run(args: argparse.Namespace) -> None:
     if real is not None and (scores := report.real_figures(real, protocol)):
         content["rows"][report.REAL] = scores
     report.write_report(out, content, rows, protocol)
-    # beside the report, which is the same whenever and wherever it is made
+    # not in the report, which is the same on every machine
     paces = {name: store.pace(folder, drawn) for name, folder in rows.items()}
     store.write(out / "timings.json", json.dumps(paces, indent=1).encode())
     for name, seconds in paces.items():
@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run; a ValueError is for the person at the terminal and is told in its one sentence."""
+    """Run; a ValueError ends it with its sentence."""
     try:
         run(parser().parse_args())
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Pictures -> features and scores, by networks whose files are the user's own.
+"""Images -> features and scores, by networks whose files the user provides.
 
-An encoder gives a few tensors a picture: (N, C) features, or (N,) scores. Every score becomes a
-column of the report, so a new one needs no more than another encoder.
+An encoder gives features (N, C) and scores (N,) of N images. Every score becomes a column of the
+report, so a new column needs only another encoder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Encode = Callable[[Sequence[Image.Image], Sequence[str]], Mapping[str, Tensor]]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-EDGES = 1 << 20  # bytes of a file's beginning and end that tell it from others
+EDGES = 1 << 20  # bytes at the beginning and the end of a file that ``digest`` reads
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Encoder:
 
 
 def digest(path: Path) -> str:
-    """Eight hexadecimal digits that tell a file, or a folder's files, from others.
+    """Eight hexadecimal digits that identify a file, or a folder's files.
 
-    Of large files only the size and both ends count. Raises ValueError where there is none.
+    Only the size and both ends of a file count. Raises ValueError where it is missing.
     """
     if not path.exists():
         raise ValueError(f"There is no {path}; check the name and the folder.")
@@ -59,21 +59,21 @@ def digest(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a pickled state dict, in which no code is run."""
+    """Read a safetensors file or a pickled state dict, without running code in it."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is not a file of tensors alone (a TorchScript file is a program, and is not "
-            "run); take the plain state dict."
+            f"{path} is not a file of tensors only (TorchScript files are programs and are not "
+            "run); use the plain state dict."
         ) from error
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def pixels() -> Encoder:
-    """Small copies of the pictures: what there is to compare without any network."""
+    """Small copies of the pictures as features, without any network."""
 
     def encode(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         found = (np.array(picture.convert("RGB"), np.float32) / 255 for picture in pictures)

@@ -1,4 +1,4 @@
-"""How the pictures are made: the only file here that samples, and the table of what is compared."""
+"""Sample the images of the comparison; ``ROWS`` lists what is compared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .features import digest
 
 @dataclass(frozen=True)
 class Row:
-    """A way to sample: the model's official settings, guided from a side on, with methods."""
+    """A way to sample: the model's official settings, with guidance_start and methods."""
 
     guidance_start: int = 0
     methods: tuple[Method, ...] = ()
@@ -46,15 +46,15 @@ ROWS = {
 
 
 class Drawn(NamedTuple):
-    """Pictures, what the model says of each, and how long it took."""
+    """Pictures, the model's own scores of each, and the times."""
 
     pictures: Tensor  # (B, 3, H, W) in 0..1
-    scores: dict[str, list[float]]  # nats a picture
-    seconds: dict[str, float]  # to draw them and to judge them
+    scores: dict[str, list[float]]  # nats per picture
+    seconds: dict[str, float]  # to draw and to judge them
 
 
 def description(method: Method | Starts) -> str:
-    """The method and its parameters, the same in every process (a function is its name)."""
+    """The method and its parameters as a text that is the same in every process."""
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     shown = (f"{name}={getattr(v, '__qualname__', None) or repr(v)}" for name, v in values.items())
     return f"{type(method).__name__}({', '.join(shown)})"
@@ -62,7 +62,7 @@ def description(method: Method | Starts) -> str:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The three models, each read when it is first needed."""
+    """The three models, each loaded when it is first needed."""
 
     model_path: Path
     tokenizer_path: Path
@@ -74,7 +74,7 @@ class Sampler:
         model = load_model(self.model_path, self.device)
         if model.reads is not Text:
             raise ValueError(
-                f"{self.model_path} paints classes, and every bench has prompts; take an Infinity."
+                f"{self.model_path} takes classes, not prompts; use an Infinity model."
             )
         return model
 
@@ -91,7 +91,7 @@ class Sampler:
         return replace(self.model.defaults(), guidance_start=row.guidance_start)
 
     def facts(self, row: Row) -> dict[str, str]:
-        """Everything that the row's pictures depend on besides prompts and seeds."""
+        """Everything that the row's pictures depend on, except prompts and seeds."""
         return {
             "model": digest(self.model_path),
             "tokenizer": digest(self.tokenizer_path),
@@ -104,10 +104,10 @@ class Sampler:
     def draw(
         self, row: Row, prompts: Sequence[str], each: int, first_seed: int, batch: int
     ) -> Drawn:
-        """A picture a prompt, ``each`` of the same together, and the model's judgement of them.
+        """Draw one picture for each of ``prompts``, in which each prompt comes ``each`` times.
 
-        Seeds go from ``first_seed`` up; diverse starts choose a prompt's among their candidates,
-        from its first seed on. Time does not count what loads the models.
+        Seeds count from ``first_seed``; diverse starts choose a prompt's seeds among candidates
+        from its first seed on. The times do not include loading.
         """
         models, read, schedule = (self.model, self.tokenizer), self.text, self.model.schedule()
         settings, starts = self.settings(row), row.starts or Starts(1)

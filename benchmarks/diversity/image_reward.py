@@ -1,4 +1,4 @@
-"""ImageReward: how people would rate a picture for its prompt.
+"""ImageReward: a learned score of how people rate an image for its prompt.
 
 Xu et al., arXiv 2304.05977. The released ``ImageReward.pt`` is BLIP (arXiv 2201.12086) under its
 original names: a vision transformer, a BERT whose layers also read the picture, and five linear

@@ -1,8 +1,8 @@
-"""The bench of layouts: prompts that say what is in a picture and leave open where.
+"""The bench of layouts: prompts that name the objects in an image, but not where they are.
 
-Truth is known by construction (``training/layouts_data.py``): which two to four objects a prompt
-has, and its ground. The judge finds each object in a picture and says where it is
-(``training/layouts_judge.py``), so diversity is how far an object moves from seed to seed.
+A prompt has two to four objects and a background (``training/layouts_data.py``). The judge finds
+each object and its position in an image (``training/layouts_judge.py``); diversity is how far an
+object moves from seed to seed.
 """
 
 from __future__ import annotations

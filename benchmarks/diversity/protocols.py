@@ -1,7 +1,7 @@
-"""The benches: which prompts, how many pictures of each, where they go, and what is real.
+"""The benches: prompts, images per prompt, file names, and reference images.
 
-Everything is read from the user's own copy of a data set in its public layout. Prompts have an
-order that is the same everywhere, so that a picture's number stands for its prompt and its seed.
+Everything is read from the user's copy of a data set in its public layout. The order of prompts is
+always the same, so that an image's number gives its prompt and seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COCO_SEED = 2014
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures by number: the prompt of each, how to read one, and what tells them from others."""
+    """Numbered pictures: their prompts, how to read one, and a text that identifies the set."""
 
     prompts: tuple[str, ...]
     read: Callable[[int], Image.Image]
@@ -35,7 +35,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Prompt:
-    """name: of its files; line: what the bench's authors keep about it."""
+    """name: of its files; line: the authors' metadata of it."""
 
     text: str
     name: str
@@ -44,10 +44,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a bench whose truth is known brings to measure it.
+    """How to measure a bench whose images have known contents.
 
-    encoder: of the trained judge's file; its features are named "judge". within: the figures of
-    every prompt, (prompts,) each, from all that the encoder found and the pictures of a prompt.
+    encoder: the trained judge's file -> an encoder, whose features are named "judge". within: the
+    encoder's results and the number of pictures per prompt -> figures of every prompt, (prompts,).
     """
 
     encoder: Callable[[Path], Encoder]
@@ -56,7 +56,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Protocol:
-    """each: pictures a prompt; references: real pictures of these prompts, where there are any."""
+    """each: pictures per prompt; references: real pictures of these prompts, if there are any."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -72,14 +72,14 @@ class Protocol:
         return f"samples/{self.prompts[i].name}_{j}.png"
 
     def samples(self, folder: Path) -> Pictures:
-        """All the pictures as they lie in a folder."""
+        """All the pictures in a folder."""
         return Pictures(
             tuple(prompt.text for prompt in self.prompts for _ in range(self.each)),
             lambda number: Image.open(folder / self.file(number)),
         )
 
     def extra(self, i: int) -> str | None:
-        """Path of what the authors' scorer wants of the i-th prompt besides."""
+        """Path of another file that the authors' scorer needs for the i-th prompt, or None."""
         if self.name == "geneval":
             return f"samples/{i:05d}/metadata.jsonl"
         return f"grids/{self.prompts[i].name}.png" if self.name == "dpg" else None
@@ -120,10 +120,10 @@ def png(picture: Image.Image) -> bytes:
 
 
 def text_of(path: Path) -> str:
-    """A data set's text file; ValueError where it is not there."""
+    """Read a data set's text file; ValueError where it is missing."""
     if not path.is_file():
         raise ValueError(
-            f"There is no {path}; --data is to name the data set's folder in its public layout "
+            f"There is no {path}; --data must be the data set's folder in its public layout "
             "(docs/evaluation.md)."
         )
     return path.read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def coco(name: str, year: str, count: int | None, folder: Path) -> Protocol:
         generator = torch.Generator().manual_seed(COCO_SEED)
         order = torch.randperm(len(pictures), generator=generator)[:count]
         pictures = [pictures[i] for i in order.sort().values.tolist()]
-    # a file's name only, never a way out of the folder
+    # only names, so that no path leaves the folder
     paths = [folder / f"val{year}" / Path(picture["file_name"]).name for picture in pictures]
     if missing := [path for path in paths if not path.is_file()]:
         raise ValueError(

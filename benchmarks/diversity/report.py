@@ -1,4 +1,4 @@
-"""Features -> figures -> a table in JSON and Markdown, a plot, and the pictures themselves."""
+"""Features -> figures -> a table in JSON and Markdown, a plot, and a sheet of images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diversevar_core.analysis import metrics
 from diversevar_core.images import captioned_rows, to_pil
 
+from . import metrics
 from .protocols import Protocol
 from .store import write
 
-# the first features at hand tell distributions apart, and a prompt's pictures from each other
+# in order of preference: features to compare distributions, and a prompt's images, with
 DISTRIBUTION = ("inception", "judge", "clip")
 SIMILARITY = ("clip", "judge", "inception", "pixels")
-# the first figure at hand is the plot's alignment
+# in order of preference: the figure for the plot's alignment axis
 ALIGNMENT = ("CLIP score", "ImageReward", "top-1", "self-alignment")
 
 REAL = "real pictures"
@@ -65,10 +65,10 @@ def figures(
     real: Mapping[str, Tensor] | None,
     k: int,
 ) -> Figures:
-    """All figures of a row that its features allow.
+    """All figures of a row that can be computed from its features.
 
-    found, real: name -> features (N, C) or scores (N,) of the samples, a prompt's together, and of
-    the references; prompts: ``by_prompt`` of the samples.
+    found, real: name -> features (N, C) or scores (N,) of the samples, in the order of prompts, and
+    of the references; prompts: ``by_prompt`` of the samples.
     """
     row, space = {}, distribution_space(found)
     if real is not None and space is not None:
@@ -84,7 +84,7 @@ def figures(
 
 
 def by_prompt(found: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
-    """The figures that every prompt has of its own pictures, (prompts,)."""
+    """The figures of each prompt's pictures, (prompts,)."""
     each, similar = protocol.each, similarity_space(found)
     values = {
         name: score.double().unflatten(0, (-1, each)).mean(dim=1)
@@ -109,7 +109,7 @@ def differences(rows: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Figures]:
 
 
 def similarity_space(found: Mapping[str, Tensor]) -> str:
-    """The features in which a prompt's pictures are told from each other."""
+    """The features in which a prompt's pictures are compared."""
     return next(name for name in SIMILARITY if name in found)
 
 
@@ -119,7 +119,7 @@ def distribution_space(found: Mapping[str, Tensor]) -> str | None:
 
 
 def real_figures(real: Mapping[str, Tensor], protocol: Protocol) -> Figures:
-    """The references' own scores, and the judge's of their prompts: what a model can hope for."""
+    """The references' scores, and the judge's figures of their prompts, as an upper bound."""
     row = {name: interval(v.double()) for name, v in real.items() if v.ndim == 1}
     if "judge" in real:
         within = protocol.judge.within(real, len(real["judge"]) // len(protocol.prompts))
@@ -143,7 +143,7 @@ def write_report(
 
 
 def markdown(report: Mapping) -> str:
-    """The report's table, published rows below the measured ones, and what to know of it."""
+    """The report's table, with published rows below the measured ones, and its notes."""
     rows, published = report["rows"], PUBLISHED.get(report["bench"], {})
     columns = columns_of(rows)
     lines = [
@@ -181,7 +181,7 @@ def table(rows: Mapping[str, Figures], columns: Sequence[str]) -> list[str]:
 
 
 def line(name: str, row: Figures, columns: Sequence[str]) -> str:
-    """A row of a table, a dash where it has no value."""
+    """A row of a table, with a dash for a missing value."""
     shown = []
     for column in columns:
         values = row.get(column, [])
@@ -193,7 +193,7 @@ def line(name: str, row: Figures, columns: Sequence[str]) -> str:
 
 
 def plot(report: Mapping, path: Path) -> None:
-    """Diversity against alignment, a point a row; published rows are hollow."""
+    """Plot diversity against alignment, one point per row; published rows are hollow."""
     rows = {name: row for name, row in report["rows"].items() if name != REAL}
     published = {
         name: {metric: [value] for metric, value in row.items()}
@@ -241,7 +241,7 @@ def around(value: Sequence[float]) -> list[list[float]] | None:
 
 
 def contact_sheet(folders: Mapping[str, Path], protocol: Protocol) -> Image.Image:
-    """The first prompts' pictures, rows below each other, the same seeds above each other."""
+    """The first prompts' pictures, one line per row, with the same seed in each column."""
     each = min(protocol.each, SHOWN)
     starts = [i * protocol.each for i in range(min(SHOWN, len(protocol.prompts)))]
     if each == 1:

@@ -1,7 +1,7 @@
-"""Pictures and features on disk: written once, whole or not at all, by any number of processes.
+"""Images and features on disk: each file is written once, atomically, by any number of processes.
 
-Pictures are cut into units of a few prompts. A unit is always made by one process and in the same
-way, so that the files are the same whatever was interrupted and however many processes there are.
+Images are divided into units of a few prompts. A unit is always made by one process and in the same
+way, so the files do not depend on interruptions or on the number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves all of it or none."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with draft.open("wb") as file:
@@ -38,13 +38,13 @@ def write(path: Path, content: bytes) -> None:
 
 
 def units(pictures: int, each: int = 1) -> list[range]:
-    """The numbers of so many pictures, in units that keep ``each`` of a prompt together."""
+    """The numbers of the pictures, in units that keep the ``each`` of one prompt together."""
     size = max(UNIT // each, 1) * each
     return [range(start, min(start + size, pictures)) for start in range(0, pictures, size)]
 
 
 def claim(folder: Path, facts: Mapping[str, str]) -> None:
-    """Say what the folder's pictures are made with; ValueError where it says otherwise already."""
+    """Write what a folder's pictures are made with; ValueError where it already says otherwise."""
     if not (folder / MANIFEST).exists():
         write(folder / MANIFEST, json.dumps(facts, indent=1).encode())
     found = made_with(folder)
@@ -62,17 +62,17 @@ def made_with(folder: Path) -> dict[str, str]:
 
 
 def record_file(folder: Path, unit: range) -> Path:
-    """Where it is written what the model says of a unit's pictures, and how long they took."""
+    """The file with the model's own scores of a unit's pictures, and their times."""
     return folder / "drawn" / f"{unit[0]:06d}.json"
 
 
 def make(
     folder: Path, protocol: Protocol, unit: range, draw: Callable[[Sequence[str]], Drawn]
 ) -> int:
-    """Draw a unit, unless all of it is there; returns how many pictures that was.
+    """Draw a unit, unless it is complete; returns the number of drawn pictures.
 
-    draw: the unit's prompts -> its pictures. They are drawn in the same company always, as rounding
-    on a GPU depends on it.
+    draw: the unit's prompts -> its pictures. They are always drawn in the same batches, as rounding
+    on a GPU depends on the batch.
     """
     paths = [folder / protocol.file(number) for number in unit]
     record, drawn = record_file(folder, unit), 0
@@ -95,7 +95,7 @@ def make(
 
 
 def own_scores(folder: Path, all_units: Sequence[range]) -> dict[str, Tensor]:
-    """Name -> what the model says of all pictures (N,), float64."""
+    """Name -> the model's own scores of all pictures (N,), float64."""
     parts = [json.loads(record_file(folder, unit).read_text())["scores"] for unit in all_units]
     return {
         name: torch.tensor([value for part in parts for value in part[name]]).double()
@@ -104,14 +104,14 @@ def own_scores(folder: Path, all_units: Sequence[range]) -> dict[str, Tensor]:
 
 
 def pace(folder: Path, all_units: Sequence[range]) -> dict[str, float]:
-    """What was done -> seconds of one process per thousand pictures."""
+    """Kind of work -> seconds of one process per thousand pictures."""
     parts = [json.loads(record_file(folder, unit).read_text())["seconds"] for unit in all_units]
     pictures = sum(map(len, all_units))
     return {name: 1000 * sum(part[name] for part in parts) / pictures for name in parts[0]}
 
 
 def features_file(folder: Path, encoder: Encoder, unit: range) -> Path:
-    """Where a unit's features are."""
+    """The file of a unit's features."""
     return folder / "features" / f"{encoder.name}-{encoder.digest}" / f"{unit[0]:06d}.safetensors"
 
 

@@ -1,1 +1,1 @@
-"""How different and how good images are, and what makes them so."""
+"""Measure diversity and prompt alignment; calibrate; plots."""

@@ -1,20 +1,21 @@
-"""Find the strengths that suit a model: diversity against what the model says of itself.
+"""Calibrate a model: find the preset with the most diversity at nearly the published alignment.
 
-A few prompts and seeds on a candidates of strengths. No other model is needed: how different images
-are is seen in their pixels (or in features that are given), and how well they follow their prompts
-is the model's own judgement (``judge.py``).
+Each candidate preset is measured on a few prompts and seeds. No other model is needed: diversity is
+the distance between the images' pixels (or given features), and how well images follow their
+prompts is judged by the model's own likelihood (``judge.py``).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -45,12 +46,15 @@ CANDIDATES = (
     Preset(guidance_start=4, repulsion=8.0),
 )
 RESAMPLES = 2000
-TIE = 0.05  # share of diversity that a few prompts and seeds cannot tell apart
+TIE = 0.05  # relative difference of diversity that a few prompts and seeds cannot show
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One preset as measured, a number a prompt: distance of images, nats an image."""
+    """A preset's measurements, one number per prompt.
+
+    diversity: mean cosine distance; alignment, likelihood: nats per image, see ``judge.py``.
+    """
 
     preset: Preset
     diversity: list[float]
@@ -60,9 +64,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured: the models, a condition for every prompt, the seeds of each.
+    """What to measure with: models, a condition per prompt, the number of seeds per prompt.
 
-    features: images (B, 3, H, W) in 0..1 -> (B, C).
+    features: images (B, 3, H, W) in 0..1 -> (B, C), for diversity.
     """
 
     model: Family
@@ -77,26 +81,26 @@ class Task:
 def measure(
     task: Task, preset: Preset, ready: Callable[[Chain], None]
 ) -> Iterator[tuple[float, float, float]]:
-    """Diversity, alignment and likelihood of every prompt under a preset.
+    """Yield diversity, alignment and likelihood of each prompt under a preset.
 
-    ready: called before the models compute, with what the preset stands for. ValueError where
-    a number is not finite.
+    ready: loads the models to the device; called before they compute, with the preset's chain.
+    Raises ValueError where a number is not finite.
     """
     settings, chain = preset.settings(task.settings), preset.chain()
     for i, condition in enumerate(task.conditions):
         models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)
         drawn = draw(*models, settings, 1000 * i, chain, ready=partial(ready, chain))
         steps = list(drawn.steps)
-        with torch.no_grad():  # one by one: a decoder needs gigabytes for a million pixels
+        with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
             decoded = [task.tokenizer.decode(one) for one in steps[-1].f_hat.split(1)]
         images = to_image(torch.cat(decoded))
         judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
         distance = mean_distance(task.features(images))
         found = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
-        if not all(map(math.isfinite, found)):
+        if not all(map(isfinite, found)):
             raise ValueError(
-                f"With {preset} what the model says of prompt {i + 1} is NaN or infinite; its "
-                "weights or a LoRA's are broken, or their type is too narrow."
+                f"With {preset} the likelihood of prompt {i + 1} is NaN or infinite; the weights "
+                "of the model or of a LoRA are broken, or their type is too narrow."
             )
         yield found
 
@@ -108,12 +112,12 @@ def calibrate(
     candidates: Sequence[Preset] = CANDIDATES,
     ready: Callable[[Chain], None] = lambda chain: None,
 ) -> Iterator[tuple[list[Measured], float]]:
-    """Measure every candidate that ``path`` does not hold yet, save it, and at last the choice.
+    """Measure every candidate that is not in the file ``path`` yet; save each, and the choice.
 
-    about: what the figures depend on, as JSON, saved with them; where the file's differs, it starts
-    over. ready: called before the models compute, as ``features`` may have taken their place.
-    Yields what is measured so far and the share of the work that is done, after every prompt. A
-    file that says all of it already is left as it is.
+    about: what the figures depend on, as JSON values, saved with them; where the file's differs,
+    all is measured again. ready: loads the models to the device, called before they compute. Yields
+    what is measured so far, and the share of the work that is done, after every prompt. A file
+    that is complete already is not written again.
     """
     before = saved_at(path)
     known = {one.preset: one for one in measured_of(before, about, len(task.conditions))}
@@ -139,7 +143,7 @@ def calibrate(
 
 
 def saved_at(path: Path) -> dict[str, object]:
-    """What a calibration's file holds; nothing where there is none that can be read."""
+    """The contents of a calibration file; empty where it is missing or cannot be read."""
     try:
         return read_object(path)
     except CheckpointError:
@@ -147,44 +151,35 @@ def saved_at(path: Path) -> dict[str, object]:
 
 
 def measured_of(saved: dict[str, object], about: dict[str, object], prompts: int) -> list[Measured]:
-    """What a file that was written for the same ``about`` has measured, but for broken entries."""
+    """The valid measurements in a file's contents; none where its ``about`` differs."""
     if saved.get("about") != about or not isinstance(saved.get("measured"), list):
         return []
     measured = []
     for one in saved["measured"]:
         try:
             preset, *figures = (one[field.name] for field in fields(Measured))
-            measured.append(
-                Measured(preset_of(preset), *(a_prompt(values, prompts) for values in figures))
-            )
+            if all(
+                isinstance(values, list) and len(values) == prompts and all(map(isfinite, values))
+                for values in figures
+            ):
+                measured.append(Measured(preset_of(preset), *figures))
         except (KeyError, TypeError, ValueError):
             continue
     return measured
 
 
-def a_prompt(values: object, prompts: int) -> list[float]:
-    """The list itself; ValueError or TypeError where it is not a finite number a prompt."""
-    if (
-        not isinstance(values, list)
-        or len(values) != prompts
-        or not all(map(math.isfinite, values))
-    ):
-        raise ValueError(f"{quote(values)} is not a number a prompt")
-    return values
-
-
 def content(
     about: dict[str, object], measured: Sequence[Measured], chosen: Measured | None
 ) -> dict[str, object]:
-    """What is saved."""
+    """The contents to save."""
     saved = {"chosen": chosen and asdict(chosen.preset), "about": about}
     return saved | {"measured": [asdict(one) for one in measured]}
 
 
 def write(path: Path, saved: dict[str, object]) -> None:
-    """Save what is measured, whole or not at all; ValueError where the folder cannot be written to.
+    """Save a calibration atomically; ValueError where the folder cannot be written to.
 
-    The draft's name is its own: several may write at once, and the last one's stays.
+    The temporary file has a random name, so that several processes can write at once.
     """
     draft = path.with_name(f"{secrets.token_hex(8)}.part")
     try:
@@ -198,27 +193,22 @@ def write(path: Path, saved: dict[str, object]) -> None:
 
 
 def choose(measured: Sequence[Measured], tolerance: float = 0.1) -> Measured:
-    """The most different one that follows the prompts nearly as well as the published settings.
+    """The preset with the most diversity of those that follow prompts nearly as published.
 
-    The first is the published setting. Another may lose ``tolerance`` of its alignment, and of its
-    likelihood as much again in nats. Of those that differ as much, within TIE, it is the one that
-    follows best. All numbers are finite.
+    measured: the first is the model as published. The others may lose the share ``tolerance`` of
+    its alignment, and as many nats of its likelihood. Among presets whose diversity differs by
+    less than ``TIE``, the one with the best alignment is chosen.
     """
-    alignment, likelihood = mean(measured[0].alignment), mean(measured[0].likelihood)
+    alignment, likelihood = fmean(measured[0].alignment), fmean(measured[0].likelihood)
     loss = tolerance * abs(alignment)
     good = [
         one
         for one in measured
-        if mean(one.alignment) >= alignment - loss and mean(one.likelihood) >= likelihood - loss
+        if fmean(one.alignment) >= alignment - loss and fmean(one.likelihood) >= likelihood - loss
     ]
-    most = max(mean(one.diversity) for one in good)
-    tied = [one for one in good if mean(one.diversity) >= (1 - TIE) * most]
-    return max(tied, key=lambda one: mean(one.alignment))
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of a number a prompt."""
-    return sum(values) / len(values)
+    most = max(fmean(one.diversity) for one in good)
+    tied = [one for one in good if fmean(one.diversity) >= (1 - TIE) * most]
+    return max(tied, key=lambda one: fmean(one.alignment))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -1,28 +1,25 @@
-"""An image of a calibration: diversity against what the model says of itself."""
+"""A plot of a calibration: diversity against the model's own judgement of alignment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-import numpy as np
-import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .calibrate import Measured, interval, mean
+from ..images import from_pil
+from .calibrate import Measured, interval
 
-SIZE, LEFT, TOP, BOTTOM, KEY = (900, 560), 80, 30, 70, 300  # pixels; the key lies at the right
+SIZE, LEFT, TOP, BOTTOM, KEY = (900, 560), 80, 30, 70, 300  # pixels; KEY: width of the legend
 INK, GRID, CHOSEN, OTHER = "#222222", "#e4e6e8", "#d9541e", "#3b6ea5"
 
 
 def front_plot(measured: Sequence[Measured], chosen: Measured | None = None) -> Tensor:
-    """A numbered point for each preset with its 95 % intervals, the chosen one orange.
+    """A numbered point with 95 % intervals for each preset, the chosen one orange.
 
-    (3, H, W) in 0..1.
-
-    Alignment is shown against the first one's, prompt by prompt: prompts differ more than
-    presets.
+    Alignment is relative to the first preset's on the same prompt, as prompts differ more than
+    presets. Returns an image (3, H, W) in 0..1.
     """
     aligned = [
         [own - first for own, first in zip(one.alignment, measured[0].alignment, strict=True)]
@@ -43,21 +40,17 @@ def front_plot(measured: Sequence[Measured], chosen: Measured | None = None) -> 
     draw.text((LEFT, 8), "images differ: mean distance", INK, font)
     for i, (one, values) in enumerate(zip(measured, aligned, strict=True)):
         colour = CHOSEN if one == chosen else OTHER
-        across, up = x(mean(values)), y(mean(one.diversity))
-        for ends, horizontal in (
-            (interval(values), True),
-            (interval(one.diversity), False),
-        ):
-            begin, end = ((x(e), up) if horizontal else (across, y(e)) for e in ends)
-            draw.line((*begin, *end), colour, 1)
+        across, up = x(fmean(values)), y(fmean(one.diversity))
+        draw.line([(x(end), up) for end in interval(values)], colour, 1)
+        draw.line([(across, y(end)) for end in interval(one.diversity)], colour, 1)
         draw.ellipse((across - 5, up - 5, across + 5, up + 5), fill=colour)
         draw.text((across + 7, up - 3), str(i + 1), colour, font, anchor="lb")
         draw.text((right + 20, TOP + 24 * i), f"{i + 1}  {one.preset}", colour, font)
-    return rearrange(torch.from_numpy(np.array(canvas)).float() / 255, "h w c -> c h w")
+    return from_pil(canvas)
 
 
 class Axis:
-    """Values -> pixels, so that all intervals fit between two edges."""
+    """A linear map of values to pixels that fits all intervals between two edges."""
 
     def __init__(self, intervals: Sequence[tuple[float, float]], begin: float, end: float):
         low, high = min(a for a, _ in intervals), max(b for _, b in intervals)

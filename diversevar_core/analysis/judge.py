@@ -1,7 +1,7 @@
-"""The model judges itself: how well an image follows its prompt, by the model's own likelihood.
+"""How well an image follows its prompt, by the model's own likelihood of its tokens.
 
-The log-likelihood of its tokens under the prompt, less that without it, is the information that
-prompt and image share (pointwise mutual information); a broken image is unlikely either way.
+Alignment is the tokens' log-likelihood with the prompt minus that without it, the pointwise mutual
+information of prompt and image. A broken image has a low likelihood in both cases.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..vae.tokenizer import Tokenizer
 
 
 class Judged(NamedTuple):
-    """In nats, (B,) float64."""
+    """Per image, (B,) float64, in nats."""
 
     alignment: Tensor
     likelihood: Tensor
@@ -34,11 +34,10 @@ def self_alignment(
     condition: Condition,
     schedule: Schedule,
 ) -> Judged:
-    """Judge images by their tokens (B, n) or bits (B, n, bits) of every map.
+    """Judge images by the tokens (B, n) or bits (B, n, bits) of all their maps.
 
-    At temperature 1, unguided, every map after the image's own coarser ones. Where the condition
-    has a negative text, alignment is against that instead of the model's own. Both are computed
-    together, in the rows of a guided batch.
+    The likelihood of each map is computed given the image's coarser maps, without guidance, at
+    temperature 1. With a negative text, alignment is relative to it, not to the unconditional text.
     """
     state = model.start(schedule, len(schedule), guided=True)
     model.condition(state, condition)

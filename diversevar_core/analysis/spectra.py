@@ -1,4 +1,4 @@
-"""Watch another method: the singular values that it finds and those that it leaves."""
+"""Record singular values of feature maps before and after another method acts on them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
 
-MODEL = -1  # in place of a block's number: the whole transformer
+MODEL = -1  # the block number that stands for the whole transformer
 
 
 class Place(NamedTuple):
-    """Where a feature map was seen: before (``reads``) or after a block, at a map's side."""
+    """Where a feature map is: at a map's side, before (``reads``) or after a block."""
 
     side: int
     block: int
@@ -23,10 +23,11 @@ class Place(NamedTuple):
 
 
 class Spectra(Method):
-    """Runs ``method`` and keeps, of the first image, what it did to every feature map.
+    """Run ``method`` and record singular values of the first image's feature maps.
 
     found: place -> singular values (min(n, C),) before and after the method, descending, for maps
-    of ``sides`` in ``blocks``. Only the hooks that see a feature map are passed on.
+    of these ``sides`` and these ``blocks``. Of the method, only the hooks that change feature maps
+    are called.
     """
 
     def __init__(self, method: Method, sides: Collection[int], blocks: Collection[int]):

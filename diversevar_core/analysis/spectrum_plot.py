@@ -1,4 +1,4 @@
-"""An image of what a diversity method does to singular values."""
+"""A plot of what a diversity method does to singular values."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..images import from_pil
 from .spectra import MODEL, Place
 
-SIDES = range(2, 17)  # maps in the plot: one token has one value, large ones are out of reach
+SIDES = range(2, 17)  # of the maps in the plot: one token has one value, large maps take too long
 COLUMNS = 6
 PANEL, MARGIN, HEAD, GAP = (220, 120), 110, 64, 12  # pixels
-DECADES = 4  # from the largest value down
+DECADES = 4  # below the largest value
 BEFORE, AFTER, INK, FRAME = "#8a8f98", "#d9541e", "#222222", "#d5d8dc"
 
 
 def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
-    """Singular values before and after a method, a panel per map and block: (3, H, W) in 0..1.
+    """A panel per map and block with singular values before and after a method.
 
-    found: of ``methods.spectra.Spectra``. Both axes are logarithmic; the top of a panel is the
-    largest value before.
+    found: of ``spectra.Spectra``. Both axes are logarithmic. Returns an image (3, H, W) in 0..1.
     """
     rows = sorted({(p.side, not p.reads) for p in found})
     blocks = sorted({p.block for p in found} - {MODEL})
@@ -42,16 +41,16 @@ def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
         draw.multiline_text((GAP, top + PANEL[1] / 2), words, INK, font, anchor="lm")
         for c, block in enumerate(columns):
             panel(draw, MARGIN + c * wide, top, *found[Place(side, block, not written)])
-    return rearrange(torch.from_numpy(np.array(canvas)).float() / 255, "h w c -> c h w")
+    return from_pil(canvas)
 
 
 def shown_blocks(depth: int) -> list[int]:
-    """The blocks that have a column each, first and last among them."""
+    """The blocks that get a column: evenly spaced, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, depth - 1, min(depth, COLUMNS - 1))})
 
 
 def legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:
-    """Which line is which."""
+    """Draw the legend."""
     for x, colour, words in ((MARGIN, BEFORE, "before"), (MARGIN + 110, AFTER, "after")):
         draw.line((x, 22, x + 24, 22), colour, 3)
         draw.text((x + 32, 22), words, INK, font, anchor="lm")
@@ -60,7 +59,7 @@ def legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:
 
 
 def panel(draw: ImageDraw.ImageDraw, left: float, top: float, *spectra: Tensor) -> None:
-    """One frame with the values (n,) before and after, descending."""
+    """Draw one panel; spectra: singular values (n,) before and after, descending."""
     wide, high = PANEL
     draw.rectangle((left, top, left + wide, top + high), outline=FRAME)
     largest = spectra[0][0].clamp(min=1e-12)

@@ -1,13 +1,13 @@
-"""Any official checkpoint -> one safetensors file that says in its header all that loading needs.
+"""Any official checkpoint -> one safetensors file, with all that loading needs in its header.
 
-Streaming: sources are memory-mapped and the file is written and verified tensor by tensor, so that
-one tensor is all that is held. (Pickles from before torch 1.6 cannot be mapped and are read whole.)
+The source is memory-mapped, and the file is written and verified tensor by tensor, so that one
+tensor at a time is in memory. (Pickles from before torch 1.6 cannot be mapped and are read whole.)
 
-What ``dtype`` asks for is done to what the models compute with in half precision anyway: matrices
-and convolutions. Kept as they are: vectors (biases, norms, gains), and the layers that compute in
-float32 (``EXACT``). float8 has 3 bits of mantissa and no scale here, so only the matrices of the
-blocks, which are nearly all of the bytes, become float8; embeddings and all other matrices become
-bfloat16. A tokenizer has no such blocks and becomes bfloat16 throughout.
+``dtype`` applies to the weights that the models use in half precision anyway: matrices and
+convolutions. Vectors (biases, norms, gains) and the layers that compute in float32 (``EXACT``) keep
+their type. float8 has 3 bits of mantissa and no scale here, so only the matrices of the blocks,
+nearly all of the bytes, become float8; embeddings and all other matrices become bfloat16. A
+tokenizer has no such blocks and becomes bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, which removes no file that is open
+except ImportError:  # Windows, which does not remove a file that is open
     fcntl = None
 
 import torch
@@ -51,19 +51,19 @@ NAMES = {  # of types in safetensors headers
 }
 EXACT = re.compile(
     r"(shared_ada_lin|head_nm|head|quantize)\."  # VAR's and Infinity's float32 layers, the codebook
-    r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # vectors, by row
+    r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # stacked vectors
 )
-UNFINISHED = ".diversevar-"  # begins the name of a file that is being written
+UNFINISHED = ".diversevar-"  # prefix of the name of a file that is being written
 BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
 
 
 def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a transformer, tokenizer or text encoder as one safetensors file.
 
-    source: a file or folder as ``load_model``, ``load_tokenizer`` or ``load_text_encoder`` take it;
-    of a whole T5, the encoder is kept. dtype: one of ``DTYPES``' (see above), None for as stored.
-    The header gets the facts of the source's header, sidecar and name, and a text encoder's
-    tokenizer.json. Raises CheckpointError, and then nothing is left behind.
+    source: a file or folder that ``load_model``, ``load_tokenizer`` or ``load_text_encoder`` reads;
+    of a whole T5, only the encoder is written. dtype: one of ``DTYPES`` (see above), None to keep
+    the stored types. The header gets the facts from the source's header, sidecar and name, and a
+    text encoder's tokenizer.json. Raises CheckpointError; ``out`` then does not exist.
     """
     out = Path(out)
     check_out(out)
@@ -75,28 +75,28 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
 
 
 def check_out(out: Path) -> None:
-    """Raise CheckpointError where a new safetensors file cannot have this name."""
+    """Raise CheckpointError where this is not a path for a new safetensors file."""
     if out.suffix.lower() != ".safetensors":
         raise CheckpointError(
-            f"{quote(out)} is to be a safetensors file; end its name in .safetensors."
+            f"{quote(out)} must be a safetensors file; end its name in .safetensors."
         )
     try:
         out.lstat()
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # too long, a file for a folder, a null byte
+    except (OSError, ValueError) as error:  # too long, a file as a folder, a null byte
         raise unwritable(out, error) from error
     raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
 
 
 def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
-    """The error that says why a file cannot be written."""
+    """The error to raise for a file that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return CheckpointError(f"{quote(out)} cannot be written: {reason}.")
 
 
 def read_whole(source: Path) -> Checkpoint:
-    """A source's tensors without those that no loader reads, and its facts."""
+    """Read a source's facts, and its tensors without those that no loader uses."""
 
     def known(keys) -> bool:
         return is_model(keys) or is_tokenizer(keys) or is_t5(keys)
@@ -109,12 +109,12 @@ def read_whole(source: Path) -> Checkpoint:
         )
     if is_quantized(file.tensors):
         raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
-    facts, beside = file.facts, tokenizer_path(source)
+    facts, vocabulary = file.facts, tokenizer_path(source)
     if is_t5(file.tensors):
         tensors = rename(file.tensors)
         facts = {name: facts[name] for name in ("tokenizer.json",) if name in facts}
-        if not facts and beside.is_file():
-            facts = {"tokenizer.json": read_tokenizer(beside)}
+        if not facts and vocabulary.is_file():
+            facts = {"tokenizer.json": read_tokenizer(vocabulary)}
     else:
         wanted = ("encoder.", "decoder.") if BSQ.recognises(file.tensors) else ""
         tensors = {
@@ -125,13 +125,13 @@ def read_whole(source: Path) -> Checkpoint:
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES:
             raise CheckpointError(
-                f"{quote(source)}: {quote(name)} is {tensor.dtype}, which is no weight's type."
+                f"{quote(source)}: {quote(name)} is {tensor.dtype}, which is not a weight's type."
             )
     return Checkpoint(tensors, facts)
 
 
 def target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The type that a tensor is to have."""
+    """The type to write a tensor in."""
     overflows = dtype == torch.float16 and name.endswith("DenseReluDense.wo.weight")
     vector = tensor.squeeze().ndim < 2
     if dtype is None or vector or overflows or EXACT.match(name) or not tensor.is_floating_point():
@@ -143,14 +143,14 @@ def target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A file to write that becomes ``out`` when it is complete, and else is removed.
+    """Yield a temporary file next to ``out``; rename it to ``out`` at the end, or remove it.
 
-    So are those that killed conversions left in the folder: nobody holds their lock any more.
+    Temporary files that killed conversions left in the folder are removed too: they are unlocked.
     """
     try:
-        for left in out.parent.glob(f"{UNFINISHED}*.part"):
+        for abandoned in out.parent.glob(f"{UNFINISHED}*.part"):
             with suppress(OSError):
-                remove_unlocked(left)
+                remove_unlocked(abandoned)
         unfinished = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}.part")
         try:
             with unfinished.open("xb") as file:
@@ -165,7 +165,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def remove_unlocked(file: Path) -> None:
-    """Remove a file unless somebody holds its lock; OSError where that is so."""
+    """Remove a file; OSError where another process holds its lock."""
     with file.open("rb") as opened:
         if fcntl:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +174,7 @@ def remove_unlocked(file: Path) -> None:
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another type. Raises CheckpointError where it does not fit."""
+    """Convert a tensor. Raises CheckpointError where a value is out of the type's range."""
     if tensor.dtype == dtype:
         return tensor.detach().contiguous()
     limit = torch.finfo(dtype).max
@@ -196,7 +196,8 @@ def raw(tensor: Tensor) -> Tensor:
 def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
     """Write a safetensors file: 8 bytes with the header's length, header, tensors.
 
-    github.com/huggingface/safetensors, "Format"; the largest types first, so that all are aligned.
+    github.com/huggingface/safetensors, "Format". The largest types come first, so that all tensors
+    are aligned.
     """
     tensors, end = checkpoint.tensors, 0
     order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
@@ -219,7 +220,7 @@ def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) 
 
 
 def header_facts(checkpoint: Checkpoint) -> dict[str, str]:
-    """A checkpoint's facts as a header's, which are texts that ``parse`` reads again."""
+    """A checkpoint's facts as header texts, from which ``parse`` reads the same facts."""
     facts = {"format": "pt"} | checkpoint.facts
     return {
         name: fact if isinstance(fact, str) and parse(name, fact) == fact else json.dumps(fact)
@@ -228,7 +229,7 @@ def header_facts(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def verify(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
-    """Read a written file again and compare all that it holds. Raises CheckpointError."""
+    """Compare a written file with what should be in it. Raises CheckpointError."""
     written, facts = read_safetensors(path), read_header(path)["__metadata__"]
     complete = written.keys() == types.keys() and facts == header_facts(checkpoint)
     if not complete or not all(
@@ -237,4 +238,4 @@ def verify(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype])
         and torch.equal(raw(written[name]), raw(cast(name, checkpoint.tensors[name], dtype)))
         for name, dtype in types.items()
     ):
-        raise CheckpointError("What was written is not what was read; check the disk.")
+        raise CheckpointError("The written file differs from the source; check the disk.")

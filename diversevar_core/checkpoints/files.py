@@ -1,14 +1,14 @@
 """Checkpoint file -> tensors and facts.
 
-Files are untrusted, and so are their names and places: pickles are read with ``weights_only=True``,
-so nothing in them runs; of what says where the tensors lie (a header, an index, a pickle's program)
-at most ``LIMIT`` bytes are read; and whatever a broken or hostile file makes a reader stumble over
-becomes a CheckpointError. Tensors stay memory-mapped where the format allows.
+Files are untrusted, and so are their names and paths. Pickles are read with ``weights_only=True``,
+so that no code in them runs. At most ``LIMIT`` bytes are read of a header, an index, or a pickle's
+program. Every error that a broken or hostile file causes becomes a CheckpointError. Tensors stay
+memory-mapped where the format allows it.
 
-What a model is, is judged by, in this order: its tensors' names and shapes; the header of a
-safetensors file; the sidecar (``<name>.json`` beside a file, ``config.json`` in a folder), which is
-the user's own word and replaces what the header says; the families' tables of releases; and, for
-what none of these can tell, the file's name and its folder's (``facts_of_name``).
+What is known of a model comes from its tensors' names and shapes first. Facts that these do not
+tell come from the sidecar (``<name>.json`` next to a file, ``config.json`` in a folder), which the
+user can write; else from the header of a safetensors file; else from the name of the file and its
+folder (``facts_of_name``); else from the families' tables of releases.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ from ..quote import quote
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's have 0.2M
-OPCODES = 1_000_000  # of a pickle's program that are looked at for names; trainers' have 0.1M
+LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's: 0.2M
+OPCODES = 1_000_000  # of a pickle's program that are searched for names; training files': 0.1M
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
 TASKS = ("generate", "edit")
-SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}", re.DOTALL)  # a name without its suffix
-# what torch puts around a model, or around a part of it that it compiles, is in saved names
+SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}", re.DOTALL)  # a file's name without its suffix
+# what DDP and torch.compile add to tensors' names
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
-# what a download may have brought in a checkpoint's place, by its first bytes, and what to do
-IMPOSTORS = (
+# other files that a download may give, by their first bytes, and what to do about them
+NOT_CHECKPOINTS = (
     (
         re.compile(rb"version https://git-lfs"),
-        "only points to a file that Git LFS keeps; run git lfs pull in its folder, or download "
+        "is a Git LFS pointer, not the file itself; run git lfs pull in its folder, or download "
         "the file itself",
     ),
     (
         re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE),
-        "is a web page, such as a site shows instead of a file that needs a login; open it in a "
-        "browser to see which, and download the file again",
+        "is a web page, which sites send in place of a file that needs a login; open it in a "
+        "browser to see why, and download the file again",
     ),
-    (re.compile(rb"GGUF"), "is a GGUF file, which is not read; choose the model as safetensors"),
+    (re.compile(rb"GGUF"), "is a GGUF file, which is not supported; choose a safetensors file"),
     (re.compile(rb"\Z"), "is empty; download it again"),
 )
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used, in one sentence: what is wrong with it, and what to do."""
+    """A file cannot be used; the message says in one sentence why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors by name, and the facts that its header, sidecar or name adds."""
+    """A file's tensors by name, and the facts from its header, sidecar and name."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, object]
 
 
 class BoundedFile(io.FileIO):
-    """A file of which no more than ``LIMIT`` bytes are read in all; CheckpointError beyond that."""
+    """A file that raises CheckpointError after ``LIMIT`` bytes were read from it in all."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -87,15 +87,15 @@ class BoundedFile(io.FileIO):
         self.left -= len(data)
         if self.left < 0:
             raise CheckpointError(
-                f"{quote(self.name)} has a table of contents of more than {LIMIT} bytes, as no "
-                "checkpoint has; choose another file."
+                f"{quote(self.name)} has a table of contents of more than {LIMIT} bytes, which is "
+                "too large for a checkpoint; choose another file."
             )
         return data
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Whatever a file makes its reader raise becomes a CheckpointError of one sentence."""
+    """Turn every error that reading a file raises into a CheckpointError."""
     if not os.path.exists(file):
         raise CheckpointError(f"There is no file {quote(file)}; check the name, or get it again.")
     if not os.path.isfile(file) and not os.path.isdir(file):
@@ -106,9 +106,9 @@ def reading(file: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise CheckpointError(
-            f"{quote(file)} may not be read by this user; change that."
+            f"{quote(file)} cannot be read: permission denied; change its permissions."
         ) from error
-    except Exception as error:  # a hostile file can bring out any, MemoryError among them
+    except Exception as error:  # a hostile file can cause any, such as MemoryError
         kind = "safetensors file" if is_safetensors(file) else "checkpoint"
         raise CheckpointError(
             f"{quote(file)} is truncated or not a {kind}; download it again."
@@ -116,16 +116,16 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def is_safetensors(file: Path) -> bool:
-    """Whether a file is called a safetensors file."""
+    """Whether a file has a safetensors file's suffix."""
     return file.suffix.lower() in SAFETENSORS
 
 
 def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
-    """Read the tensors of a checkpoint, and what is known of it beside them.
+    """Read a checkpoint's tensors and facts.
 
     path: ``.safetensors``, ``.pth`` or another pickle, or a folder of shards with its index.
-    recognise: which of nested dictionaries is wanted (a trainer's checkpoint holds several).
-    Raises CheckpointError.
+    recognise: whether a dictionary holds the tensors that are wanted (a training checkpoint has
+    several, nested). Raises CheckpointError.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -144,18 +144,15 @@ def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of one file, whatever is said of them in it or beside it.
-
-    Raises CheckpointError.
-    """
+    """Read the tensors of one file, without facts. Raises CheckpointError."""
     content, _ = read_file(Path(path))
     return unwrap(content, bool)
 
 
 def known(facts: dict[str, object], file: Path) -> dict[str, object]:
-    """A header's or sidecar's facts without a ``task`` that is not one of ours.
+    """A header's or sidecar's facts without a ``task`` that is not in ``TASKS``.
 
-    Those who catalogue models say so what theirs are for, as in text-to-image.
+    Model catalogues use this entry for other values, such as text-to-image.
     """
     if facts.get("task", TASKS[0]) in TASKS:
         return facts
@@ -169,10 +166,10 @@ def known(facts: dict[str, object], file: Path) -> dict[str, object]:
 
 
 def facts_of_name(path: Path) -> dict[str, object]:
-    """What only a release's name tells: a pixel budget (``pn``), and that it edits (``task``).
+    """Facts that only a release's name tells: the pixel budget ``pn``, and ``task`` edit.
 
-    Infinity-8B's two sizes (``infinity_8b_512x512_weights``) have the same shapes, and so has
-    VAREdit (``8B-512.pth``, ``8B-1024.pth``, also from a folder named after it).
+    The tensors of Infinity-8B's two sizes (``infinity_8b_512x512_weights``) have the same shapes,
+    and so have VAREdit's (``8B-512.pth``, ``8B-1024.pth``, or any file in a folder of that name).
     """
     facts = {}
     edits = re.fullmatch(r"[28]B-(512|1024)", path.stem)
@@ -185,7 +182,7 @@ def facts_of_name(path: Path) -> dict[str, object]:
 
 
 def read_object(file: Path) -> dict[str, object]:
-    """A file's JSON object. Raises CheckpointError."""
+    """Read a JSON object from a file. Raises CheckpointError."""
     with reading(file), BoundedFile(file) as opened:
         text = opened.read()
         try:
@@ -198,13 +195,13 @@ def read_object(file: Path) -> dict[str, object]:
 
 
 def index_of(folder: Path) -> Path | None:
-    """The index of a folder's shards, None where there is none."""
+    """The index file of a folder's shards, None where there is none."""
     indexes = [file for file in folder.iterdir() if file.name.lower().endswith(INDEXES)]
     return min(indexes, default=None)
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> the file that holds it. Raises CheckpointError."""
+    """An index's tensor names -> names of the files that hold them. Raises CheckpointError."""
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{quote(index)} lacks its weight_map; download it again.")
@@ -212,14 +209,14 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The files of a sharded checkpoint, by its index or, without one, its single file."""
+    """The files of a folder's checkpoint: those of its index, or the only one without an index."""
     with reading(folder):
         if index := index_of(folder):
-            # an index is untrusted too: a file's name only, never a way out of the folder
+            # an index is untrusted too: only names are used, so that no path leaves the folder
             return sorted({folder / Path(name).name for name in weight_map(index).values()})
         found = checkpoints_in(folder)
         if not found:
-            inner = [at for at in sorted(folder.iterdir()) if at.is_dir() and checkpoints_in(at)]
+            inner = [f for f in sorted(folder.iterdir()) if f.is_dir() and checkpoints_in(f)]
             what = f"choose the one in it, {quote(inner[0])}" if inner else "download its files"
             raise CheckpointError(f"The folder {quote(folder)} has no checkpoint file; {what}.")
     if len(found) > 1:
@@ -264,13 +261,13 @@ def is_shard(file: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def known_index(folder: Path, version: int) -> Path | None:
-    """``index_of`` a folder, which is listed once for each version of it."""
+    """``index_of`` a folder, computed once per version of it."""
     return index_of(folder)
 
 
 @lru_cache(maxsize=64)
 def sharded(index: Path, *version: int) -> frozenset[str]:
-    """The files that an index names, read once for each version of it."""
+    """The names of the files in an index, read once per version of it."""
     return frozenset(weight_map(index).values())
 
 
@@ -281,7 +278,8 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
         if is_safetensors(file):
             facts = read_header(file).get("__metadata__", {})
             return read_safetensors(file), {name: parse(name, facts[name]) for name in facts}
-        zipped = is_zip(file)
+        with file.open("rb") as opened:
+            zipped = opened.read(4) == b"PK\x03\x04"  # as torch recognises a zip
         if zipped:
             read_pickle(file)
         try:
@@ -299,21 +297,21 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
 
 
 def check_kind(file: Path) -> None:
-    """Raise CheckpointError where a file is by its name or its first bytes of another kind."""
+    """Raise CheckpointError where a file's suffix or first bytes show that it is no checkpoint."""
     if file.suffix.lower() == ".json":
         raise CheckpointError(
-            f"{quote(file)} is no checkpoint but says something of one; choose the checkpoint's "
-            f"file, or the folder {quote(file.parent)} where it is in several."
+            f"{quote(file)} is a JSON file, not a checkpoint; choose the checkpoint's file, or the "
+            f"folder {quote(file.parent)} where it has several."
         )
     with file.open("rb") as opened:
         start = opened.read(512)
-    for sign, what in IMPOSTORS:
+    for sign, what in NOT_CHECKPOINTS:
         if sign.match(start):
             raise CheckpointError(f"{quote(file)} {what}.")
 
 
 def imports(file: Path, zipped: bool) -> bool:
-    """Whether a pickle names anything to import, and so to run, beyond what tensors need."""
+    """Whether a pickle imports anything beyond what tensors need (which could run code)."""
     with file.open("rb") as opened:
         source = io.BytesIO(read_pickle(file) if zipped else opened.read(LIMIT))
     return any(
@@ -324,7 +322,7 @@ def imports(file: Path, zipped: bool) -> bool:
 
 
 def opcodes(source: io.BytesIO) -> Iterator[tuple[str, object]]:
-    """Opcodes and their values; torch's files from before its zips are several pickles."""
+    """Opcodes and their values, of all pickles in a row (torch files before 1.6 have several)."""
     try:
         while True:
             for opcode, value, _ in pickletools.genops(source):
@@ -334,27 +332,21 @@ def opcodes(source: io.BytesIO) -> Iterator[tuple[str, object]]:
 
 
 def read_header(file: Path) -> dict[str, object]:
-    """A safetensors file's header: tensor -> its type, shape and place, ``__metadata__`` -> facts.
+    """Read a safetensors file's header: tensor -> type, shape, offsets; ``__metadata__`` -> facts.
 
     Raises CheckpointError.
     """
     with reading(file), BoundedFile(file) as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         if not isinstance(header, dict):
-            raise ValueError("the header is no object")
+            raise ValueError("the header is not an object")
         return header
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors, memory-mapped."""
+    """Read a safetensors file's tensors, memory-mapped."""
     with safe_open(file, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-
-
-def is_zip(file: Path) -> bool:
-    """Whether torch will read this file as a zip, by its first bytes."""
-    with file.open("rb") as opened:
-        return opened.read(4) == b"PK\x03\x04"
 
 
 def read_pickle(file: Path) -> bytes:
@@ -367,17 +359,17 @@ def read_pickle(file: Path) -> bytes:
         entries = archive.infolist()
         if any(entry.compress_type or entry.flag_bits & 1 for entry in entries):
             raise CheckpointError(
-                f"{quote(file)} is a zip that torch has not written; choose another."
+                f"{quote(file)} is a zip file that torch did not write; choose another."
             )
         (content,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
         return archive.read(content)
 
 
 def names_in(path: Path) -> frozenset[str] | None:
-    """The names of a checkpoint's tensors (in a pickle, every text), with no tensor read.
+    """The names of a checkpoint's tensors (of a pickle, every text in it), without reading tensors.
 
-    None where the file is broken, or of a kind that has no table of contents; no names where it is
-    one shard of several.
+    None where the file is broken or has no table of contents; no names where it is one shard of
+    several.
     """
     try:
         if not os.path.isdir(path):
@@ -391,7 +383,7 @@ def names_in(path: Path) -> frozenset[str] | None:
 
 
 def names_in_file(file: Path) -> frozenset[str]:
-    """``names_in`` one file. Raises CheckpointError."""
+    """``names_in`` for one file. Raises CheckpointError."""
     with reading(file):
         if is_safetensors(file):
             return frozenset(read_header(file)) - {"__metadata__"}
@@ -402,12 +394,12 @@ def names_in_file(file: Path) -> frozenset[str]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what torch's wrappers (DDP, ``torch.compile``) put into it."""
+    """A tensor's name without what DDP and ``torch.compile`` add to it."""
     return WRAPPERS.sub("", name)
 
 
 def parse(name: str, text: str) -> object:
-    """A header value: JSON where it is JSON, else the text itself, as of a file that it carries."""
+    """A header value: JSON where it can be parsed, else the text; files (``*.json``) stay text."""
     try:
         return text if name.endswith(".json") else json.loads(text)
     except (ValueError, RecursionError):
@@ -415,7 +407,7 @@ def parse(name: str, text: str) -> object:
 
 
 def unwrap(content: Mapping, recognise: Callable[[Mapping], bool]) -> dict[str, Tensor]:
-    """The first dictionary of ``content`` that is recognised, or all its own tensors."""
+    """The first (nested) dictionary that is recognised, or else the tensors of ``content``."""
     level, seen = [content], {id(content)}
     while level:
         below = []
@@ -424,7 +416,7 @@ def unwrap(content: Mapping, recognise: Callable[[Mapping], bool]) -> dict[str, 
             if recognise(tensors):
                 return tensors
             for value in mapping.values():
-                if isinstance(value, Mapping) and id(value) not in seen:  # it may hold itself
+                if isinstance(value, Mapping) and id(value) not in seen:  # it may contain itself
                     seen.add(id(value))
                     below.append(value)
         level = below
@@ -432,10 +424,7 @@ def unwrap(content: Mapping, recognise: Callable[[Mapping], bool]) -> dict[str, 
 
 
 def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
-    """The entries that are plain tensors, each with an element of its own for all that it shows.
-
-    By ``plain_name``.
-    """
+    """The entries that are plain tensors (not expanded from a smaller storage), by plain name."""
     return {
         plain_name(name): value
         for name, value in mapping.items()
@@ -449,7 +438,7 @@ def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
 
 
 def version_of(path: Path) -> list[list[object]]:
-    """Name, size and time of every file that reading this one or this folder may read, as JSON."""
+    """Name, size and time of every file that is read for this file or folder, as JSON values."""
     files = [path, path.with_suffix(".json"), path.with_name("tokenizer.json")]
     if os.path.isdir(path):
         files = sorted(path.iterdir())
@@ -459,7 +448,7 @@ def version_of(path: Path) -> list[list[object]]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Put the file's name to what the code inside finds missing or wrong in it."""
+    """Turn errors about a file's contents into CheckpointErrors that name the file."""
     try:
         yield
     except KeyError as error:

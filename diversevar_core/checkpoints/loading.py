@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint -> which family -> built model."""
+"""Checkpoint -> the family that it belongs to -> a built model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ..vae import TOKENIZERS
 from ..vae.tokenizer import Tokenizer
 from .files import Checkpoint, CheckpointError, naming, read
 
-# buffers of the original modules that carry nothing
+# buffers of the original modules that are not needed
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
 SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
 
 
 def is_model(keys: Collection[str]) -> bool:
-    """Whether ``load_model`` takes these tensors."""
+    """Whether these tensors are a transformer's that ``load_model`` can load."""
     return any(family.recognises(keys) for family in FAMILIES)
 
 
 def is_tokenizer(keys: Collection[str]) -> bool:
-    """Whether ``load_tokenizer`` takes these tensors."""
+    """Whether these tensors are a tokenizer's that ``load_tokenizer`` can load."""
     return any(kind.recognises(keys) for kind in TOKENIZERS)
 
 
 def describe(keys: Collection[str]) -> str:
-    """What these tensors seem to be, for an error message."""
+    """What kind of model these tensors seem to be, for an error message."""
     if is_model(keys):
         return "a VAR transformer"
     if is_tokenizer(keys):
@@ -54,14 +54,14 @@ def describe(keys: Collection[str]) -> str:
 
 
 def is_quantized(keys: Collection[str]) -> bool:
-    """Whether some of these tensors are scales without which others mean nothing."""
+    """Whether some of these tensors are the scales of quantized weights."""
     return any(key.endswith(SCALES) for key in keys)
 
 
 def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
     """Read a VAR or Infinity transformer's file. Raises CheckpointError.
 
-    task: generate or edit, where the user knows better than the file.
+    task: generate or edit, in place of what the file says.
     """
     file = read(path, is_model)
     if not is_model(file.tensors):
@@ -94,10 +94,10 @@ def build_model(
 ) -> Family:
     """Build the transformer that a file holds.
 
-    dtype: what the layers compute in; None is float32 on a CPU and as stored elsewhere. operations,
-    attention: where the layer classes and the attention kernel come from. ``torch.nn``'s layers
-    keep their weights in the type that they compute in; others are taken to cast as they compute,
-    and under them weights stay as stored, and quantized ones with their scales are theirs to read.
+    dtype: of the layers' computation; None is float32 on a CPU and the stored type elsewhere.
+    operations: a module with the layer classes. With ``torch.nn``, weights are converted to
+    ``dtype``. Any other classes must cast weights when they compute: weights then stay as stored,
+    and quantized weights and their scales are passed to the classes. attention: the kernel.
     Raises CheckpointError, which names ``path``.
     """
     family = next(family for family in FAMILIES if family.recognises(file.tensors))
@@ -141,9 +141,9 @@ def load_tokenizer(
 
 
 def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
-    """float32 on a CPU, where half precision is slow; else as most weights are stored.
+    """float32 on a CPU, where half precision is slow; elsewhere the type of most weights.
 
-    bfloat16 for float8, in which nothing is computed.
+    bfloat16 where that is float8, which layers cannot compute in.
     """
     if torch.device(device).type == "cpu":
         return torch.float32
@@ -162,11 +162,12 @@ def filled(
     device: torch.device | str,
     path: str | Path,
 ) -> nn.Module:
-    """A module of these layer classes with these tensors in it.
+    """Build a module and load tensors into it.
 
-    build: makes it empty, with so many blocks. blocks: what the names of their tensors begin with,
-    and how many there are. What the tensors must be is seen on a module of two, before the whole is
-    built: a small file may name very many blocks. Raises CheckpointError.
+    build: (operations, device, number of blocks) -> the module without weights. blocks: prefix of
+    the blocks' tensor names, and the number of blocks. Names and shapes are checked against a
+    module of two blocks first, as a small broken file may name very many blocks. Raises
+    CheckpointError.
     """
     start, depth = blocks
     with naming(path):
@@ -176,19 +177,19 @@ def filled(
     if operations is nn:
         if is_quantized(tensors):
             raise CheckpointError(
-                f"{quote(path)} is quantized and keeps scales beside its weights, which is read in "
-                "ComfyUI only; choose the file in float16, bfloat16 or float32."
+                f"{quote(path)} is quantized with scales, which only ComfyUI can read; choose a "
+                "file in float16, bfloat16 or float32."
             )
         types, operations = {name: place.dtype for name, place in places.items()}, layers
     else:
         types = {}  # as stored
-    # quantizing layers move what they are given to where they were made
+    # layers for quantized weights move them to the device that the layers were made on
     module = build(operations, device if is_quantized(tensors) else "meta", depth)
     tensors = {
         name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
     }
     missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
-    if missing:  # what a layer made of these asks for besides, such as a scale
+    if missing:  # what quantized layers need in addition, such as a scale
         raise lacking(missing, places, path)
     unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
     if unknown:
@@ -200,7 +201,7 @@ def filled(
 
 
 def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, Tensor]:
-    """The places of a module of so many blocks, from those of its first two."""
+    """The ``state_dict`` entries of a module with ``depth`` blocks, from one with two blocks."""
     second, found = f"{start}1.", {}
     for name, place in places.items():
         if start and name.startswith(second):
@@ -214,11 +215,11 @@ def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, 
 def check_tensors(
     tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise CheckpointError where tensors lack a place's name, or have another shape."""
+    """Raise CheckpointError where a tensor of ``places`` is missing or has another shape."""
     for name in tensors.keys() & places.keys():
         has, needs = tensors[name].shape, places[name].shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
-            has, needs = has[:1], needs[:1]  # a quantized row is as long as its packing makes it
+            has, needs = has[:1], needs[:1]  # a quantized row's length depends on its packing
         if has != needs:
             raise CheckpointError(
                 f"{quote(path)}: {quote(name)} has shape {list(has)} where {list(needs)} is "
@@ -230,7 +231,7 @@ def check_tensors(
 
 
 def lacking(missing: Collection[str], places: Collection[str], path: str | Path) -> CheckpointError:
-    """The error that says which tensors are missing."""
+    """The error to raise for missing tensors."""
     return CheckpointError(
         f"{quote(path)} lacks {len(missing)} of {len(places)} tensors, such as "
         f"{quote(min(missing))}; download it again."

@@ -20,30 +20,30 @@ from ..sampling.presets import calibration_path
 from ..text.encoder import load_text_encoder
 from .load import device_of, load_pair
 from .options import add_model_options
-from .output import PICTURES, place
+from .output import IMAGE_SUFFIXES, place
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     command = commands.add_parser(
         "calibrate",
         help="find the strengths that suit a model",
         description="Try several strengths on a few prompts, plot diversity against the model's "
-        "own judgement, and save the best beside the model, for --preset 'my calibration'. Stop it "
-        "at any moment and start it again: what is measured stays.",
+        "own judgement, and save the best next to the model, for --preset 'my calibration'. When "
+        "it is stopped and started again, it continues.",
     )
     command.set_defaults(run=run)
     add_model_options(command)
     command.add_argument(
-        "--prompts", type=Path, required=True, help="text file: a prompt, or a class, a line"
+        "--prompts", type=Path, required=True, help="text file with a prompt or class per line"
     )
-    command.add_argument("--seeds", type=int, default=6, help="images a prompt")
+    command.add_argument("--seeds", type=int, default=6, help="images per prompt")
     command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure every strength, save the choice beside the model, plot, print what was chosen."""
-    args.out, device = place(args.out, *PICTURES), device_of(args.device)
+    """Measure every preset, save the choice next to the model, plot, print what was chosen."""
+    args.out, device = place(args.out, *IMAGE_SUFFIXES), device_of(args.device)
     model, tokenizer = load_pair(args, device)
     lines = read_lines(args.prompts)
     if model.reads is Labels:
@@ -70,18 +70,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; ValueError where there are none."""
+    """The non-empty lines of a text file; ValueError where there are none."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{quote(path)} cannot be read as text ({error}).") from error
     if not lines:
-        raise ValueError(f"{quote(path)} is empty; write a few prompts, one a line.")
+        raise ValueError(f"{quote(path)} is empty; write a few prompts, one per line.")
     return lines
 
 
 def classes_of(lines: Sequence[str]) -> list[int]:
-    """Class labels, one a line."""
+    """Read class labels; ValueError where a line is not a number."""
     if not all(line.isdecimal() for line in lines):
-        raise ValueError("This model paints classes; write their numbers, one a line.")
+        raise ValueError("This model takes classes; write their numbers, one per line.")
     return [int(line) for line in lines]

@@ -9,16 +9,15 @@ from ..images import captioned_rows
 from ..sampling.presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options
-from .output import PICTURES, place, save_image
+from .output import IMAGE_SUFFIXES, place, save_image
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     command = commands.add_parser(
         "compare",
         help="a batch as published and with presets",
-        description="Make a batch several times: as the model is, and with each preset that is "
-        "named.",
+        description="Make a batch several times: as published, and with each of --presets.",
     )
     command.set_defaults(run=run)
     add_sampling_options(command)
@@ -32,8 +31,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make a batch as published and with every preset, save a row of each, print the path."""
-    args.out = place(args.out, *PICTURES)
+    """Make a batch as published and with every preset, save one row each, print the path."""
+    args.out = place(args.out, *IMAGE_SUFFIXES)
     job = prepare(args)
     rows = []
     for name in ("as published", *args.presets):

@@ -10,12 +10,12 @@ from .output import place
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     command = commands.add_parser(
         "convert",
         help="any checkpoint -> one safetensors file",
-        description="Write a transformer, tokenizer or text encoder as one safetensors file, with "
-        "all that loading it needs in its header.",
+        description="Write a transformer, tokenizer or text encoder as one safetensors file that "
+        "can be loaded alone.",
     )
     command.set_defaults(run=run)
     command.add_argument("source", metavar="IN", help="file, or folder of shards")

@@ -8,33 +8,35 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.loading import load_tokenizer
-from ..images import read_image
+from ..images import open_image, resized
 from ..sampling.schedule import checked_sides, square
 from ..vae.autoencoder import to_image
 from .options import integers
-from .output import PICTURES, place, save_image, save_trace, trace
+from .output import IMAGE_SUFFIXES, place, save_image, save_trace, trace
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     command = commands.add_parser("encode", help="image -> token maps -> image")
     command.set_defaults(run=run)
     command.add_argument("--vq", required=True, help="tokenizer")
     command.add_argument("--image", required=True, help="image file")
     command.add_argument("--sides", type=integers, required=True, help="of its maps: 1,2,4,6,8")
-    command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the image again")
-    command.add_argument("--trace", type=Path, help="safetensors of the token maps")
+    command.add_argument(
+        "--out", type=Path, default=Path("diversevar.png"), help="the decoded image"
+    )
+    command.add_argument("--trace", type=Path, help="safetensors file for the token maps")
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
-    """Take an image through the tokenizer and back."""
-    args.out = place(args.out, *PICTURES)
+    """Encode and decode an image, save the result, print the path."""
+    args.out = place(args.out, *IMAGE_SUFFIXES)
     args.trace = args.trace and place(args.trace, ".safetensors")
     schedule = square(checked_sides(args.sides, "--sides"))
     tokenizer = load_tokenizer(args.vq)
     size = schedule[-1].w * tokenizer.stride
-    features = tokenizer.features(read_image(args.image, size, size))
+    features = tokenizer.features(resized(open_image(args.image), size, size))
     maps, f_hat = tokenizer.quantize_maps(features, schedule), None
     for scale, tokens in zip(schedule, maps, strict=True):
         f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)

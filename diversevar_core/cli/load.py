@@ -1,4 +1,4 @@
-"""What the options name, loaded and ready to be sampled."""
+"""Load what the command line's options name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..vae.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Job:
-    """What the options name, loaded."""
+    """Everything that a run needs, loaded."""
 
     model: Family
     tokenizer: Tokenizer
@@ -44,7 +44,7 @@ class Job:
     size: tuple[int, int] | None  # width and height of the source image
 
     def run(self, settings: Settings, chain: Chain = PLAIN) -> tuple[list[int], list[Step]]:
-        """Choose seeds and sample; the seeds, and what every map left behind."""
+        """Choose seeds and sample; returns the seeds and the steps of all maps."""
         how = (self.model, self.tokenizer, self.condition, self.schedule, settings)
         options = {"shared": self.shared, "exact_batch": self.exact_batch}
         drawn = draw(*how, self.seed, chain, **options)
@@ -52,16 +52,16 @@ class Job:
 
     @torch.no_grad()
     def image(self, steps: list[Step]) -> Tensor:
-        """The images (B, 3, H, W) in 0..1 that the last step's f_hat decodes to."""
+        """Decode the last step: images (B, 3, H, W) in 0..1."""
         return to_image(self.tokenizer.decode(steps[-1].f_hat))
 
     def as_source(self, images: Tensor) -> Tensor:
-        """Images in the source image's own size, where there is one."""
+        """Images in the source image's size, if there is one."""
         return out_of_square(images.cpu(), *self.size) if self.size else images
 
 
 def prepare(args: argparse.Namespace) -> Job:
-    """Load what the options name."""
+    """Load the models, the condition and the settings."""
     device = device_of(args.device)
     model, tokenizer = load_pair(args, device)
     schedule = model.schedule(args.aspect, args.pixels)
@@ -88,7 +88,7 @@ def load_pair(args: argparse.Namespace, device: str) -> tuple[Family, Tokenizer]
 
 
 def devices() -> list[str]:
-    """The devices there are, the fastest first."""
+    """The available devices, the fastest first."""
     cards = [
         name
         for kind in ("cuda", "xpu")
@@ -99,15 +99,17 @@ def devices() -> list[str]:
 
 
 def device_of(name: str | None) -> str:
-    """The device of this name, or the fastest one; ValueError where it is not there."""
-    there = devices()
-    if name and name not in there:
-        raise ValueError(f"There is no device {quote(name)} here; choose of {', '.join(there)}.")
-    return name or there[0]
+    """The device of this name, or the fastest one; ValueError where it is not available."""
+    available = devices()
+    if name and name not in available:
+        raise ValueError(
+            f"There is no device {quote(name)} here; choose one of {', '.join(available)}."
+        )
+    return name or available[0]
 
 
 def dtype_of(name: str | None, device: str) -> torch.dtype | None:
-    """The type that --dtype names; None leaves it to ``load_model``."""
+    """The type that --dtype names; None: ``load_model`` decides."""
     if name == "fastest":
         return fastest_dtype() if device == "cpu" else None
     return name and getattr(torch, name)
@@ -116,18 +118,18 @@ def dtype_of(name: str | None, device: str) -> torch.dtype | None:
 def condition_of(
     args: argparse.Namespace, model: Family, source: Tensor | None, device: str
 ) -> Condition:
-    """What every image shows: classes, or text of a features file or a prompt."""
+    """The condition of all images: class labels, or text from a prompt or a features file."""
     if model.reads is Labels:
         if source is not None:
-            raise ValueError(f"{model.name} edits no images; leave out the source.")
+            raise ValueError(f"{model.name} cannot edit images; leave out the source.")
         if args.labels is None:
-            raise ValueError(f"{model.name} paints classes; give --labels.")
+            raise ValueError(f"{model.name} takes classes; give --labels.")
         labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
         return Labels(torch.stack(labels))
     if args.text_features:
         given = read_text_features(args.text_features)
     elif args.prompt is None:
-        raise ValueError(f"{model.name} paints from text; give --prompt, or --text-features.")
+        raise ValueError(f"{model.name} takes a prompt; give --prompt, or --text-features.")
     else:
         encoder = load_text_encoder(args.text_encoder, device)
         given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
@@ -139,14 +141,14 @@ def condition_of(
 
 
 def cycle(values: Sequence[Tensor], count: int | None, device: str) -> list[Tensor]:
-    """``count`` values (None: as many as there are), starting over at the end."""
+    """``count`` values, repeating them from the start as needed; None: each one once."""
     if count is not None and count < 1:
         raise ValueError(f"--batch must be 1 or more, not {count}.")
     return [values[i % len(values)].to(device) for i in range(count or len(values))]
 
 
 def read_text_features(path: str) -> Text:
-    """Text features of a file: ``text`` (sum of lengths, Ct) cut by ``lens``; negative ones too."""
+    """Read text features: ``text`` (sum of lengths, Ct), split by ``lens``; same for negatives."""
     try:
         tensors = load_file(path)
         negative = None
@@ -163,7 +165,7 @@ def read_text_features(path: str) -> Text:
 def source_of(
     args: argparse.Namespace, model: Family, tokenizer: Tokenizer, schedule: Schedule, device: str
 ) -> Tensor | None:
-    """Features of the image to edit, if there is one."""
+    """Features of the image to edit, None without one."""
     if args.source_features:
         return read_source_features(args.source_features, device)
     if not args.source:
@@ -175,7 +177,7 @@ def source_of(
 
 
 def read_source_features(path: str, device: str) -> Tensor:
-    """Source features (1, d, H, W) of a file."""
+    """Read source features (1, d, H, W) from a file."""
     try:
         features = load_file(path)["features"].to(device, torch.float32)
     except (KeyError, SafetensorError, OSError) as error:

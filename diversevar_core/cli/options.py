@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their values are read."""
+"""Options that several commands have, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def aspect(text: str) -> float:
-    """``4:3`` or ``1.333``, height to width."""
+    """``4:3`` or ``1.333`` -> height / width."""
     height, _, width = text.partition(":")
     if width and float(width) == 0:
         raise ValueError("there is no width")
@@ -29,22 +29,22 @@ def aspect(text: str) -> float:
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Which files, and where they run."""
+    """Add options for models, devices and types."""
     files = command.add_argument_group("models")
     files.add_argument("--model", default=included.MODEL, help="transformer: file or folder")
     files.add_argument("--vq", default=included.TOKENIZER, help="its tokenizer")
     files.add_argument(
         "--text-encoder",
         default=included.TEXT_ENCODER,
-        help="T5: folder, or file with tokenizer.json beside it or in its header",
+        help="T5: folder, or file with tokenizer.json next to it or in its header",
     )
-    files.add_argument("--task", choices=TASKS, help="of an Infinity (default: as the file says)")
-    files.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    files.add_argument("--task", choices=TASKS, help="of an Infinity model (default: by its file)")
+    files.add_argument("--device", help="cpu, cuda or mps (default: the fastest one)")
     files.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "fastest"),
-        help="type of the transformer's products (default: float32 on a CPU, else as stored); "
-        "fastest measures a CPU's. A seed's image depends on it",
+        help="type that the transformer computes in (default: float32 on a CPU, else as stored); "
+        "fastest: float32 or bfloat16, measured on this CPU. A seed's image depends on it",
     )
     files.add_argument(
         "--compile",
@@ -54,16 +54,16 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(command: argparse.ArgumentParser) -> None:
-    """What ``sample`` and ``compare`` take."""
+    """Add the options of ``sample`` and ``compare``."""
     add_model_options(command)
     what = command.add_argument_group("what to make")
     what.add_argument("--prompt", help="text of the image")
-    what.add_argument("--negative", help="text to steer away from")
+    what.add_argument("--negative", help="negative prompt")
     what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
     what.add_argument("--source", help="editing models: the image; --prompt says what to change")
     what.add_argument("--source-features", help="the same as safetensors: features (1, d, H, W)")
     what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
-    what.add_argument("--batch", type=int, help="images (default: one a prompt or label)")
+    what.add_argument("--batch", type=int, help="images (default: one per prompt or label)")
     what.add_argument("--seed", type=int, default=0, help="image i has seed + i (default 0)")
     what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
     what.add_argument(
@@ -74,10 +74,10 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how = command.add_argument_group(
         "how to sample (defaults: the model family's official settings)"
     )
-    how.add_argument("--cfg", type=numbers, help="guidance, one value or a list by scale")
+    how.add_argument("--cfg", type=numbers, help="guidance, one value or one per scale")
     how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
     how.add_argument("--cfg-layer", type=int, help="0 guides logits, -m block depth-m")
-    how.add_argument("--tau", type=numbers, help="temperature, one value or a list by scale")
+    how.add_argument("--tau", type=numbers, help="temperature, one value or one per scale")
     how.add_argument(
         "--guidance-start",
         type=int,
@@ -92,5 +92,5 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--more-smooth", action="store_true", default=None, help="VAR: blend rows")
     out = command.add_argument_group("output")
     out.add_argument(
-        "--out", type=Path, default=Path("diversevar.png"), help="PNG (several: a sheet)"
+        "--out", type=Path, default=Path("diversevar.png"), help="image file (several: a grid)"
     )

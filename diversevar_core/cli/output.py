@@ -1,4 +1,4 @@
-"""Where results are written."""
+"""Write results."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ..quote import quote
 from ..sampling.schedule import Schedule
 from ..vae.tokenizer import Tokenizer
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # what images are written as
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def place(path: Path, *suffixes: str) -> Path:
-    """Where to write a file: with the first suffix if it has none of these, its folder made.
+    """Prepare an output path: add the first suffix if it has none of them, and create its folder.
 
-    ValueError where nothing can be written there, so that it is said before the work.
+    Raises ValueError where the file cannot be written; call it before the long work.
     """
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file; name one in it, or another")
+            raise ValueError("it is not a file; choose another path")
         if path.suffix.lower() not in suffixes:
             path = path.with_name(path.name + suffixes[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
+        existed = path.exists()
         with path.open("ab"):
             pass
-        if not there:
+        if not existed:
             path.unlink()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -50,7 +50,7 @@ def save_image(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
 
 
 def trace(maps: list[Tensor], tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """``tokens.K``, or ``bits.K`` where a token is bits, of every scale K."""
+    """The maps by name: ``tokens.K``, or ``bits.K`` where tokens are bits, for scale K."""
     kind = "bits" if tokenizer.token_kind.choices == 2 else "tokens"
     return {f"{kind}.{k}": tokens for k, tokens in enumerate(maps)}
 

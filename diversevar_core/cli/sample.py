@@ -19,24 +19,24 @@ from ..sampling.job import Chain
 from ..sampling.presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options, integers
-from .output import PICTURES, place, save_image, save_trace, trace
+from .output import IMAGE_SUFFIXES, place, save_image, save_trace, trace
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     command = commands.add_parser("sample", help="make images", description="Make images.")
     command.set_defaults(run=run)
     add_sampling_options(command)
     add_method_options(command)
-    command.add_argument("--trace", type=Path, help="safetensors of every map's logits and tokens")
+    command.add_argument("--trace", type=Path, help="safetensors file for all logits and tokens")
 
 
 def add_method_options(command: argparse.ArgumentParser) -> None:
-    """What makes seeds differ."""
+    """Add the options of the methods."""
     diverse = command.add_argument_group("DiverseVAR (arXiv 2511.17074)")
     diverse.add_argument("--ssr", type=float, default=0.0, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, default=0.0, help="amplification strength, 0 is off")
-    diverse.add_argument("--sides", type=integers, help="of the maps it acts on (default: 4,6)")
+    diverse.add_argument("--sides", type=integers, help="of the maps to act on (default: 4,6)")
     diverse.add_argument("--site", choices=SITES, default="block")
     diverse.add_argument("--ssr-alpha", type=float, default=1.0, help="overall gain of SSR")
     diverse.add_argument("--sar-alpha", type=float, default=1.0, help="overall gain of SAR")
@@ -48,21 +48,21 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
         help="sets --guidance-start, --starts, --ssr, --sar and --repulsion",
     )
     other.add_argument(
-        "--starts", type=int, default=1, help="seeds to start, of which the most different finish"
+        "--starts", type=int, default=1, help="seeds to start; only the most different are finished"
     )
-    other.add_argument("--starts-side", type=int, default=6, help="up to which map they start")
+    other.add_argument("--starts-side", type=int, default=6, help="last map that is compared")
     other.add_argument(
-        "--repulsion", type=float, default=0.0, help="how strongly images of a batch push apart"
+        "--repulsion", type=float, default=0.0, help="batch repulsion's strength, 0 is off"
     )
-    other.add_argument("--repulsion-side", type=int, default=4, help="up to which map they push")
+    other.add_argument("--repulsion-side", type=int, default=4, help="last map that it acts on")
     other.add_argument(
         "--adaptive", type=float, default=0.0, help="adaptive logits scaling, 0 (off) to 1"
     )
     other.add_argument("--paths", type=int, default=1, help="candidates of the path search")
-    other.add_argument("--paths-ahead", type=int, default=1, help="maps that they look ahead")
-    other.add_argument("--text-noise", type=float, default=0.0, help="its strength")
+    other.add_argument("--paths-ahead", type=int, default=1, help="maps to look ahead")
+    other.add_argument("--text-noise", type=float, default=0.0, help="its strength, 0 is off")
     other.add_argument(
-        "--travel", type=int, default=0, help="draw again from the map after this side, 0 is off"
+        "--travel", type=int, default=0, help="draw the maps after this side again, 0 is off"
     )
     fast = command.add_argument_group("FastVAR (arXiv 2503.23367): large images in less time")
     fast.add_argument(
@@ -77,7 +77,7 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make images, save them, print the path."""
-    args.out = place(args.out, *PICTURES)
+    args.out = place(args.out, *IMAGE_SUFFIXES)
     args.trace = args.trace and place(args.trace, ".safetensors")
     job, chain = prepare(args), chain_of(args)
     settings = job.settings

@@ -1,1 +1,1 @@
-"""Diversity methods, SSR and SAR first, and two for speed and memory: a file per paper."""
+"""Methods for diversity, speed and memory, one file per paper."""

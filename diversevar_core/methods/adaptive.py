@@ -1,8 +1,8 @@
 """Adaptive logits scaling: less certain early bits.
 
-Yang et al., "DiverseAR", arXiv 2512.02931. Where guidance and a low temperature leave the bits of
-an early map nearly certain, its logits are divided by the temperature at which the mean largest
-probability falls to that map's target.
+Yang et al., "DiverseAR", arXiv 2512.02931. With guidance and a low temperature, the bits of early
+maps are nearly certain. The logits of such a map are divided by a temperature at which the mean of
+the largest probabilities is the map's target.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from torch import Tensor
 from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
 
-TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, of the first maps
-LARGEST, STEPS = 8.0, 20  # temperature, and halvings of the range that it is looked for in
+TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, for the first maps
+LARGEST, STEPS = 8.0, 20  # largest temperature, and steps of the bisection
 
 
 @dataclass(frozen=True)
 class AdaptiveScaling(Method):
-    """Limit the mean largest probability of the first maps.
+    """Limit the mean of the largest probabilities in the first maps.
 
-    strength: 0 is off, 1 the paper's targets, between them is between. Written for bits, whose
-    largest probability is half or more; a codebook's is mostly below the targets, and then nothing
-    changes.
+    strength: from 0 (off) to 1 (the paper's targets). The targets are for bits, whose largest
+    probability is at least half; a codebook's is mostly below them, and then nothing changes.
     """
 
     strength: float = 0.5
-    choices: int = 2  # a token, or a bit; set by ``begin``
+    choices: int = 2  # of a token, or of a bit; set by ``begin``
     order = 4
     name = "Adaptive Logits Scaling"
 
@@ -49,14 +48,15 @@ class AdaptiveScaling(Method):
 
 
 def certainty(choices: Tensor) -> Tensor:
-    """Mean largest probability of (B, n, m, choices) logits, (B, 1, 1, 1)."""
+    """Mean of the largest probabilities of (B, n, m, choices) logits: (B, 1, 1, 1)."""
     return choices.softmax(dim=-1).amax(dim=-1, keepdim=True).mean(dim=(1, 2), keepdim=True)
 
 
 def tempered(choices: Tensor, target: float) -> Tensor:
-    """(B, n, m, choices) logits, divided so that their certainty is at most ``target``.
+    """Divide (B, n, m, choices) logits so that each image's certainty is at most ``target``.
 
-    By bisection of each image's temperature in 1 to ``LARGEST``; what is below is left alone.
+    The temperature, 1 to ``LARGEST``, is found by bisection. Images already below the target do
+    not change.
     """
     low = choices.new_ones(len(choices), 1, 1, 1)
     high = low * LARGEST

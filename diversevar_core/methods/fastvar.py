@@ -1,9 +1,10 @@
-"""FastVAR: fewer tokens in the last maps, where most of an image's time goes.
+"""FastVAR: fewer tokens in the last maps, which take most of an image's time.
 
 Guo et al., "FastVAR: Linear Visual Autoregressive Modeling via Cached Token Pruning", arXiv
-2503.23367. The last two maps are left out; in the two before them only the tokens that differ most
-from the map's mean pass through the middle blocks, and what those would have added to the others is
-taken from the last whole map. The paper chooses in each of a block's branches; here once a block.
+2503.23367. The last two maps are not computed. In the two before them, only the tokens that differ
+most from the map's mean pass through the middle blocks; for the other tokens, what a block adds is
+taken from the last map that was computed whole. The paper selects tokens in every branch of a
+block; here they are selected once per block.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from ..models.resize import area
 from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale, Schedule
 
-WHOLE_TO = 1 / 2  # of the last map's side: smaller maps are computed whole
+WHOLE_TO = 1 / 2  # of the last map's side; smaller maps are computed whole
 PRUNED_BLOCKS = 3 / 32, 28 / 32  # of the depth; Infinity-2B: blocks 3 to 27
-FIRST_SHARE = 0.8  # of ``prune``, in the first pruned map
+FIRST_SHARE = 0.8  # of ``prune``, for the first pruned map
 
 
 @dataclass(frozen=True)
 class FastVAR(Method):
     """Leave out the last ``skip`` maps, and the share ``prune`` of the large maps' tokens.
 
-    As published: at 1M, sides 48 and 64 are left out, 40 % of side 32 and 50 % of side 40.
+    The defaults are the published ones: at 1M, sides 48 and 64 are left out, and 40 % and 50 % of
+    the tokens at sides 32 and 40.
     """
 
     prune: float = 0.5
@@ -60,10 +62,10 @@ class FastVAR(Method):
 
 @dataclass
 class Pruned(Method):
-    """FastVAR at work.
+    """FastVAR for one batch.
 
-    shares: of the tokens that are left out, by map. whole: the map whose changes stand in for
-    theirs. changes: what each of the blocks added to it, (rows, n, C).
+    shares: map -> share of its tokens to leave out. whole: the last map that is computed whole.
+    changes: block -> what it added to that map, (rows, n, C).
     """
 
     shares: dict[int, float]
@@ -91,6 +93,6 @@ class Pruned(Method):
 
 
 def pivotal(x: Tensor, count: int) -> Tensor:
-    """Places (rows, count) of the tokens of (rows, n, C) that differ most from the mean."""
+    """Indices (rows, count) of the tokens of (rows, n, C) that differ most from their mean."""
     difference = (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1)
     return torch.topk(difference, count).indices

@@ -1,8 +1,7 @@
-"""Keep an image's own tokens: variations and inpainting.
+"""Keep tokens of a given image: variations and inpainting.
 
-Zero-shot editing of VAR, arXiv 2404.02905, section 5.3 (``models/var.py`` of FoundationVision/VAR
-resamples what is not kept): where a token is kept, it takes the place of the one that was drawn,
-so that all later maps answer to it.
+VAR's zero-shot editing, arXiv 2404.02905, section 5.3: a kept token replaces the one that was
+drawn, so that all later maps depend on it.
 """
 
 from __future__ import annotations
@@ -20,22 +19,20 @@ from ..sampling.schedule import Scale
 
 @dataclass(frozen=True, eq=False)
 class Keep(Method):
-    """Keep the maps up to a side, and everywhere outside a mask."""
+    """Keep an image's tokens in the maps up to ``side``, and outside ``mask`` in all maps."""
 
     maps: Sequence[Tensor]  # tokens (1 or B, n) or bits (1 or B, n, bits) of every map
-    side: int = 0  # maps of at most this side are kept whole; 0 keeps none
-    mask: Tensor | None = None  # (1 or B, H, W), above 0 where the image is drawn; None is all
+    side: int = 0  # maps up to this side are kept whole; 0 keeps none
+    mask: Tensor | None = None  # (1 or B, H, W), above 0 where tokens are drawn; None: everywhere
     order = 3
 
     @property
     def alike(self) -> bool:
-        """Whether one image and one mask serve the whole batch."""
-        return all(
-            len(one) == 1 for one in (*self.maps, *([] if self.mask is None else [self.mask]))
-        )
+        """Whether one image and one mask are for the whole batch."""
+        return all(len(one) == 1 for one in (*self.maps, self.mask) if one is not None)
 
     def begin(self, context: Context) -> Keep:
-        """Raises ValueError where maps are not the schedule's, or fewer than the images."""
+        """Raises ValueError where the maps do not fit the schedule or the batch."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
             raise ValueError(
@@ -65,6 +62,6 @@ class Keep(Method):
             return kept.expand_as(tokens)
         if self.mask is None:
             return tokens
-        # a token is drawn where the mask touches any of its pixels
+        # a token is drawn where the mask covers any part of it
         drawn = area(self.mask[:, None], scale.h, scale.w).flatten(1) > 0
         return torch.where(drawn if tokens.ndim == 2 else drawn[..., None], tokens, kept)

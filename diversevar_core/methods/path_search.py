@@ -1,29 +1,28 @@
-"""Energy path search: of several ways to go on, the likeliest.
+"""Energy path search: draw several candidates of a map and keep the likeliest.
 
-Yang et al., "DiverseAR", arXiv 2512.02931. At each early map several candidates are drawn, each is
-rolled out over the maps after it, and the one whose path has the lowest mean negative
-log-likelihood stays. The paper's energy adds a penalty on certainty above its targets, which
-adaptive scaling keeps at 0; its numbers of candidates and maps are not public.
+Yang et al., "DiverseAR", arXiv 2512.02931. At each early map several candidates are drawn and
+continued for a few maps; the one whose path has the lowest mean negative log-likelihood is kept.
+The paper's energy also has a penalty on certainty above its targets, which is 0 with adaptive
+scaling. Its numbers of candidates and maps are not public.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..sampling.run import Context, Method, Run, Step
+from ..sampling.run import Advance, Context, Method, Run, Step
 from ..sampling.schedule import Scale
 from ..sampling.settings import Guidance
 
 
 @dataclass(frozen=True)
 class PathSearch(Method):
-    """Choose among ``candidates`` (1 is off) at the maps up to ``side``, each ``ahead`` maps far.
+    """At the maps up to ``side``, draw ``candidates`` (1 is off) and look ``ahead`` maps ahead.
 
-    An early map's time grows by candidates times (1 + ahead).
+    Such a map takes about candidates * (1 + ahead) times as long.
     """
 
     candidates: int = 4
@@ -44,19 +43,13 @@ class PathSearch(Method):
 
 
 class Search(Method):
-    """A path search at work."""
+    """The path search for one batch."""
 
     def __init__(self, settings: PathSearch, context: Context):
         self.settings, self.context = settings, context
-        self.chosen: Tensor | None = None  # of the map that is being drawn
+        self.chosen: Tensor | None = None  # the current map's tokens, once they are chosen
 
-    def step(
-        self,
-        advance: Callable[[Run, Scale, Guidance], tuple[Run, Step]],
-        run: Run,
-        scale: Scale,
-        at: Guidance,
-    ) -> tuple[Run, Step]:
+    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
         if scale.side > self.settings.side:
             return advance(run, scale, at)
         coming = slice(scale.k + 1, scale.k + 1 + self.settings.ahead)
@@ -68,7 +61,7 @@ class Search(Method):
             for later in coming:
                 trial, step = advance(trial, *later)
                 energies.append(self.energy(step))
-            del trial  # it shares the cache that the next one writes, or has one of its own
+            del trial  # it shares its cache with the next candidate, or holds a copy
             energy = torch.cat(energies, dim=1).mean(dim=1)  # (B,)
             if best is None:
                 best, chosen = energy, first.tokens
@@ -76,19 +69,19 @@ class Search(Method):
             chosen = torch.where(better, first.tokens, chosen)
             best = torch.minimum(best, energy)
         self.chosen = chosen
-        went = advance(run, scale, at)
+        result = advance(run, scale, at)
         self.chosen = None
-        return went
+        return result
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
         return tokens if self.chosen is None else self.chosen
 
     def energy(self, step: Step) -> Tensor:
-        """Negative log-likelihood of every token or bit that a map drew, (B, n * m)."""
+        """Negative log-likelihood of every drawn token or bit of a map, (B, n * m)."""
         return -log_likelihood(step.logits, step.tokens, self.context.choices)
 
 
 def log_likelihood(logits: Tensor, tokens: Tensor, choices: int) -> Tensor:
-    """Of every token (B, n) or bit (B, n, bits) under logits (B, n, channels): (B, n * m)."""
+    """Log-likelihood (B, n * m) of tokens (B, n) or bits (B, n, bits) under (B, n, channels)."""
     logs = logits.unflatten(-1, (-1, choices)).log_softmax(dim=-1)
     return logs.gather(-1, tokens.view(*logs.shape[:-1], 1)).flatten(1)

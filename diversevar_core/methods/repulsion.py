@@ -1,6 +1,6 @@
-"""Batch repulsion: an image avoids what the earlier ones of its batch drew.
+"""Batch repulsion: make tokens that earlier images of the batch drew less likely.
 
-Ours; of the family of particle guidance (Corso et al., arXiv 2310.13102), in tokens.
+This pack's own method, similar to particle guidance (Corso et al., arXiv 2310.13102).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..sampling.schedule import Scale
 class Repulsion(Method):
     """Lower a choice's logit by ``strength`` times the share of earlier images that drew it.
 
-    At the maps up to ``side``, token by token. The batch is drawn in order, so the first image is
-    what it is alone; the others depend on the company.
+    It acts on every token of the maps up to ``side``. The first image does not change; each other
+    image depends on those before it in the batch.
     """
 
     strength: float = 4.0
@@ -40,7 +40,7 @@ class Repulsion(Method):
     ) -> Tensor:
         if self.strength == 0 or scale.side > self.side:
             return choose(logits, first)
-        tokens, times = [], torch.zeros_like(logits[:1])  # how often each choice was drawn
+        tokens, times = [], torch.zeros_like(logits[:1])  # times: how often each choice was drawn
         for i, own in enumerate(logits.split(1)):
             tokens.append(choose(own - self.strength / max(i, 1) * times, first + i))
             times.scatter_add_(-1, tokens[-1].unsqueeze(-1), torch.ones_like(times[..., :1]))

@@ -1,15 +1,15 @@
-"""ScaleKV: fewer keys and values from map to map, where most of a large image's memory goes.
+"""ScaleKV: a smaller key/value cache, which takes most of a large image's memory.
 
 Li et al., "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
-arXiv 2505.19602. After every map each block keeps the tokens that a few of the map's queries attend
-to most: a few blocks, the drafters, nearly all, the others, the refiners, what is left of the
-budget. The original scores with raw products of queries that are not normed; here they are those
-that attend, cosine-normed and rotary, and the scores their softmax.
+arXiv 2505.19602. After every map, each block keeps the tokens that a few of the map's queries
+attend to most. A few blocks (drafters) keep nearly all tokens; the others (refiners) share the rest
+of the budget. The original scores tokens by products of queries that are not normed; here the score
+is the softmax of the queries and keys that attention uses, cosine-normed and rotated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,19 +19,19 @@ from torch.nn import functional as F
 
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
-from ..sampling.run import Context, Method, Run, Step
+from ..sampling.run import Advance, Context, Method, Run, Step
 from ..sampling.schedule import Scale
 from ..sampling.settings import Guidance
 
-GRID = 4  # patches along a map's side; the token in the middle of each is in the window
-POOL = 5  # neighbours in a row that share their largest score
-LEAST = 4 / 13  # of the mean, for a refiner: 200 of 650 tokens at Infinity-8B's last map
+GRID = 4  # patches along a map's side; the middle token of each is in the window
+POOL = 5  # neighbours whose largest score each token takes
+LEAST = 4 / 13  # a refiner's least share of the mean: 200 of 650 tokens at Infinity-8B's last map
 
 
 def drafters(depth: int, k: int) -> tuple[int, ...]:
-    """Blocks that look at many maps at map k: published of Infinity-2B (32 blocks) and -8B (40).
+    """The drafters at map k: published for Infinity-2B (32 blocks) and -8B (40 blocks).
 
-    The paper measures them by running a model on prompts; of any other model it is the first block.
+    The paper measures them by running a model on prompts. For other models: the first block.
     """
     if depth == 32:
         return (0, 23) if k < 12 else (0,)
@@ -42,8 +42,8 @@ def drafters(depth: int, k: int) -> tuple[int, ...]:
 class ScaleKV(Method):
     """Keep the share ``budget`` of all blocks' keys and values; 1 keeps all.
 
-    A share of what the whole schedule's last map would find, and at least the window. Published:
-    650 of 6,425 tokens a block at 1M, called 10 %.
+    It is a share of the cache at the schedule's last map, and at least the window. The published
+    10 % are 650 of 6,425 tokens per block at 1M.
     """
 
     budget: float = 0.1
@@ -66,10 +66,10 @@ class ScaleKV(Method):
 
 
 def shares(mean: int, scale: Scale, depth: int) -> list[int]:
-    """How many tokens each block keeps for a map, on average ``mean`` or all that came before.
+    """How many tokens each block keeps for a map, ``mean`` on average.
 
-    The published tables to within 2.4 %: by their rounding a drafter keeps up to 67 tokens less
-    than all, and a refiner up to 6 more than here.
+    Within 2.4 % of the published tables, whose rounding gives a drafter up to 67 tokens less and a
+    refiner up to 6 more than here.
     """
     few = drafters(depth, scale.k)
     many = depth - len(few)
@@ -81,25 +81,19 @@ def shares(mean: int, scale: Scale, depth: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Compressed(Method):
-    """ScaleKV at work. plans: by block, every map but the last and what is kept after it."""
+    """ScaleKV for one batch. plans: per block, each map but the last with the tokens to keep."""
 
     plans: Sequence[Sequence[tuple[Scale, int]]]
 
-    def step(
-        self,
-        advance: Callable[[Run, Scale, Guidance], tuple[Run, Step]],
-        run: Run,
-        scale: Scale,
-        at: Guidance,
-    ) -> tuple[Run, Step]:
+    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
         if scale.k == 0:
             run.state.caches = [CompressedCache(plan) for plan in self.plans]
-        with uncompiled():  # what is kept is another size at every map and block
+        with uncompiled():  # the cache has another size at every map and block
             return advance(run, scale, at)
 
 
 class CompressedCache(KVCache):
-    """One block's keys and values of the tokens that are attended to most, by row and head."""
+    """One block's keys and values of the tokens that are attended to most, per row and head."""
 
     def __init__(self, plan: Sequence[tuple[Scale, int]]):
         super().__init__(len(plan), 0)
@@ -122,10 +116,10 @@ class CompressedCache(KVCache):
 
 
 def attended(q: Tensor, k: Tensor, scale: Scale, count: int) -> Tensor:
-    """Places (rows, heads, count), in order, of the keys (rows, heads, m, c) to keep.
+    """Indices (rows, heads, count), ascending, of the keys (rows, heads, m, c) to keep.
 
-    They are the window of this map, whose queries (rows, heads, n, c) stand for all, and those of
-    the others with the largest sum of its softmax.
+    They are the tokens of this map's window, and the tokens that the window's queries, from
+    (rows, heads, n, c), attend to most.
     """
     window = window_of(scale, q.shape[2], q.device)
     scores = q[:, :, window].float() @ k.float().mT
@@ -137,7 +131,7 @@ def attended(q: Tensor, k: Tensor, scale: Scale, count: int) -> Tensor:
 
 
 def window_of(scale: Scale, count: int, device: torch.device) -> Tensor:
-    """Places of the middle tokens of a grid of patches; of some tokens of a map, evenly spread."""
+    """Indices of the middle tokens of a grid of patches; evenly spread ones in a pruned map."""
     if count < scale.tokens:
         return middles(count, GRID**2, device)
     rows, columns = middles(scale.h, GRID, device), middles(scale.w, GRID, device)
@@ -145,6 +139,6 @@ def window_of(scale: Scale, count: int, device: torch.device) -> Tensor:
 
 
 def middles(length: int, parts: int, device: torch.device) -> Tensor:
-    """The middle of each part of a length, the lower of two; made where it is needed, unawaited."""
+    """The middle index of each part of a length, made on the device, so that nothing waits."""
     parts = min(length, parts)
     return ((2 * torch.arange(parts, device=device) + 1) * length - 1) // (2 * parts)

@@ -5,8 +5,8 @@ arXiv 2511.17074. At early maps, SSR softens the dominant singular values of the
 input feature map, ``alpha * exp(-beta * s) * s``, and SAR strengthens those of its output,
 ``alpha * exp(beta * s) * s``. The matrix is tokens by channels, one per image and guidance row.
 
-The singular vectors are never needed on the long side: with F F^T = W diag(s^2) W^T the result
-is W diag(gain(s)) W^T F, one small symmetric eigendecomposition.
+No full singular value decomposition is needed: with F F^T = W diag(s^2) W^T the result is
+W diag(gain(s)) W^T F, so one eigendecomposition of the smaller Gram matrix is enough.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..sampling.schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("block", "model", "features")
-DEFAULT_SIDES = (4, 6)  # the paper's early scales, as far as a model has them
+DEFAULT_SIDES = (4, 6)  # the paper's scales; used where a model has maps of these sides
 
 
 def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) -> Tensor:
     """Multiply each singular value s of (..., n, C) matrices by ``alpha * exp(rate * s)``.
 
-    rate: negative suppresses dominant values, positive amplifies them. Relative rates are per
-    s / s_1, so that the largest value's gain is ``alpha * exp(rate)`` on every model; absolute
-    ones are the paper's beta, in units of 1 / s.
-    Computed in float64, as squaring halves the digits (on the CPU for MPS, which has none); the
-    exponent is bounded by ``MAX_EXPONENT``. Rate 0 with alpha 1 is the identity, bit for bit.
+    rate: negative suppresses large values, positive amplifies them. With ``relative``, s is divided
+    by the largest value s_1, whose gain then is ``alpha * exp(rate)`` on every model; without, the
+    rate is the paper's beta, in units of 1 / s.
+    Computed in float64, as squaring halves the digits (on the CPU for MPS, which has no float64).
+    The exponent is at most ``MAX_EXPONENT``. Rate 0 with alpha 1 changes nothing, bit for bit.
     """
     if rate == 0 and alpha == 1:
         return x
@@ -52,12 +52,10 @@ class DiverseVAR(Method):
     """SSR on inputs and SAR on outputs, at the maps of the given sides.
 
     ssr, sar: strengths (the paper's beta), 0 and above; 0 is off. ssr_alpha, sar_alpha: the
-    paper's overall gain alpha. relative: strengths per s / s_1 instead of the paper's per s.
-    sides: of the square schedule's maps (at other aspect ratios, the maps in the same places);
-    None is ``DEFAULT_SIDES``.
-    site: "block" works on every block's input and output, as summaries of the paper say; "model"
-    once, on the transformer's; "features" as "model" does, but before the embeddings of scale and
-    position are added to the input.
+    paper's overall gain alpha. relative: see ``reweight``. sides: of the maps to act on (see
+    ``Scale.side``); None is ``DEFAULT_SIDES``. site: "block" acts on the input and output of every
+    block, as summaries of the paper say; "model" on those of the whole transformer; "features" as
+    "model", but on the input before the scale and position embeddings are added.
     """
 
     ssr: float = 0.0
@@ -124,6 +122,6 @@ class DiverseVAR(Method):
         return self.amplify(x, scale) if self.site != "block" else x
 
 
-# The paper's places, "scales 4 and 6, all blocks". Its alpha and beta are not public: these are the
-# largest strengths that cost the emoji model no measurable alignment (docs/emoji-model-card.md).
+# The paper acts on "scales 4 and 6, all blocks". Its alpha and beta are not public; these are the
+# largest strengths without a measurable loss of alignment (emoji model, docs/emoji-model-card.md).
 PAPER = DiverseVAR(ssr=0.25, sar=0.125)

@@ -1,8 +1,9 @@
-"""Diverse starts: the seeds whose first maps differ most.
+"""Diverse starts: choose the seeds whose first maps differ most.
 
-The first, small maps decide the idea and cost next to nothing, so many seeds are drawn through
-them only, and those that lie farthest apart are finished, each as it would be alone. Ours; the
-choice is the greedy k-center of Gonzalez, 1985, kept from outliers (``most_different``).
+The first, small maps decide what an image shows and take little time. So the first maps of many
+seeds are drawn, and only the seeds that differ most are finished; their images are the same as
+without the choice. This pack's own method; the choice is greedy k-center (Gonzalez, 1985) with a
+correction for outliers (``most_different``).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings
 from ..vae.tokenizer import Tokenizer
 
-TOGETHER = 16  # candidates drawn at once; they need room for the first maps only
+TOGETHER = 16  # candidates drawn at once; they need memory for the first maps only
 
 
 def small_map(step: Step) -> Tensor:
-    """What a start is compared by: f_hat at the size of its last map, (B, D * h * w)."""
+    """The features to compare: f_hat at the size of the step's map, (B, D * h * w)."""
     return area(step.f_hat, step.scale.h, step.scale.w).flatten(1)
 
 
@@ -35,9 +36,9 @@ def small_map(step: Step) -> Tensor:
 class Starts:
     """How starts are chosen.
 
-    candidates: seeds that are drawn, 1 is off. side: up to which map. compare: features (B, C) of
-    the last step of a group of candidates, whose cosines say how near they lie. tokenizer: what
-    ``compare`` decodes with, where it does.
+    candidates: number of seeds to draw, 1 is off. side: of the last map that is drawn. compare:
+    the last step of a group -> features (B, C), which are compared by cosine similarity.
+    tokenizer: the one that ``compare`` decodes with, if it does.
     """
 
     candidates: int = 64
@@ -53,7 +54,7 @@ class Starts:
             )
 
     def chooses(self, count: int) -> bool:
-        """Whether there is something to choose for so many images."""
+        """Whether there are more candidates than images, and more than one image."""
         return 1 < count < self.candidates
 
 
@@ -70,14 +71,13 @@ def choose_starts(
     progress: Callable[[int], None] = lambda done: None,
     ready: Callable[[], object] = lambda: None,
 ) -> list[int]:
-    """``count`` seeds, ascending, from ``seed`` on whose starts lie far from each other.
+    """Choose ``count`` seeds, ascending, from ``seed`` on, whose first maps differ most.
 
-    condition: of all images, which show the same; its first is taken. Methods that act on a batch
-    together are left out, as the other images are not known yet. progress: called after each
-    group with the number of candidates drawn so far. ready: has the models where they compute,
-    before each group. With ``count`` candidates or fewer, or for one image, there is nothing to
-    choose: the first seeds. Raises ValueError where ``starts`` compares with another model's
-    tokenizer.
+    condition: of all images; its first image's is used. Methods that act on the whole batch
+    (``together``) are not used, as the batch is not known yet. progress: called after each group
+    with the number of candidates drawn so far. ready: called before each group, to load the models
+    to the device. Where ``starts.chooses(count)`` is false, the result is the first seeds. Raises
+    ValueError where ``starts.tokenizer`` is not of the model's kind.
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))

@@ -1,8 +1,8 @@
-"""Noise on the text while the first maps are drawn.
+"""Noise on the text features while the first maps are drawn.
 
-The annealing is CADS' (Sadat et al., arXiv 2310.17347); Park et al., "DiverseVAR", arXiv
-2511.21415, noise the text of VAR models and then travel back (``travel.py``). Its numbers are not
-public, so the defaults are CADS'.
+Park et al., "DiverseVAR", arXiv 2511.21415, add noise to the text of VAR models and then draw the
+later maps again (``travel.py``). Its numbers are not public, so the schedule and the defaults are
+those of CADS (Sadat et al., arXiv 2310.17347).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from ..sampling.conditions import Condition, Text
 from ..sampling.run import Context, Method
 from ..sampling.schedule import Scale
 
-OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, whose own stream draws the tokens
+OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, so that the tokens' stream is not used
 
 
 @dataclass(frozen=True, eq=False)
 class TextNoise(Method):
-    """``sqrt(gamma) y + strength sqrt(1 - gamma) n`` in place of the text features y.
+    """Replace the text features y by ``sqrt(gamma) y + strength sqrt(1 - gamma) n``.
 
-    strength: of the noise n, 0 is off. begin, end: gamma falls from 1 to 0 while the time, which
-    runs from 1 at the first map to 0 at the last, rises from ``begin`` to ``end`` (CADS' tau_1 and
-    tau_2; an end above 1 leaves some of the text to the first map). rescale: CADS' psi, how far
-    the result takes back the text's mean and deviation. Every image has one noise, of its seed;
-    tokens are drawn with the same numbers as without it.
+    strength: of the noise n, 0 is off. begin_time, end_time: time runs from 1 at the first map to 0
+    at the last; gamma is 1 up to ``begin_time`` and 0 from ``end_time`` on (CADS' tau_1 and tau_2;
+    with ``end_time`` above 1 the first map still sees some of the text). rescale: CADS' psi, the
+    share of the result that gets the mean and deviation of y. Each image's noise depends on its
+    seed; tokens are drawn with the same random numbers as without noise.
     """
 
     strength: float = 0.25
     begin_time: float = 0.6
     end_time: float = 0.9
     rescale: float = 1.0
-    noise: tuple[Tensor, ...] = ()  # like each image's text; set by ``begin``
+    noise: tuple[Tensor, ...] = ()  # of each image, in the shape of its text; set by ``begin``
     order = 1
     name = "Text Noise"
 
@@ -45,8 +45,8 @@ class TextNoise(Method):
             )
         if not 0 <= self.begin_time < self.end_time:
             raise ValueError(
-                "Text noise begins before it is full, at times of 0 or more; "
-                f"not at {self.begin_time} and {self.end_time}."
+                "The begin of text noise must be 0 or more and below its end; "
+                f"not {self.begin_time} and {self.end_time}."
             )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale is 0 to 1, not {self.rescale}.")
@@ -69,12 +69,12 @@ class TextNoise(Method):
         return replace(condition, positive=[self.blend(y, n, gamma) for y, n in pairs])
 
     def blend(self, y: Tensor, n: Tensor, gamma: float) -> Tensor:
-        """The text features (length, Ct) of a map with this gamma."""
+        """Text features y and noise n (length, Ct) -> noisy text features."""
         noisy = gamma**0.5 * y + self.strength * (1 - gamma) ** 0.5 * n
         again = (noisy - noisy.mean()) / noisy.std() * y.std() + y.mean()
         return self.rescale * again + (1 - self.rescale) * noisy
 
 
 def annealed(time: float, begin: float, end: float) -> float:
-    """CADS' gamma: 1 up to ``begin``, 0 from ``end`` on, a straight line between."""
+    """CADS' gamma: 1 up to ``begin``, 0 from ``end`` on, linear between them."""
     return min(max((end - time) / (end - begin), 0.0), 1.0)

@@ -1,8 +1,8 @@
-"""Scale travel: keep an image's coarse tokens and draw the rest again under the clean text.
+"""Scale travel: keep an image's coarse maps and draw the others again with the clean text.
 
-Park et al., "DiverseVAR", arXiv 2511.21415, stage 2: text noise makes an idea differ and the
-image worse; its coarse maps carry the idea, and the model draws the others again from them. The
-paper's side is not public.
+Park et al., "DiverseVAR", arXiv 2511.21415, stage 2. Text noise makes images more different but
+worse. Their coarse maps are kept, as they decide what is shown, and the model draws the later maps
+again without noise. The paper's number of kept maps is not public.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def sample_and_travel(
     travel: int = 0,
     **options,
 ) -> Iterator[Step]:
-    """``sample``, and with ``travel`` again; yields all maps of both.
+    """``sample`` once (``travel`` 0), or twice; yields the steps of both passes.
 
-    The finished images are encoded, their maps up to the side ``travel`` are kept, and the others
-    drawn with the same seeds, without text noise. 0 samples once.
+    For the second pass the finished images are encoded and their maps up to the side ``travel``
+    are kept. The others are drawn again with the same seeds, without text noise.
     """
     how = (model, tokenizer, condition, schedule, settings, seeds)
     for step in sample(*how, methods=methods, **options):

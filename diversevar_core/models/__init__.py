@@ -1,4 +1,4 @@
-"""The model families: a transformer each."""
+"""The model families, one transformer each."""
 
 from .family import Family
 from .infinity import Infinity

@@ -1,4 +1,4 @@
-"""The attention kernel, as a function that the host may exchange for its own."""
+"""The attention kernel, a function that a host can replace with its own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,3 @@ True where k is seen, or None; scale multiplies q k. Returns (rows, heads, n, c)
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Torch's fused attention."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention as it is written, for devices without a fused kernel and for checking one."""
-    scores = (q * scale) @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v

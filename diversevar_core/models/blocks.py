@@ -1,4 +1,4 @@
-"""What VAR's and Infinity's transformer blocks share.
+"""Layers that VAR's and Infinity's transformer blocks share.
 
 Cosine self-attention with a key/value cache, the modulated layer norm, the feed-forward layer
 (``models/basic_var.py`` of FoundationVision/VAR, ``infinity/models/basic.py`` of
@@ -23,24 +23,24 @@ from .attention import Attention
 
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
-MIN_LENGTH = 1e-12  # of a query or key, before it is divided by its length
-LARGE = 1024  # tokens whose attention in one row keeps a GPU busy
+MIN_LENGTH = 1e-12  # of a query or key, which is divided by its length
+LARGE = 1024  # tokens of a map; with more, the attention of one row keeps a GPU busy
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""An ``Attention`` of (q, k, v) whose mask and scale are set."""
+"""An ``Attention`` with mask and scale already set: (q, k, v) -> result."""
 
 Rotary = Tensor
-"""Cosine and sine of tokens' rotary angles, ([rows,] tokens, head_dim / 2, 2)."""
+"""Cosines and sines of the tokens' rotary angles, ([rows,] tokens, head_dim / 2, 2)."""
 
 Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, each (rows, 1, C) float32."""
 
 
 class KVCache:
-    """One block's keys and values for the maps of an image, in one allocation.
+    """One block's keys and values of the maps so far, in one allocation.
 
-    maps: how many are kept: all but the last, whose keys and values nobody reads again; tokens:
-    room for this many.
+    maps: how many maps to keep: all but the last, whose keys and values are not read again.
+    tokens: how many tokens these maps have together.
     """
 
     def __init__(self, maps: int, tokens: int):
@@ -50,7 +50,7 @@ class KVCache:
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, n, c) keys and values; return all so far, in the values' dtype.
 
-        The queries may decide what later maps see.
+        q: the map's queries, which ScaleKV's cache selects tokens by.
         """
         if self.maps == 0:
             k = k.to(v.dtype)
@@ -69,10 +69,10 @@ class KVCache:
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
-        """What (rows, heads, n, c) queries, which it may overwrite, see of all maps so far.
+        """Attention of (rows, heads, n, c) queries to this map and those before; may overwrite q.
 
-        At the last map, where keys and values are joined only to be read once, this is done row by
-        row, as long as a row is work enough for the device; then the cache is given back.
+        At the last map, keys and values are joined row by row to save memory, if a row alone is
+        enough work for the device; after it the cache is freed.
         """
         if self.maps > 0 or self.k is None:
             return attention(q, *self.extend(q, k, v))
@@ -86,42 +86,42 @@ class KVCache:
         return q
 
     def fork(self) -> KVCache:
-        """A copy that goes on without changing what this one has; they share the allocation.
+        """A copy that can be extended without changing this cache's contents.
 
-        The copy writes behind what is filled, and so does this one when it goes on itself: of all
-        that share it one goes on at a time, and those before it are then forgotten.
+        Both share one allocation and write after the filled part, so use only one at a time: once
+        another one is extended, earlier copies are no longer valid.
         """
         return copy(self)
 
     def halve(self) -> None:
-        """Forget the second half of the rows."""
+        """Drop the second half of the rows."""
         if self.k is not None:
             rows = len(self.k) // 2
             self.k, self.v = self.k[:rows].clone(), self.v[:rows].clone()
 
 
 class SourceCache:
-    """One block's keys and values, with a source image's in front of them.
+    """One block's keys and values, with those of a source image before them.
 
-    A source that all images share is kept once: it has the rows of one image.
+    A source that all images share is stored once, with the rows of one image.
     """
 
     def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
         self.k, self.v, self.cache = k, v, cache
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``KVCache.extend``, the source's (rows or one image's rows, heads, m, c) in front."""
+        """``KVCache.extend``, with the source's keys and values before the maps'."""
         k, v = self.cache.extend(q, k, v)
-        k = prepend(self.k, k)  # frees the keys alone before the values are joined
+        k = prepend(self.k, k)  # the keys without the source are freed before the values are joined
         return k, prepend(self.v, v)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
-        """``KVCache.attend``, of the source too."""
+        """``KVCache.attend``, to the source too."""
         return attention(q, *self.extend(q, k, v))
 
 
 def prepend(source: Tensor, x: Tensor) -> Tensor:
-    """Join along the tokens; every row of the source stands before as many neighbours of x."""
+    """Join along the tokens; each row of the source is repeated for len(x) / len(source) rows."""
     x = x.unflatten(0, (len(source), -1))
     source = source.unsqueeze(1).expand(-1, x.shape[1], -1, -1, -1)
     return torch.cat((source, x), dim=3).flatten(0, 1)
@@ -133,25 +133,25 @@ def cat(before: Tensor, new: Tensor) -> Tensor:
 
 
 def terms_of(flat: Tensor) -> Terms:
-    """The terms of (rows, 1, 6, C), as checkpoints have them: scales without their one."""
+    """Split (rows, 1, 6, C) into the terms, and add 1 to the scales."""
     gamma1, gamma2, scale1, scale2, shift1, shift2 = flat.unbind(2)
     return gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2
 
 
 Norm = tuple[Tensor, Tensor]
-"""Scale and shift of ``modulate``. Layers norm their input themselves: a caller's copy lives on."""
+"""Scale and shift of ``modulate``; layers apply it themselves, which frees the result early."""
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Layer norm, times scale (its one included), plus shift, each (rows, 1, C): (rows, n, C)."""
+    """Layer norm of (rows, n, C), times scale, plus shift, both (rows, 1, C)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn adjacent pairs of (rows, n, ..., heads, c), which are used up, by a token's angles."""
+    """Rotate adjacent pairs of channels of x (rows, n, ..., heads, c); overwrites x."""
     table = rotary.view(-1, x.shape[1], *(1 for _ in x.shape[2:-1]), *rotary.shape[-2:])
     pairs = x.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # torch fuses real numbers only
+    if torch.compiler.is_compiling():  # torch.compile does not fuse complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
     turned = torch.view_as_complex(pairs).mul_(torch.view_as_complex(table))
@@ -159,10 +159,10 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class Fixed(NamedTuple):
-    """What self-attention adds and multiplies, the same for every map."""
+    """Parameters of self-attention in the form that it uses, the same for every map."""
 
-    bias: Tensor  # (3C,), none for the keys
-    temperature: Tensor  # (2, heads, 1) float32: of queries, of keys (1)
+    bias: Tensor  # (3C,), 0 for the keys
+    temperature: Tensor  # (2, heads, 1) float32: factors of queries and of keys (1)
 
 
 class SelfAttention(nn.Module):
@@ -180,7 +180,7 @@ class SelfAttention(nn.Module):
         self.proj = operations.Linear(width, width, **factory)
 
     def fixed(self, device: torch.device) -> Fixed:
-        """What does not depend on the map."""
+        """Compute ``Fixed`` once for all maps."""
         q, v = self.q_bias.to(device), self.v_bias.to(device)
         bias = torch.cat((q, torch.zeros_like(q), v))
         learned = self.scale_mul_1H11.to(device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
@@ -196,9 +196,9 @@ class SelfAttention(nn.Module):
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """(rows, n, C) -> (rows, n, C), over the cached tokens too.
+        """(rows, n, C) -> (rows, n, C), with attention to the cached tokens too.
 
-        mask: (1, 1, n, m), True where seen; None sees all, which is right for one map at a time.
+        mask: (1, 1, n, m), True where a key is seen; None: all are, as in sampling.
         """
         qkv = self.mat_qkv(modulate(x, *norm).to(self.dtype))
         qkv += fixed.bias
@@ -220,7 +220,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Modulated norm, Linear, tanh GELU, Linear: (rows, n, C) -> (rows, n, C)."""
+    """Modulated norm, linear, tanh GELU, linear: (rows, n, C) -> (rows, n, C)."""
 
     def __init__(self, width: int, hidden: int, operations: ModuleType, **factory):
         super().__init__()

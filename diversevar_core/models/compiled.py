@@ -1,8 +1,7 @@
 """Blocks compiled by ``torch.compile``, for GPUs: a block then launches about half the kernels.
 
-All blocks and sizes of a map share a few graphs:
-one of the first map, one of those between, two of the last two; more where the number of rows
-changes, with the batch or where guidance ends.
+All blocks share a few graphs: one for the first map, one for those between, two for the last two;
+and more of each where the number of rows changes (another batch size, or where guidance ends).
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from torch import nn
 
 from .family import Family
 
-GRAPHS = 64  # of one function that torch may make before it leaves the rest uncompiled
-COMPILED: WeakSet[nn.Module] = WeakSet()  # all blocks that are
+GRAPHS = 64  # that torch may compile of one function; after them it runs uncompiled
+COMPILED: WeakSet[nn.Module] = WeakSet()  # all compiled blocks
 
 
 def compile_blocks(model: Family, device: torch.device | str) -> None:
-    """Have every block compiled when it first runs. ValueError where this device cannot.
+    """Compile every block when it first runs. ValueError where torch cannot compile here.
 
-    Their products round as fused kernels do: tokens may differ where a choice is that close.
+    Fused kernels round differently, so a token may differ where two choices are nearly equal.
     """
-    from torch._dynamo import config  # takes a second
+    from torch._dynamo import config  # the import takes a second
 
     try:
         torch.compile(torch.nn.functional.silu)(torch.zeros(1, device=device))
@@ -40,7 +39,7 @@ def compile_blocks(model: Family, device: torch.device | str) -> None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Meanwhile run blocks as they are written, where sizes would need too many graphs."""
+    """Inside, compiled blocks run uncompiled, for sizes that would need too many graphs."""
     calls = {block: block._compiled_call_impl for block in COMPILED}
     try:  # torch.compiler.set_stance does it from torch 2.6 on
         for block in calls:

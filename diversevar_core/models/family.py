@@ -1,9 +1,10 @@
-"""What the sampler asks of a model family."""
+"""The interface of all model families."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from ..sampling.conditions import Condition
 from ..sampling.schedule import Scale, Schedule
 from ..sampling.settings import Settings
+from .blocks import KVCache
 
-Change = Callable[[Tensor, Scale], Tensor]  # of a feature map (rows, n, C)
+Change = Callable[[Tensor, Scale], Tensor]  # a feature map (rows, n, C) -> another one
 
 
 class TokenKind(NamedTuple):
-    """A token: how many choices, in how many channels of the tokenizer's features.
+    """How many choices a token (or bit) has, and how many channels a token's features have.
 
-    VAR: (4096, 32), one row of the codebook; Infinity: (2, 32), a bit in each channel.
+    VAR: (4096, 32), a row of the codebook; Infinity: (2, 32), a bit per channel.
     """
 
     choices: int
@@ -34,14 +36,14 @@ def shape_of(state_dict: Mapping[str, Tensor], name: str, dims: int) -> torch.Si
     """A tensor's shape; KeyError where it is missing, ValueError for other than ``dims`` sizes."""
     shape = state_dict[name].shape
     if len(shape) != dims or 0 in shape:
-        raise ValueError(f"{name} has shape {list(shape)}, which is no model's")
+        raise ValueError(f"{name} has shape {list(shape)}, which fits no model")
     return shape
 
 
 def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
-    """How many blocks names with this start and a number count; ValueError where one is left out.
+    """The number of blocks in these keys, ``<start><number>.*``; ValueError where one is missing.
 
-    Without any block it is 1, which then is missing by its first tensor's name.
+    1 where there are none, so that loading then names the first block's missing tensor.
     """
     numbers = {key.removeprefix(start).split(".")[0] for key in keys if key.startswith(start)}
     for i in range(len(numbers)):
@@ -50,21 +52,32 @@ def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
     return max(len(numbers), 1)
 
 
-class State(Protocol):
-    """One batch of images in flight: what the blocks remember from map to map."""
+@dataclass
+class State:
+    """What a model remembers of one batch of images from map to map."""
+
+    guided: bool  # whether the second half of the rows is unconditional
+    caches: list[KVCache]  # of each block
+    condition: Tensor | None = None  # (rows, C) float32
+    prepared: dict[int, NamedTuple] = field(default_factory=dict)  # by block, from the condition
 
     def fork(self) -> State:
-        """A copy that goes on without changing this one."""
+        """A copy that goes on without changing this one; see ``KVCache.fork``."""
+        caches = [cache.fork() for cache in self.caches]
+        return replace(self, caches=caches, prepared=dict(self.prepared))
 
     def drop_unconditional(self) -> None:
-        """Forget the unconditional rows; the condition is then set once more."""
+        """Drop the unconditional rows; the condition must then be set again."""
+        self.guided = False
+        for cache in self.caches:
+            cache.halve()
 
 
 class Family(nn.Module):
-    """A transformer; ``families.FAMILIES`` lists them all.
+    """A transformer; ``models.FAMILIES`` lists all of them.
 
-    It is built from what ``read_config`` returns, operations (where the layer classes come from),
-    attention (the kernel), device and dtype (in which the layers compute).
+    Constructor arguments: the result of ``read_config``, operations (a module with the layer
+    classes), attention (the kernel), device, dtype (of the layers' computation).
     """
 
     name: str
@@ -72,10 +85,12 @@ class Family(nn.Module):
     edits: bool = False  # whether it edits a source image, which its condition must have
     token_kind: TokenKind
     aspects: Collection[float] = (1.0,)  # height / width of the images that it can make
-    budgets: Collection[str | None] = (None,)  # of pixels; None where it has one size only
+    budgets: Collection[str | None] = (None,)  # of pixels; None: it has one size only
     depth: int  # number of blocks
     width: int  # channels C of the blocks
     dtype: torch.dtype
+    word_embed: nn.Module  # a token's features -> C
+    pos_start: Tensor  # (1, 1, C), of the first map
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
@@ -83,14 +98,14 @@ class Family(nn.Module):
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> the module's; the same where a family does not say otherwise."""
+        """Official keys -> the module's; the same unless a family overrides this."""
         return dict(state_dict)
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]) -> object:
-        """Sizes from the shapes of an official state dict and what else is known of the file.
+        """Read the sizes off an official state dict's shapes and the facts of its file.
 
-        A dataclass; its ``depth``, where it has one, is the number of ``blocks``.
+        Returns a dataclass; its ``depth``, if it has one, is the number of ``blocks``. Raises
         KeyError where a tensor is missing, ValueError where the sizes fit no release.
         """
 
@@ -98,15 +113,16 @@ class Family(nn.Module):
         """The official sampling settings."""
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps of an image (height / width, a budget of ``schedule.PIXELS``).
+        """The token maps of an image; ValueError where the model cannot make it.
 
-        ValueError where the model cannot make one.
+        aspect: height / width. pixels: a budget of ``schedule.PIXELS``, None for the model's own.
         """
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
-        """State for new images, of which the first so many maps are drawn.
+        """The state of a new batch.
 
-        guided: adds an unconditional row to every image's.
+        maps: how many of the schedule's maps are drawn. guided: whether each image also has an
+        unconditional row; all of these come after the conditional rows.
         """
 
     def condition(self, state: State, condition: Condition) -> None:
@@ -115,15 +131,29 @@ class Family(nn.Module):
     def embed(
         self, state: State, features: Tensor | None, scale: Scale, changes: Sequence[Change] = ()
     ) -> Tensor:
-        """Input of one map, (rows, n, C) float32; features (B, n, D), None for the first map.
+        """The input of one map, (rows, n, C) float32; features (B, n, D), None for the first map.
 
-        changes: made before the embeddings of the scale and its places are added.
+        changes: applied before the scale and position embeddings are added.
         """
+        if features is None:
+            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        else:
+            x = self.word_embed(features.to(self.dtype)).float()
+            x = torch.cat((x, x)) if state.guided else x
+        for change in changes:
+            x = change(x, scale)
+        return x + self.embeddings(state, scale)
+
+    def embeddings(self, state: State, scale: Scale) -> Tensor:
+        """What ``embed`` adds for the scale and the positions, ([1,] 1 or n, C) float32."""
 
     def block(
         self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
     ) -> Tensor:
-        """Block i on one map, (rows, n, C); places (rows, n) in it, where it is not the whole."""
+        """Block i on one map, (rows, n, C).
+
+        places: indices (rows, n) of the tokens in the map, None where x has all of them.
+        """
 
     def logits(self, state: State, x: Tensor) -> Tensor:
-        """(rows, n, C) -> (rows, n, channels) float32; fewer rows are the state's first ones."""
+        """(rows, n, C) -> (rows, n, channels) float32; x may have only the first rows."""

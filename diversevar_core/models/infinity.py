@@ -1,17 +1,17 @@
 """Infinity: text to image, and image to image, by next-scale prediction of bits.
 
-Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, in the one
-combination of options that its releases use. VAREdit, arXiv 2508.15772
-(``infinity/models`` of HiDream-ai/VAREdit), has the same weights' names and shapes: before the
-first map a source image passes through all blocks, and the maps see its keys and values.
+Infinity, arXiv 2412.04431; ``infinity/models`` of FoundationVision/Infinity, with the options that
+its releases use. VAREdit, arXiv 2508.15772 (``infinity/models`` of HiDream-ai/VAREdit), has weights
+with the same names and shapes: before the first map a source image passes through all blocks, and
+the maps attend to its keys and values.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ from .blocks import (
     Terms,
     terms_of,
 )
-from .family import Change, Family, TokenKind, depth_of, shape_of
+from .family import Family, State, TokenKind, depth_of, shape_of
 from .resize import area
 
 LEVELS = 15  # rows of lvl_embed
@@ -61,12 +61,12 @@ RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that ar
 class InfinityConfig:
     """Sizes of an Infinity transformer.
 
-    bits: bits a token; text: width Ct of the text features; unconditional: rows of the learned
-    unconditional text; level_every: blocks between two additions of the level embedding (the
-    depth, where it is added before the first block only); full_map_positions: rotary positions
-    are those of the 1M schedule's last map (``rope2d_normalized_by_hw`` 2) rather than each
-    map's own (0); sides: the model's own square maps, None for the official schedules; pixels:
-    the budget that it was trained for; edits: whether it edits a source image (VAREdit).
+    bits: of a token; text: width Ct of the text features; unconditional: rows of the learned
+    unconditional text; level_every: the level embedding is added before every so many blocks (the
+    depth: before the first only); full_map_positions: whether rotary positions are those of the 1M
+    schedule's last map (``rope2d_normalized_by_hw`` 2) or each map's own (0); sides: of the model's
+    own square maps, None for the official schedules; pixels: the budget that it was trained for;
+    edits: whether it edits a source image (VAREdit).
     """
 
     width: int
@@ -84,45 +84,35 @@ class InfinityConfig:
 
 
 @dataclass
-class InfinityState:
-    """One batch of images in flight: what the blocks remember from scale to scale."""
+class InfinityState(State):
+    """``State`` with the schedule, the rotary angles, the text and the source image."""
 
-    guided: bool
-    caches: list[KVCache]
-    schedule: Schedule
-    rotary_table: Rotary | None = None  # of the source's tokens, then of all maps'
+    schedule: Schedule = ()
+    rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
-    condition: Tensor | None = None  # (rows, C) float32
     terms: Tensor | None = None  # (rows, 1, 6, C) float32
     text: Tensor | None = None  # (rows, m, C)
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
-    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
-    source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values, by block
+    source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values of each block
 
     @property
     def last(self) -> Scale:
         """The last map of the schedule."""
         return self.schedule[-1]
 
-    def fork(self) -> InfinityState:
-        caches = [cache.fork() for cache in self.caches]
-        return replace(self, caches=caches, prepared=dict(self.prepared))
-
     def drop_unconditional(self) -> None:
-        self.guided = False
-        for cache in self.caches:
-            cache.halve()
+        super().drop_unconditional()
         self.source = [tuple(t.chunk(2)[0].clone() for t in pair) for pair in self.source]
 
 
 def chunk_place(key: str) -> tuple[int, int] | None:
-    """(i, j) of a key block_chunks.i.module.j.*, None for another."""
+    """(i, j) of a key block_chunks.i.module.j.*, None for other keys."""
     match = re.match(r"block_chunks\.(\d+)\.module\.(\d+)\.", key)
     return match and (int(match[1]), int(match[2]))
 
 
 class Prepared(NamedTuple):
-    """What a block computes once, from the condition."""
+    """What a block computes once from the condition, for all maps."""
 
     terms: Terms
     fixed: Fixed
@@ -130,21 +120,13 @@ class Prepared(NamedTuple):
 
 
 def resized(x: Tensor, scale: Scale) -> Tensor:
-    """Keys or values (rows, heads, H*W, c) of the last map's size -> a map's, by area."""
+    """Resize keys or values (rows, heads, H*W, c) from the last map's size to this map's."""
     maps = rearrange(x, "r n (h w) c -> r (n c) h w", h=scale.full[0])
     return rearrange(area(maps, scale.h, scale.w), "r (n c) h w -> r n (h w) c", n=x.shape[1])
 
 
-def same_for_all(text: Text) -> bool:
-    """Whether all images have one prompt, one negative prompt and one source."""
-    prompts = (text.positive, text.negative or ())
-    return len(text.source) == 1 and all(
-        torch.equal(row, rows[0]) for rows in prompts for row in rows[1:]
-    )
-
-
 class CrossAttention(nn.Module):
-    """A map's tokens look at the text's."""
+    """Attention of a map's tokens to the text."""
 
     def __init__(
         self, width: int, heads: int, attention: Attention, operations: ModuleType, **factory
@@ -170,12 +152,12 @@ class CrossAttention(nn.Module):
 
 
 def head_of(width: int) -> int:
-    """Channels of the text features that a head of ``TextPool`` stands for."""
+    """Text channels per head of ``TextPool``, for text features of this width."""
     return 128 if width <= 4096 else 64
 
 
 class TextPool(nn.Module):
-    """One learned query per head gathers the text into a vector: (rows, m, Ct) -> (rows, C)."""
+    """Attention pooling with one learned query per head: text (rows, m, Ct) -> (rows, C)."""
 
     def __init__(
         self, text: int, width: int, attention: Attention, operations: ModuleType, **factory
@@ -199,7 +181,7 @@ class TextPool(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, attention to the text, feed-forward; the first and last modulated."""
+    """Self-attention, cross-attention to the text, feed-forward; the first and last modulated."""
 
     def __init__(
         self, config: InfinityConfig, attention: Attention, operations: ModuleType, **factory
@@ -215,7 +197,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(width, config.hidden, operations, **factory)
 
     def prepare(self, terms: Tensor, text: Tensor) -> Prepared:
-        """What every map needs of the condition's terms (rows, 1, 6, C) and the text's features."""
+        """Compute ``Prepared`` from the condition's terms (rows, 1, 6, C) and text (rows, m, C)."""
         own = terms_of(self.ada_gss.to(terms) + terms)
         return Prepared(own, self.sa.fixed(terms.device), self.ca.memory(text))
 
@@ -237,7 +219,7 @@ class Block(nn.Module):
 
 
 class Infinity(Family):
-    """The transformer; parameter names are the official ones, the chunks' blocks in one list."""
+    """The transformer; parameter names are the official ones, except for ``blocks``."""
 
     name = "Infinity"
     reads = Text
@@ -299,12 +281,12 @@ class Infinity(Family):
     def read_config(
         cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
     ) -> InfinityConfig:
-        """Sizes from the shapes of an official state dict, the rest from ``facts``.
+        """Read the sizes off an official state dict's shapes, and the rest from ``facts``.
 
         facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
-        ``rope2d_normalized_by_hw``, ``pn``, ``patch_nums`` for maps of the model's own, and
-        ``task``, generate or edit; what is missing is as in the releases that generate. KeyError
-        where a tensor is missing, ValueError where a size or a fact cannot be.
+        ``rope2d_normalized_by_hw`` and ``pn``; ``patch_nums``, the sides of the model's own maps;
+        ``task``, generate or edit. Defaults are those of the text-to-image releases. Raises
+        KeyError where a tensor is missing, ValueError where a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
         depth = len(places) or depth_of(state_dict)
@@ -316,12 +298,12 @@ class Infinity(Family):
         width, bits = shape_of(state_dict, "word_embed.weight", 2)
         first = "block_chunks.0.module.0" if places else "blocks.0"
         heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
-        if not heads or width % (4 * heads):  # a head's channels turn in pairs, by row and column
+        if not heads or width % (4 * heads):  # pairs of channels, for rows and for columns
             raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
         (text,) = shape_of(state_dict, "text_norm.weight", 1)
         pooled = text // head_of(width)
         if not pooled or width % pooled:
-            raise ValueError(f"text_norm.weight has {text} entries, as no text encoder's features")
+            raise ValueError(f"text_norm.weight has {text} entries, which fits no text encoder")
         sides = facts.get("patch_nums")
         if sides is not None:
             sides = checked_sides(sides, "patch_nums")
@@ -349,7 +331,7 @@ class Infinity(Family):
         )
 
     def defaults(self) -> Settings:
-        """The settings of the official 2B script, or of VAREdit's README."""
+        """The settings of the official 2B script; for editing, of VAREdit's README."""
         cfg, tau = (3.0, 0.1) if self.edits else (4.0, 0.5)
         return Settings(cfg=(cfg,), cfg_schedule="flat", tau=(tau,), top_k=900, top_p=0.97)
 
@@ -359,13 +341,13 @@ class Infinity(Family):
         return fixed(self.config.sides, aspect, pixels)
 
     def grid(self, scale: Scale) -> tuple[int, int]:
-        """Height and width of the grid that positions lie on."""
+        """Height and width of the grid of positions."""
         if self.config.full_map_positions:
             return MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
         return scale.full
 
     def positions(self, scale: Scale) -> Tensor:
-        """Row and column of every token of one map, (h * w, 2)."""
+        """Row and column of each token of one map, (h * w, 2)."""
         rows, columns = torch.arange(scale.h).float(), torch.arange(scale.w).float()
         if self.config.full_map_positions:
             h, w = self.grid(scale)
@@ -373,25 +355,21 @@ class Infinity(Family):
         return torch.cartesian_prod(rows, columns)
 
     def positions_of_edit(self, last: Scale) -> Tensor:
-        """Row and column of the source's tokens, then of all maps', (n, 2).
+        """Row and column of the source's tokens, then of all maps' tokens, (n, 2).
 
-        One table whatever the pixel budget: the source's part is the last map of the 1M schedule,
-        moved by its own size, and its maps follow. It is read without gaps, so that below 1M,
-        where source and maps are smaller than their parts, every token takes an earlier row.
+        The table is the same for every pixel budget: first the last map of the 1M schedule, moved
+        by its own size, for the source; then the maps of the 1M schedule. As in the original, it is
+        read without gaps: below 1M, source and maps have fewer tokens and use earlier rows.
         """
         sides = self.config.sides
         maps = infinity_schedule(last.h / last.w) if sides is None else square(sides)
         source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
         return torch.cat((source, *(self.positions(scale) for scale in maps)))
 
-    def rotary_of_map(self, scale: Scale, device: torch.device) -> Rotary:
-        """The angles' cosines and sines (h * w, head_dim / 2, 2) of one map."""
-        return self.rotary_table(self.positions(scale), device)
-
     def rotary_table(self, positions: Tensor, device: torch.device) -> Rotary:
-        """The angles' cosines and sines (n, head_dim / 2, 2) at positions (n, 2).
+        """Cosines and sines (n, head_dim / 2, 2) of the rotary angles at positions (n, 2).
 
-        Half of the angles turn with the row, half with the column.
+        Half of the angles depend on the row, half on the column.
         """
         half = self.config.width // self.config.heads // 2
         frequencies = 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
@@ -400,7 +378,7 @@ class Infinity(Family):
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
         caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]
-        return InfinityState(guided, caches, schedule)
+        return InfinityState(guided, caches, schedule=schedule)
 
     def condition(self, state: InfinityState, text: Text) -> None:
         self.check_source(text)
@@ -414,13 +392,14 @@ class Infinity(Family):
                     f"The text features are {row.shape[-1]} wide, but this model reads "
                     f"{self.config.text}; use the text encoder that it was trained with."
                 )
-        padded = pad_sequence(rows, batch_first=True)  # (rows, m, Ct)
+        padded = pad_sequence(rows, batch_first=True).float()  # (rows, m, Ct)
         state.text_mask = None
         if len({len(row) for row in rows}) > 1:
             ones = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
             seen = pad_sequence(ones, batch_first=True)
             state.text_mask = rearrange(seen, "r m -> r 1 1 m")
-        normed = self.norm_text(padded).to(self.dtype)
+        gain = self.text_norm.weight.to(padded)
+        normed = F.rms_norm(padded, padded.shape[-1:], gain, eps=EPS).to(self.dtype)
         state.condition = self.text_proj_for_sos.ca(normed, state.text_mask).float()
         state.text = self.text_proj_for_ca(normed)
         flat = self.shared_ada_lin(state.condition)
@@ -434,22 +413,24 @@ class Infinity(Family):
             self.read_source(state, text)
 
     def check_source(self, text: Text) -> None:
-        """Raise ValueError where there is a source and should be none, or the other way round."""
+        """Raise ValueError where a source image is missing, not allowed, or does not fit."""
         if not self.edits and text.source is not None:
             raise ValueError(
-                "This Infinity model paints from text and cannot edit an image; load an editing "
-                "model, or, if it is one, tell the loader so: task edit."
+                "This Infinity model generates from text and cannot edit an image; load an editing "
+                "model, or, if it is one, set task to edit when you load it."
             )
         if self.edits and text.source is None:
             raise ValueError(
-                "This model edits an image and was given none; use the node Edit by Instruction, "
-                "or --source, or load a text-to-image model."
+                "This model edits an image and was given none; use the node VAR Edit Image, or "
+                "--source, or load a text-to-image model."
             )
         if text.source is None:
             return
         count, d = text.source.shape[:2]
         if count not in (1, len(text)):
-            raise ValueError(f"There are {count} images for {len(text)} edits; give 1 or each.")
+            raise ValueError(
+                f"There are {count} images for {len(text)} edits; give one, or one for each edit."
+            )
         if self.config.bits not in (d, 4 * d):
             raise ValueError(
                 f"The source features have {d} channels, but this model's tokens have "
@@ -459,7 +440,7 @@ class Infinity(Family):
     def read_source(self, state: InfinityState, text: Text) -> None:
         """Pass the source through all blocks and keep their keys and values for the maps.
 
-        The output is of no use. Where all images share source and text, the rows of one do.
+        Where all images have the same source and text, only one image's rows are computed.
         """
         last, device = state.last, state.condition.device
         h, w = last.full
@@ -467,8 +448,9 @@ class Infinity(Family):
         maps = F.pixel_unshuffle(area(text.source, patch * h, patch * w), patch)
         tokens = rearrange(maps, "b c h w -> b (h w) c")
 
-        rows = slice(None, None, len(text) if same_for_all(text) else 1)
-        own = InfinityState(state.guided, [KVCache(1, last.tokens) for _ in self.blocks], (last,))
+        rows = slice(None, None, len(text) if text.alike else 1)
+        caches = [KVCache(1, last.tokens) for _ in self.blocks]
+        own = InfinityState(state.guided, caches, schedule=(last,))
         own.terms, own.text = state.terms[rows], state.text[rows]
         own.text_mask = None if state.text_mask is None else state.text_mask[rows]
         own.rotary = state.rotary_table[: last.tokens]
@@ -479,28 +461,10 @@ class Infinity(Family):
             x = self.block(own, i, last, x)
         state.source = [(cache.k, cache.v) for cache in own.caches]
 
-    def norm_text(self, text: Tensor) -> Tensor:
-        """Root-mean-square norm of the text features (rows, m, Ct), float32."""
-        text = text.float()
-        return F.rms_norm(text, text.shape[-1:], self.text_norm.weight.to(text), eps=EPS)
-
-    def embed(
-        self,
-        state: InfinityState,
-        features: Tensor | None,
-        scale: Scale,
-        changes: Sequence[Change] = (),
-    ) -> Tensor:
+    def embeddings(self, state: InfinityState, scale: Scale) -> Tensor:
         begin = scale.begin + (state.last.tokens if self.edits else 0)
         state.rotary = state.rotary_table[begin : begin + scale.tokens]
-        if features is None:
-            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
-        else:
-            x = self.word_embed(features.to(self.dtype)).float()
-            x = torch.cat((x, x)) if state.guided else x
-        for change in changes:
-            x = change(x, scale)
-        return x + self.level(scale, x.device)
+        return self.level(scale, state.condition.device)
 
     def block(
         self, state: InfinityState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None

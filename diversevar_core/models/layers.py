@@ -1,6 +1,6 @@
-"""``torch.nn``'s layers for modules whose weights come from a file, so that none is initialised.
+"""``torch.nn``'s layers without the initialisation that is slow, as weights come from a file.
 
-Only the embedding's initialisation costs: on the meta device it imports torch._dynamo, a second.
+Only the embedding's is slow: on the meta device it imports torch._dynamo, which takes a second.
 """
 
 from torch import nn
@@ -10,7 +10,7 @@ __all__ = ["Conv2d", "Embedding", "GroupNorm", "LayerNorm", "Linear"]
 
 
 class Embedding(nn.Embedding):
-    """Left as allocated."""
+    """An embedding that is not initialised."""
 
     def reset_parameters(self) -> None:
         pass

@@ -1,19 +1,20 @@
-"""Linear layers as oneDNN multiplies them fastest, for computing on a CPU.
+"""Linear layers with weights in oneDNN's memory layout, for a CPU.
 
-Weights are put into its memory order once, not in every product: twice as fast for a few tokens, a
-fifth for many. The operations are those to which ``torch.compile`` freezes a CPU's models.
+Weights are reordered once, not in every product: twice as fast for a few tokens, a fifth faster for
+many. The operations are those that ``torch.compile`` uses for frozen models on a CPU.
 """
 
 from __future__ import annotations
 
-import time
+import timeit
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import FeedForward
 
-TOKENS, WIDTH, TRIES = 128, 768, 5  # of the product by which types are compared; milliseconds
+TOKENS, WIDTH, TRIES = 128, 768, 5  # of the products that ``fastest_dtype`` measures
 
 
 class Packed(nn.Module):
@@ -21,7 +22,7 @@ class Packed(nn.Module):
 
     def __init__(self, linear: nn.Linear, gelu: bool = False):
         super().__init__()
-        # no parameters: a tensor in this order can be neither saved nor moved
+        # not parameters: a tensor in this layout can be neither saved nor moved
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.after = ("gelu", [], "tanh") if gelu else ("none", [], "")
@@ -40,7 +41,7 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 
 def pack(model: nn.Module) -> None:
-    """Pack a CPU model's linear layers in place, where that is possible.
+    """Replace a CPU model's linear layers by packed ones, where oneDNN has their type.
 
     The model can then only be run: its ``state_dict`` lacks the packed weights.
     """
@@ -55,9 +56,9 @@ def pack(model: nn.Module) -> None:
 
 @torch.no_grad()
 def fastest_dtype() -> torch.dtype:
-    """float32 or bfloat16, whichever this CPU multiplies faster, measured in milliseconds.
+    """float32 or bfloat16, whichever this CPU multiplies faster; measured, in some milliseconds.
 
-    With the newest instructions bfloat16 takes half the time, without them a hundred times it.
+    With the newest instructions bfloat16 takes half the time of float32, without them 100 times it.
     """
     if not multiplies(torch.bfloat16):
         return torch.float32
@@ -65,12 +66,5 @@ def fastest_dtype() -> torch.dtype:
     for dtype in (torch.float32, torch.bfloat16):
         layer = Packed(nn.Linear(WIDTH, WIDTH, dtype=dtype))
         x = torch.ones(TOKENS, WIDTH, dtype=dtype)
-        took[dtype] = min(seconds(layer, x) for _ in range(TRIES))
+        took[dtype] = min(timeit.repeat(partial(layer, x), number=1, repeat=TRIES))
     return min(took, key=took.get)
-
-
-def seconds(layer: nn.Module, x: Tensor) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    layer(x)
-    return time.perf_counter() - start

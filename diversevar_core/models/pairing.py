@@ -1,4 +1,4 @@
-"""A transformer and its tokenizer: do they fit, and what is an image to the two of them."""
+"""What depends on both the transformer and the tokenizer: whether they fit, and image sizes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def check_pair(model: Family, tokenizer: Tokenizer) -> None:
         quarter = " (or a quarter of them)" if wants.choices == 2 else ""
         raise ValueError(
             f"This transformer needs {model.name}'s tokenizer with {wants}{quarter}, but was given "
-            f"{tokenizer.name}'s with {has}; load the other."
+            f"{tokenizer.name}'s with {has}; load the tokenizer that it was trained with."
         )
 
 
 def patch_of(model: Family, tokenizer: Tokenizer) -> int:
-    """Along a side, how many of the tokenizer's positions make one token: 2 for Infinity-8B."""
+    """How many of the tokenizer's positions one token covers along a side: 1; Infinity-8B: 2."""
     return math.isqrt(model.token_kind.channels // tokenizer.token_kind.channels)
 
 
 def image_size(model: Family, tokenizer: Tokenizer, schedule: Schedule) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Height and width of the images in pixels."""
     h, w = schedule[-1].full
     stride = patch_of(model, tokenizer) * tokenizer.stride
     return h * stride, w * stride
 
 
 def schedule_of_size(model: Family, h: float, w: float) -> Schedule:
-    """The schedule whose last map is h x w tokens; ValueError where the model has none."""
+    """The model's schedule whose last map is h x w tokens; ValueError where there is none."""
     for aspect in model.aspects:
         for pixels in model.budgets:
             schedule = model.schedule(aspect, pixels)

@@ -1,4 +1,4 @@
-"""Resizing of maps to smaller ones, the same on every device."""
+"""Area resizing that works on every device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 
 def area(x: Tensor, h: int, w: int) -> Tensor:
-    """Mean over the area that each of h x w positions covers in (B, C, H, W) maps.
+    """``F.interpolate(mode="area")`` of (B, C, H, W) maps to h x w.
 
-    ``F.interpolate(mode="area")``, which Metal has only for sizes that divide: there the windows
-    of each axis, which overlap, become a matrix.
+    On MPS, which has it only for sizes that divide evenly, it is a product with two matrices.
     """
     if x.device.type != "mps" or (x.shape[-2] % h == 0 and x.shape[-1] % w == 0):
         return F.interpolate(x, size=(h, w), mode="area")
@@ -20,7 +19,7 @@ def area(x: Tensor, h: int, w: int) -> Tensor:
 
 
 def windows(size: int, out: int) -> Tensor:
-    """Adaptive average pooling of one axis as a matrix (out, size): window i is its row i."""
+    """Adaptive average pooling of one axis as a matrix (out, size)."""
     matrix = torch.zeros(out, size)
     for i in range(out):
         begin, end = i * size // out, -(-(i + 1) * size // out)

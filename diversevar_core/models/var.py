@@ -5,8 +5,8 @@ Visual Autoregressive Modeling, arXiv 2404.02905; ``models/var.py`` of Foundatio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ..sampling.schedule import Scale, Schedule, checked_sides, fixed, square
 from ..sampling.settings import Settings
 from .attention import Attention, sdpa
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
-from .family import Change, Family, TokenKind, depth_of, shape_of
+from .family import Family, State, TokenKind, depth_of, shape_of
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -47,30 +47,17 @@ class VARConfig:
 
 
 class Prepared(NamedTuple):
-    """What a block computes once, from the condition."""
+    """What a block computes once from the condition, for all maps."""
 
     terms: Terms
     fixed: Fixed
 
 
 @dataclass
-class VARState:
-    """One batch of images in flight: what the blocks remember from scale to scale."""
+class VARState(State):
+    """``State`` with the terms that all blocks share."""
 
-    guided: bool
-    caches: list[KVCache]
-    condition: Tensor | None = None  # (rows, C) float32
     shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
-    prepared: dict[int, Prepared] = field(default_factory=dict)  # by block
-
-    def fork(self) -> VARState:
-        caches = [cache.fork() for cache in self.caches]
-        return replace(self, caches=caches, prepared=dict(self.prepared))
-
-    def drop_unconditional(self) -> None:
-        self.guided = False
-        for cache in self.caches:
-            cache.halve()
 
 
 class Block(nn.Module):
@@ -89,7 +76,7 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), linear)
 
     def prepare(self, state: VARState) -> Prepared:
-        """What every map needs of the condition."""
+        """Compute ``Prepared`` from the state's condition."""
         if state.shared_terms is not None:
             terms = self.ada_gss.to(state.shared_terms) + state.shared_terms
         else:
@@ -146,10 +133,10 @@ class VAR(Family):
     def read_config(
         cls, state_dict: Mapping[str, Tensor], facts: Mapping[str, object]
     ) -> VARConfig:
-        """Sizes from the shapes of an official state dict, sides from ``facts["patch_nums"]``.
+        """Read the sizes off an official state dict's shapes, sides from ``facts["patch_nums"]``.
 
-        Without that entry the sides are those of the release with as many maps and tokens;
-        ValueError where there is none. KeyError where a tensor is missing.
+        Without that entry, the sides are those of the release with as many maps and tokens. Raises
+        ValueError where there is no such release, KeyError where a tensor is missing.
         """
         maps, width = shape_of(state_dict, "lvl_embed.weight", 2)
         _, tokens, _ = shape_of(state_dict, "pos_1LC", 3)
@@ -160,8 +147,8 @@ class VAR(Family):
             sides = checked_sides(sides, "patch_nums")
         if len(sides) != maps or sum(s * s for s in sides) != tokens:
             raise ValueError(
-                f"its {maps} token maps of {tokens} tokens together are no official release's; "
-                'put {"patch_nums": [...]} with the sides of its maps into a .json file beside it'
+                f"no official release has {maps} token maps of {tokens} tokens together; put "
+                '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
         heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
         if not heads or width % heads:
@@ -200,23 +187,10 @@ class VAR(Family):
             state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
 
-    def embed(
-        self,
-        state: VARState,
-        features: Tensor | None,
-        scale: Scale,
-        changes: Sequence[Change] = (),
-    ) -> Tensor:
-        if features is None:
-            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
-        else:
-            x = self.word_embed(features.to(self.dtype)).float()
-            x = torch.cat((x, x)) if state.guided else x
-        for change in changes:
-            x = change(x, scale)
-        position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens].to(x)
-        level = self.lvl_embed(torch.full((1,), scale.k, device=x.device)).to(x)
-        return x + (level + position)
+    def embeddings(self, state: VARState, scale: Scale) -> Tensor:
+        level = self.lvl_embed(torch.full((1,), scale.k, device=state.condition.device))
+        position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens]
+        return level.to(state.condition) + position.to(state.condition)
 
     def block(
         self, state: VARState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None

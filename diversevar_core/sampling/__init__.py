@@ -1,1 +1,1 @@
-"""The scale loop, and what it is told: settings, schedule, conditions, seeds."""
+"""The scale loop and its inputs: settings, schedule, conditions, seeds."""

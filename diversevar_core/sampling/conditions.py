@@ -1,8 +1,4 @@
-"""What a batch of images shows: class labels, or text, with an image to edit where there is one.
-
-Both know how many images they are, whether all show the same, their device, and the condition of
-each image alone.
-"""
+"""What a batch of images shows: class labels, or text and, for editing, a source image."""
 
 from __future__ import annotations
 
@@ -28,28 +24,28 @@ class Labels:
 
     @property
     def alike(self) -> bool:
-        """Whether all images show the same."""
+        """Whether all images have the same label."""
         return bool((self.labels == self.labels[0]).all())
 
     def split(self) -> list[Labels]:
-        """The condition of every image alone."""
+        """The conditions of the single images."""
         return [Labels(label) for label in self.labels.split(1)]
 
     def repeat(self, count: int) -> Labels:
-        """The condition of ``count`` images, each the first of these."""
+        """The first image's condition, for ``count`` images."""
         return Labels(self.labels[:1].expand(count))
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Text features: a tensor (length, Ct) an image, padding dropped.
+    """Text features: a tensor (length, Ct) for each image, without padding.
 
-    source: what an editing model starts from, a tokenizer's features before quantization
-    (1 or B, d, H, W): one image for all, or one each.
+    source: the images to edit, as the tokenizer's features before quantization (1 or B, d, H, W);
+    one for all, or one for each.
     """
 
     positive: Sequence[Tensor]
-    negative: Sequence[Tensor] | None = None  # to steer away from; None: the model's own rows
+    negative: Sequence[Tensor] | None = None  # None: the model's learned one
     source: Tensor | None = None
 
     def __len__(self) -> int:
@@ -61,13 +57,13 @@ class Text:
 
     @property
     def alike(self) -> bool:
-        """Whether all images show the same: text, negative text and source."""
+        """Whether all images have the same text, negative text and source."""
         texts = [self.positive, *([self.negative] if self.negative else [])]
         same = all(one is text[0] or torch.equal(one, text[0]) for text in texts for one in text)
         return same and (self.source is None or len(self.source) == 1)
 
     def split(self) -> list[Text]:
-        """The condition of every image alone."""
+        """The conditions of the single images."""
         negatives = self.negative or [None] * len(self)
         sources = [None] * len(self)
         if self.source is not None:
@@ -78,7 +74,7 @@ class Text:
         ]
 
     def repeat(self, count: int) -> Text:
-        """The condition of ``count`` images, each the first of these."""
+        """The first image's condition, for ``count`` images."""
         one = self.split()[0]
         return Text(one.positive * count, one.negative and one.negative * count, one.source)
 

@@ -1,4 +1,4 @@
-"""One batch, from its first seed to its last map: seeds, sampling and travel, for every caller."""
+"""One batch: choose seeds, sample, travel; the same for the nodes and the command line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Chain:
-    """What a job does besides its settings.
+    """What is done in addition to plain sampling.
 
-    methods: what acts on its maps, one of a kind. starts: how its seeds are chosen; None takes
-    one after the other. travel: the side up to which maps of the finished images are kept while
-    the others are drawn again (``sample_and_travel``); None and 0 draw once.
+    methods: at most one of each kind. starts: how seeds are chosen; None: consecutive seeds.
+    travel: the side up to which maps of the finished images are kept while the others are drawn
+    again (``sample_and_travel``); None and 0: no second pass.
     """
 
     methods: tuple[Method, ...] = ()
@@ -36,17 +36,17 @@ class Chain:
             )
 
     def add(self, method: Method) -> Chain:
-        """The chain and one method more."""
+        """The chain with one more method."""
         return replace(self, methods=(*self.methods, method))
 
     def with_starts(self, starts: Starts) -> Chain:
-        """The chain, its seeds chosen; ValueError where they are already."""
+        """The chain with chosen seeds; ValueError where it already has ``starts``."""
         if self.starts is not None:
             raise once("Diverse Seeds")
         return replace(self, starts=starts)
 
     def with_travel(self, side: int) -> Chain:
-        """The chain, drawn again from a side on; ValueError where it is already."""
+        """The chain with scale travel; ValueError where it already has it."""
         if self.travel is not None:
             raise once("Scale Travel")
         return replace(self, travel=side)
@@ -58,8 +58,8 @@ PLAIN = Chain()
 class Draw(NamedTuple):
     """A batch that is ready to be drawn."""
 
-    seeds: list[int]  # of every image, 0 to 2**64 - 1
-    maps: Schedule  # that ``steps`` yields one after the other; twice where it travels
+    seeds: list[int]  # of each image, 0 to 2**64 - 1
+    maps: Schedule  # of the steps that ``steps`` yields, with travel of both passes
     steps: Iterator[Step]
 
 
@@ -77,29 +77,29 @@ def draw(
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Draw:
-    """Choose the seeds, from ``seed`` on; the images are drawn as the steps are taken.
+    """Choose the seeds, from ``seed`` on, now; the images are drawn while ``steps`` is iterated.
 
-    ready: has the models where they compute; called before every group of candidates and before
-    the images, as comparing candidates may put other models in their place. progress: called with
-    the number of candidates drawn so far. Others as for ``sample``. Raises ValueError where there
-    are seeds to choose and the images do not show the same.
+    ready: loads the models to the device; called before every group of candidates and before the
+    images, as comparing candidates may load other models. progress: called with the number of
+    candidates drawn so far. The other arguments are those of ``sample``. Raises ValueError where
+    seeds are to be chosen and the images have different conditions.
     """
     count = len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
         if shared:
             raise ValueError(
-                "Diverse starts are seeds of their own, and with a shared stream only the first "
-                "counts; set starts to 1, or draw each image from its own seed."
+                "Diverse starts choose a seed for each image, and a shared stream uses only the "
+                "first; set starts to 1, or draw each image from its own seed."
             )
         if not (condition.alike and all(method.alike for method in chain.methods)):
             raise ValueError(
-                "Diverse starts compare images of the same, and here each has a prompt, class, "
-                "image or mask of its own; set starts to 1, or give one for the whole batch."
+                "Diverse starts compare images of the same prompt, class, image and mask, and here "
+                "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
         how = (model, tokenizer, condition, schedule, settings)
         seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
-    seeds = [seed % 2**64 for seed in seeds]  # as they are drawn with
+    seeds = [seed % 2**64 for seed in seeds]
     ready()
     steps = sample_and_travel(
         model,

@@ -1,4 +1,4 @@
-"""What makes seeds differ, in one choice: presets, and the calibration beside a model."""
+"""Presets of diversity settings, and the calibration that is saved next to a model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Preset:
-    """Strengths; these defaults are the model as published.
+    """Diversity settings; the defaults are the model as published.
 
     guidance_start: of ``Settings``. starts: candidates of ``Starts``. ssr, sar: of ``DiverseVAR``.
-    repulsion: of ``Repulsion``.
+    repulsion: strength of ``Repulsion``.
     """
 
     guidance_start: int = 0
@@ -30,19 +30,16 @@ class Preset:
     repulsion: float = 0.0
 
     def settings(self, settings: Settings) -> Settings:
-        """The model's settings, guided late where the preset says so."""
+        """The model's settings with the preset's ``guidance_start``."""
         return replace(settings, guidance_start=self.guidance_start)
 
     def chain(self, given: Chain = PLAIN) -> Chain:
-        """What it stands for, where the chain that is given has nothing of the kind."""
+        """``given`` with those of the preset's methods and starts that it has not itself."""
         own = DiverseVAR(ssr=self.ssr, sar=self.sar), Repulsion(self.repulsion)
         kinds = {type(method) for method in given.methods}
         added = [one for one in own if one not in OFF and type(one) not in kinds]
-        return replace(
-            given,
-            methods=(*added, *given.methods),
-            starts=given.starts or Starts(self.starts),
-        )
+        starts = given.starts or Starts(self.starts)
+        return replace(given, methods=(*added, *given.methods), starts=starts)
 
     def __str__(self) -> str:
         given = {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
@@ -50,13 +47,10 @@ class Preset:
 
 
 OFF = DiverseVAR(), Repulsion(0.0)
-DEFAULTS = asdict(Preset())  # the least that there is, too
-MOST = Preset(
-    guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0
-)  # as the nodes offer
+DEFAULTS = asdict(Preset())  # also the smallest valid values
+MOST = Preset(guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)  # the nodes' max
 
-
-# measured on the emoji model (docs/emoji-model-card.md); other models: ``calibrate``
+# measured on the emoji model (docs/emoji-model-card.md); for other models, see ``calibrate``
 PRESETS = {
     "balanced": Preset(guidance_start=4),
     "most different": Preset(guidance_start=4, starts=256),
@@ -67,7 +61,7 @@ CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 
 def preset_of(saved: object) -> Preset:
-    """A preset that was saved as JSON; ValueError where it is none, or out of the nodes' ranges."""
+    """Read a preset that was saved as JSON; ValueError where it is not valid."""
     if not isinstance(saved, dict):
         raise ValueError(f"a preset is an object, not {quote(saved)}")
     for name, value in saved.items():
@@ -85,17 +79,17 @@ def preset_of(saved: object) -> Preset:
 
 
 def preset_named(name: str, model: Path) -> Preset:
-    """One of ``PRESETS``, or what calibration chose for the model; ValueError without one."""
+    """One of ``PRESETS``, or the model's calibrated preset; ValueError where it has none."""
     return calibrated_preset(model) if name == CALIBRATION else PRESETS[name]
 
 
 def calibration_path(model: Path) -> Path:
-    """Where a model's calibration lies: ``<name>.diversity.json`` beside its file or folder."""
+    """The path of a model's calibration: ``<name>.diversity.json`` next to its file or folder."""
     return model.with_name(f"{model.name}.diversity.json")
 
 
 def calibrated_preset(model: Path) -> Preset:
-    """What calibration chose for the model; ValueError where there is none."""
+    """The preset that calibration chose for the model; ValueError where there is none."""
     path = calibration_path(model)
     try:
         chosen = read_object(path)["chosen"] if os.path.lexists(path) else None

@@ -1,13 +1,12 @@
-"""What a map hands to the next, and what may be changed while an image is sampled.
+"""The state of a batch between maps, and the interface of methods that change how it is sampled.
 
-``Run`` is a batch in flight, ``Step`` what one map left behind, ``Context`` what is about to be
-sampled, and ``Method`` the interface of all methods. ``begin`` is given the context and returns the
-method that acts on it, which sees the text, each map's input, each block, the output, the logits,
-the draw and the drawn tokens, may run whole maps from a saved state, and overrides what it needs.
-It keeps no state that outlives an image.
+``Run`` is a batch between two maps, ``Step`` the result of one map, ``Context`` a batch before its
+first map, and ``Method`` the base class of all methods. ``Method.begin`` takes the context and
+returns the method for this batch; the other hooks are called during sampling, and a method
+overrides those that it needs. A method keeps no state from one batch to the next.
 
-Methods act in the order of their ``order``, however they are given: FastVAR (-1), ScaleKV (0), text
-noise (1), SSR and SAR (2), kept tokens (3), adaptive scaling (4), repulsion (5), path search (6).
+Methods are sorted by ``order``: FastVAR (-1), ScaleKV (0), text noise (1), SSR and SAR (2), kept
+tokens (3), adaptive scaling (4), repulsion (5), path search (6).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .settings import Guidance
 
 
 class Step(NamedTuple):
-    """What one map left behind."""
+    """The result of one map."""
 
     scale: Scale
     logits: Tensor  # (B, n, channels) after guidance and temperature
@@ -35,60 +34,64 @@ class Step(NamedTuple):
 
 @dataclass
 class Run:
-    """One batch of images in flight: all that a map hands to the next."""
+    """A batch between two maps."""
 
-    state: State  # the model's: keys and values of the maps so far
-    condition: Condition | None = None  # that the state was given
+    state: State  # of the model, with the keys and values of the maps so far
+    condition: Condition | None = None  # the one that is set in the state
     f_hat: Tensor | None = None  # (B, D, H, W)
     features: Tensor | None = None  # (B, n, D), the next map's input
 
     def fork(self) -> Run:
-        """A copy that goes on without changing this one; ``KVCache.fork`` says how."""
+        """A copy that goes on without changing this one; see ``KVCache.fork``."""
         return replace(self, state=self.state.fork())
 
     def drop_unconditional(self) -> None:
-        """Go on without guidance."""
+        """Stop guidance for the maps that follow."""
         self.state.drop_unconditional()
         self.condition = None
 
 
+Advance = Callable[[Run, Scale, Guidance], tuple[Run, Step]]
+"""A function that draws one map from a ``Run``, and uses it up: returns the next ``Run``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The images that are about to be sampled together."""
+    """A batch before its first map, or one image of it with ``exact_batch``."""
 
     schedule: Schedule
-    places: Sequence[int]  # of these images in the whole batch
+    places: Sequence[int]  # indices of these images in the whole batch
     seeds: Sequence[int]  # of these images
     condition: Condition
-    plan: Sequence[Guidance]  # of every map that is drawn: the schedule's first ones, mostly all
-    choices: int  # a token, or a bit: 2
+    plan: Sequence[Guidance]  # of each map that is drawn: the schedule's first ones, mostly all
+    choices: int  # of a token; of a bit, 2
     depth: int  # blocks of the model
 
 
 class Method:
-    """Changes nothing; every hook returns what it was given."""
+    """The base class: it changes nothing, as every hook returns its argument."""
 
     together = False  # whether the images of a batch must be computed together
-    order = 0  # of several methods, lower ones act first
+    order = 0  # methods with lower numbers act first
     alike = True  # whether it does the same to every image of a batch
     cached = 1.0  # share of the keys and values that is kept from map to map
-    name = ""  # its node's; a chain has one of a name
-    pushes = ""  # strengths that multiply what they meet, in words: too large, numbers overflow
+    name = ""  # of its node; a chain has at most one method of each name
+    pushes = ""  # its settings, in words, that can make numbers overflow when they are too high
 
     def drawn(self, schedule: Schedule) -> int:
-        """How many of a schedule's maps are drawn, from the first on."""
+        """How many of a schedule's maps are drawn, counted from the first."""
         return len(schedule)
 
     def begin(self, context: Context) -> Method:
-        """What acts on these images. Raises ValueError where the method does not fit them."""
+        """The method for this batch. Raises ValueError where the method does not fit it."""
         return self
 
     def text(self, condition: Condition, scale: Scale) -> Condition:
-        """The condition of one map; the same object keeps what was computed from it."""
+        """The condition of one map. Return the same object where it is unchanged, to save time."""
         return condition
 
     def features(self, x: Tensor, scale: Scale) -> Tensor:
-        """What the map is about (rows, n, C), float32, before it is told its scale and places."""
+        """The input (rows, n, C), float32, before the scale and position embeddings are added."""
         return x
 
     def input(self, x: Tensor, scale: Scale) -> Tensor:
@@ -98,7 +101,7 @@ class Method:
     def block(self, run: Callable[..., Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
         """Block i on one map: call ``run`` on (rows, n, C) and return its output.
 
-        The first method may call it on some of the tokens, and their places (rows, m) in the map.
+        The method that acts first may call it on some tokens only, with their indices (rows, m).
         """
         return run(x)
 
@@ -107,16 +110,16 @@ class Method:
         return x
 
     def logits(self, logits: Tensor, scale: Scale) -> Tensor:
-        """Guided, tempered logits (B, n, channels)."""
+        """Logits (B, n, channels) after guidance and temperature."""
         return logits
 
     def draw(
         self, choose: Callable[..., Tensor], scale: Scale, logits: Tensor, first: int = 0
     ) -> Tensor:
-        """Tokens (B, n, m) of logits (B, n, m, choices): m bits, or one row of the codebook.
+        """Draw tokens (B, n, m) from logits (B, n, m, choices): m bits, or one codebook index.
 
-        ``choose`` draws them with the same random numbers whenever it is called, also of some
-        images alone: ``first`` is the first's place among all.
+        ``choose`` draws, with the same random numbers at every call. It can be called with some
+        images only: ``first`` is the index of the first of them.
         """
         return choose(logits, first)
 
@@ -124,19 +127,13 @@ class Method:
         """The drawn tokens (B, n) or bits (B, n, bits)."""
         return tokens
 
-    def step(
-        self,
-        advance: Callable[[Run, Scale, Guidance], tuple[Run, Step]],
-        run: Run,
-        scale: Scale,
-        at: Guidance,
-    ) -> tuple[Run, Step]:
-        """One whole map: ``advance`` draws it from ``run``, or several times from forks of it."""
+    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
+        """One whole map: call ``advance`` on ``run``, or several times on forks of it."""
         return advance(run, scale, at)
 
 
 def check_methods(methods: Sequence[Method]) -> None:
-    """Raise ValueError where two are of one kind: which one counts would hang on their order."""
+    """Raise ValueError where two methods have the same name."""
     names = [method.name for method in methods if method.name]
     for name in names:
         if names.count(name) > 1:
@@ -144,8 +141,8 @@ def check_methods(methods: Sequence[Method]) -> None:
 
 
 def once(name: str) -> ValueError:
-    """What to raise where a chain has two of a kind."""
-    return ValueError(f"{name} is connected twice, and acts once only; remove one of them.")
+    """The error to raise where a chain has two methods of one kind."""
+    return ValueError(f"{name} is connected twice, and can act only once; remove one of them.")
 
 
 def drawn_maps(schedule: Schedule, methods: Sequence[Method]) -> Schedule:

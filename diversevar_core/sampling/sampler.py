@@ -1,7 +1,8 @@
 """The scale loop: how every model family makes an image, coarse map to fine.
 
-One transformer pass a map, over all its tokens at once; what was drawn is added to ``f_hat``,
-from which the next map's input is cut (VAR, arXiv 2404.02905; Infinity, arXiv 2412.04431).
+One transformer pass per map predicts all its tokens at once. The drawn tokens are added to
+``f_hat``, which is resized to the next map's input (VAR, arXiv 2404.02905; Infinity, arXiv
+2412.04431).
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ def sample(
     exact_batch: bool = False,
     maps: int | None = None,
 ) -> Iterator[Step]:
-    """Sample a batch of images, yielding after every map; the last step's f_hat is decoded.
+    """Sample a batch of images; yields a step after every map. Decode the last step's f_hat.
 
-    seeds: image i draws with seeds[i] what it draws alone; with ``shared`` the batch draws from
-    one stream, seeded with the first, as the original implementations. methods: in any order, they
-    keep to their own. exact_batch: matrix products round differently with the number of rows, which
-    rarely turns a token; with this every image is computed alone (unless a method acts on the
-    batch together), the same bit for bit in any company. maps: draw only the first so many. Raises
-    ValueError where models, settings, methods and schedule do not fit, and where logits are not
-    finite.
+    seeds: image i is drawn with seeds[i], whatever the other images are. shared: draw the batch
+    from one stream with the first seed, as the original implementations do. methods: in any order;
+    they are sorted. exact_batch: compute each image alone, unless a method needs the batch
+    (``together``): matrix products round differently with the number of rows, which can change a
+    token, and with this each image is bit for bit the same in every batch. maps: how many maps to
+    draw, None for all. Raises ValueError where models, settings, methods and schedule do not fit
+    each other, and where logits are not finite.
     """
     check_pair(model, tokenizer)
     check_methods(methods)
@@ -78,7 +79,7 @@ def scale_loop(
     stream: Stream,
     methods: Sequence[Method],
 ) -> Iterator[Step]:
-    """``sample`` for images that are computed together and draw from ``stream``."""
+    """``sample`` for images that are computed together, with random numbers from ``stream``."""
     drawn = context.schedule[: len(context.plan)]
     acting = [method.begin(context) for method in methods]
     advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
@@ -86,20 +87,20 @@ def scale_loop(
         advance = partial(method.step, advance)
     guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
     run = Run(model.start(context.schedule, len(drawn), guided=bool(guided)))
-    means = []  # not finite where a logit is not; read once, as a card would be waited for
+    means = []  # of the logits, not finite where one logit is not; read once, as it syncs a GPU
     for scale, at in zip(drawn, context.plan, strict=True):
         if guided and scale.k == guided[-1] + 1:
             run.drop_unconditional()
         try:
-            run, left = advance(run, scale, at)
-        except torch.linalg.LinAlgError as error:  # of what is not finite
+            run, result = advance(run, scale, at)
+        except torch.linalg.LinAlgError as error:  # raised for numbers that are not finite
             raise not_finite(model, context.condition, methods, scale) from error
-        means.append(left.logits.mean())
+        means.append(result.logits.mean())
         if scale is drawn[-1]:
             for drawn_before, mean in zip(drawn, torch.stack(means).tolist(), strict=True):
                 if not math.isfinite(mean):
                     raise not_finite(model, context.condition, methods, drawn_before)
-        yield left
+        yield result
 
 
 def step(
@@ -113,7 +114,7 @@ def step(
     scale: Scale,
     at: Guidance,
 ) -> tuple[Run, Step]:
-    """Draw one map; ``run`` is used up, the one that is returned goes on."""
+    """Draw one map; ``run`` must not be used afterwards, only the one that is returned."""
     state, (g, tau) = run.state, at
     for method in methods:
         condition = method.text(condition, scale)
@@ -145,7 +146,7 @@ def step(
     noise = stream.exponential(tuple(choices.shape), choices.device)
 
     def choose(choices: Tensor, first: int = 0) -> Tensor:
-        numbers = noise[first : first + len(choices)]  # split: a codebook's logits are large
+        numbers = noise[first : first + len(choices)]  # image by image, as logits can be large
         pairs = zip(choices.split(1), numbers.split(1), strict=True)
         return torch.cat([pick(kept(one), numbers) for one, numbers in pairs])
 
@@ -160,6 +161,6 @@ def step(
 
 
 def guide(rows: Tensor, g: float) -> Tensor:
-    """Mix (2B, ...) rows, conditional ones first, to (B, ...); they are used up."""
+    """Mix (2B, ...) rows, conditional ones first, to (B, ...); overwrites them."""
     conditional, unconditional = rows.chunk(2)
     return conditional.mul_(g) + unconditional.mul_(1 - g)

@@ -1,4 +1,4 @@
-"""Which token maps an image is made of: scales, sides, aspect ratios, pixel budgets.
+"""The token maps of an image: scales, sides, aspect ratios, pixel budgets.
 
 A schedule is a tuple of scales, coarse to fine. VAR's maps are squares of given sides
 (arXiv 2404.02905); Infinity's follow the image's aspect ratio (arXiv 2412.04431, and
@@ -15,25 +15,25 @@ from ..quote import quote
 
 
 class Scale(NamedTuple):
-    """One token map of a schedule: which it is, its size, and what the maps around it are."""
+    """One token map of a schedule."""
 
-    k: int  # place in the schedule, from 0
-    h: int  # tokens high
-    w: int  # tokens wide
-    side: int  # of the square schedule's map in the same place: "side 4" at every aspect ratio
-    begin: int  # tokens of the maps before it
+    k: int  # index in the schedule, from 0
+    h: int  # height in tokens
+    w: int  # width in tokens
+    side: int  # of the square schedule's map with the same k: its name at every aspect ratio
+    begin: int  # number of tokens of all maps before it
     next: tuple[int, int] | None  # (h, w) of the map after it, None at the last
     full: tuple[int, int]  # (h, w) of the last map
     progress: float  # 0 at the first map, 1 at the last
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in the map."""
+        """Number of tokens of the map."""
         return self.h * self.w
 
     @property
     def last(self) -> bool:
-        """Whether no map comes after it."""
+        """Whether it is the last map."""
         return self.next is None
 
 
@@ -41,7 +41,7 @@ Schedule = tuple[Scale, ...]
 
 PIXELS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # pixel budget -> number of maps
 
-MOST_TOKENS = 2**16  # of all maps of an image, 6 times the 1M schedule's
+MOST_TOKENS = 2**16  # of all maps of an image together; the 1M schedule has a sixth of it
 
 SQUARE_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 
@@ -87,7 +87,7 @@ MAPS = PORTRAIT_MAPS | {
 
 
 def schedule_of(maps: Sequence[tuple[int, int]], sides: Sequence[int]) -> Schedule:
-    """The schedule of token maps (h, w), coarse to fine; sides: the names of their scales."""
+    """The schedule of token maps (h, w), coarse to fine; sides: see ``Scale.side``."""
     begins = (0, *accumulate(h * w for h, w in maps))
     after = (*maps[1:], None)
     return tuple(
@@ -102,10 +102,10 @@ def square(sides: Sequence[int]) -> Schedule:
 
 
 def checked_sides(sides: object, name: str) -> tuple[int, ...]:
-    """The sides of a model's own square maps; ValueError, which begins with ``name``, for others.
+    """Check the sides of a model's own square maps. Raises ValueError, which names ``name``.
 
-    A first map of one token, none smaller than the one before it, and no more tokens in all than
-    ``MOST_TOKENS``, so that a number mistyped does not ask for all memory.
+    The first must be 1, none may be smaller than the one before it, and all maps together may have
+    at most ``MOST_TOKENS`` tokens (a typing error could otherwise fill the memory).
     """
     good = (
         isinstance(sides, Sequence)
@@ -115,7 +115,7 @@ def checked_sides(sides: object, name: str) -> tuple[int, ...]:
     )
     if not good:
         raise ValueError(
-            f"{name} must be whole numbers that start with 1 and do not fall, such as "
+            f"{name} must be whole numbers that start with 1 and do not decrease, such as "
             f"[1, 2, 3, 4], not {quote(sides)}"
         )
     if sum(side * side for side in sides) > MOST_TOKENS:
@@ -133,7 +133,7 @@ def nearest_aspect(aspect: float) -> float:
 def infinity_schedule(aspect: float = 1.0, pixels: str = "1M") -> Schedule:
     """Infinity's schedule for the official ratio nearest to ``aspect`` (height / width).
 
-    pixels: the budget, one of ``PIXELS``; it cuts the 1M schedule short.
+    pixels: the budget, one of ``PIXELS``, which sets how many maps of the 1M schedule are used.
     """
     if pixels not in PIXELS:
         raise ValueError(f"Unknown pixel budget {pixels!r}; choose one of {', '.join(PIXELS)}.")
@@ -143,7 +143,7 @@ def infinity_schedule(aspect: float = 1.0, pixels: str = "1M") -> Schedule:
 
 
 def fixed(sides: Sequence[int], aspect: float, pixels: str | None) -> Schedule:
-    """The schedule of a model with these square maps only; ValueError where another is wanted."""
+    """The schedule of a model that has only these square maps; ValueError for other requests."""
     if aspect != 1.0 or pixels is not None:
         raise ValueError(
             f"This model makes square images of one size (sides {', '.join(map(str, sides))}); "

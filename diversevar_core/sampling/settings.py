@@ -1,4 +1,4 @@
-"""How to sample: guidance, temperature and truncation, and what they are at every token map."""
+"""Sampling settings (guidance, temperature, truncation), and their values at every token map."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .schedule import Schedule
 class Settings:
     """Sampling settings; a family's ``defaults()`` are its official ones.
 
-    Lists have a value a scale; a shorter one repeats its last value.
+    Tuples have one value per scale; a shorter one repeats its last value.
     """
 
     cfg: tuple[float, ...]  # guidance
-    cfg_schedule: str  # "flat" takes cfg as it is, 1 is none; "ramp": from none to 1 + cfg (VAR)
+    cfg_schedule: str  # "flat": cfg as it is, 1 is none; "ramp": grows from 1 to 1 + cfg (VAR)
     tau: tuple[float, ...]  # temperature
-    top_k: int  # draw from the k likeliest choices, 0 is all
-    top_p: float  # draw from the likeliest choices that reach this probability, 0 is all
+    top_k: int  # draw from the k likeliest choices; 0: from all
+    top_p: float  # draw from the likeliest choices that reach this probability; 0: from all
     cfg_layer: int = 0  # 0 guides the logits, -m the output of the m-th block from the end
     more_smooth: bool = False  # blend codebook rows instead of choosing one (codebook models only)
     guidance_start: int = 0  # side of the first guided map; see ``guidance``
-    guidance_end: int = 0  # side of the last guided map, 0 is the last
+    guidance_end: int = 0  # side of the last guided map; 0: the last map
 
     def check(self, depth: int, choices: int) -> None:
-        """Raise ValueError where they do not fit a model of so many blocks and choices a token."""
+        """Raise ValueError where they are not valid for a model; depth: its number of blocks."""
         if not -depth < self.cfg_layer <= 0:
             raise ValueError(
                 f"cfg_layer must be 0 (the logits) or -1 to {1 - depth} (a block, counted from "
@@ -42,13 +42,12 @@ class Settings:
             )
         if self.more_smooth and choices == 2:
             raise ValueError(
-                "more_smooth blends codebook rows, which a model of bits does not have; "
-                "turn it off."
+                "more_smooth blends codebook rows, and this model's tokens are bits; turn it off."
             )
 
 
 class Guidance(NamedTuple):
-    """One map's: guided = g * conditional + (1 - g) * unconditional, logits divided by tau."""
+    """Of one map: guided = g * conditional + (1 - g) * unconditional, logits divided by tau."""
 
     g: float
     tau: float
@@ -57,13 +56,11 @@ class Guidance(NamedTuple):
 def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     """Guidance and temperature of every map.
 
-    The maps before ``guidance_start`` are drawn as the model learned them, unguided at temperature
-    1. Guidance and a low temperature make the first maps, which decide the idea, nearly the same
-    for every seed; the later ones follow the prompt well without their help. The sampler's form of
-    guidance in a limited interval (Kynkaanniemi et al., arXiv 2404.07724).
-
-    The maps after ``guidance_end`` are unguided too, at their own temperature: they are most of the
-    tokens and take half the time then, as nobody needs the unconditional rows any more.
+    Guidance is limited to an interval (Kynkaanniemi et al., arXiv 2404.07724). The maps before
+    ``guidance_start`` are drawn without guidance, at temperature 1: guidance and a low temperature
+    make these maps, which decide what an image shows, nearly the same for every seed. The maps
+    after ``guidance_end`` are drawn without guidance, at their own temperature: they have most of
+    the tokens and take half the time without the unconditional rows.
     """
     if settings.cfg_schedule not in ("flat", "ramp"):
         raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
@@ -82,7 +79,7 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
 
 
 def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
-    """One value a scale: a list shorter than the schedule repeats its last value."""
+    """One value per scale; values shorter than the schedule repeat their last one."""
     if not 1 <= len(values) <= len(schedule):
         raise ValueError(
             f"{name} has {len(values)} values, but this image has {len(schedule)} scales; "

@@ -22,10 +22,10 @@ FIRST = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def root_of(keys: Iterable[str]) -> str | None:
-    """What stands before ``block.0`` of a T5 encoder in these keys, None where there is none.
+    """The prefix of a T5 encoder's ``block.0`` in these keys, None where there is no T5 encoder.
 
-    ``encoder.`` in Hugging Face's files, nothing or ``text_encoder.`` in others'. A decoder is not
-    meant, nor UMT5, whose every block has biases of its own.
+    It is ``encoder.`` in Hugging Face's files; empty, or ``text_encoder.``, in others. T5 decoders
+    do not count, nor UMT5, in which every block has position biases.
     """
     keys = set(keys)
     roots = {key.removesuffix(FIRST) for key in keys if key.endswith(FIRST)}
@@ -37,12 +37,12 @@ def root_of(keys: Iterable[str]) -> str | None:
 
 
 def outer_of(root: str) -> str:
-    """What stands before the whole model's keys: the root without Hugging Face's ``encoder.``."""
+    """The prefix of the whole model's keys: the root without Hugging Face's ``encoder.``."""
     return root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
 
 
 def embedding_of(keys: Iterable[str], root: str) -> str | None:
-    """The name of the token embedding that goes with an encoder."""
+    """The name of the token embedding of the encoder with this root, None where it is missing."""
     places = (outer_of(root), root)
     names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in places]
     return next((name for name in names if name in keys), None)
@@ -54,9 +54,9 @@ def is_t5(keys: Iterable[str]) -> bool:
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A T5 encoder's tensors by Hugging Face's names, all others left out.
+    """A T5 encoder's tensors under Hugging Face's names; all others are dropped.
 
-    Scales of quantized weights keep their place beside them.
+    Scales of quantized weights are renamed with their weights.
     """
     root = root_of(tensors)
     embedding = embedding_of(tensors, root)
@@ -75,17 +75,10 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_characters(name: str, text: str) -> None:
-    """Raise ValueError where a text has a surrogate, half a character: nothing can write it."""
+    """Raise ValueError where a text has a lone surrogate, which cannot be encoded as UTF-8."""
     half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
     if half:
         raise ValueError(f"{name} has half a character, {quote(half)}; type it again.")
-
-
-def check_prompt(prompt: str) -> None:
-    """Raise ValueError where there is nothing to read, or what is no text."""
-    check_characters("The prompt", prompt)
-    if not prompt.strip():
-        raise ValueError("The prompt is empty; write what the image should show.")
 
 
 def check_length(tokens: int) -> None:
@@ -99,37 +92,37 @@ def check_length(tokens: int) -> None:
 
 @dataclass(frozen=True)
 class T5File:
-    """A T5 encoder as read."""
+    """The contents of a T5 encoder's file or folder."""
 
     config: T5Config
     tensors: dict[str, Tensor]
-    vocabulary: Path  # of its tokenizer.json, unless the facts hold that
-    facts: dict[str, object]  # of the file's header and sidecar
+    vocabulary: Path  # its tokenizer.json, used where ``facts`` has none
+    facts: dict[str, object]  # from the file's header and sidecar
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which neither pads nor cuts.
+        """The tokenizer, without padding and truncation.
 
-        Raises CheckpointError, also where it has more words than the encoder.
+        Raises CheckpointError where it is not valid, or has more words than the embedding.
         """
         text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
         try:
             tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the library has no type of its own for it
+        except Exception as error:  # what the library raises has no narrower type
             raise CheckpointError(
                 f"The tokenizer.json for {quote(self.vocabulary)} is not valid; get it again."
             ) from error
         if tokenizer.get_vocab_size() > self.config.vocab_size:
             raise CheckpointError(
                 f"The tokenizer.json for {quote(self.vocabulary)} has {tokenizer.get_vocab_size()} "
-                f"words and the text encoder's embedding {self.config.vocab_size}; put its own "
-                "tokenizer.json beside it."
+                f"words and the text encoder's embedding {self.config.vocab_size}; put the text "
+                "encoder's own tokenizer.json next to it."
             )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
     def prompts(self) -> list[str] | None:
-        """All prompts that its model was trained on, where the file says so."""
+        """All prompts that the model was trained on, None where the file does not list them."""
         prompts = self.facts.get("prompts")
         listed = isinstance(prompts, list) and all(isinstance(one, str) for one in prompts)
         return prompts if listed else None
@@ -142,7 +135,7 @@ def read_tokenizer(path: Path) -> str:
 
 
 def tokenizer_path(path: Path) -> Path:
-    """Where the tokenizer.json of a text encoder's file or folder is looked for."""
+    """Where a text encoder's file or folder has its tokenizer.json."""
     return (path if path.is_dir() else path.parent) / "tokenizer.json"
 
 
@@ -150,7 +143,7 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
     """Read a T5 encoder from a Hugging Face folder or a single file.
 
     Its tokenizer.json is the one in the file's header (as ``convert`` writes it), else the one
-    beside the file, else ``vocabulary``. Raises CheckpointError.
+    next to the file, else ``vocabulary``. Raises CheckpointError.
     """
     path = Path(path)
     file = read(path, is_t5)
@@ -159,12 +152,12 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
             f"{quote(path)} is {describe(file.tensors)}, not a T5 text encoder; "
             "choose flan-t5-xl's."
         )
-    beside = tokenizer_path(path)
-    if beside.is_file():
-        vocabulary = beside
+    expected = tokenizer_path(path)
+    if expected.is_file():
+        vocabulary = expected
     if vocabulary is None and "tokenizer.json" not in file.facts:
         raise CheckpointError(
-            f"There is no {quote(beside)}; put the text encoder's tokenizer.json there."
+            f"There is no {quote(expected)}; put the text encoder's tokenizer.json there."
         )
     tensors = rename(file.tensors)
     with naming(path):
@@ -174,7 +167,7 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
 class TextEncoder:
     """A T5 encoder and its tokenizer; call it with prompts.
 
-    prompts: all that its model was trained on, where it is a small one that says so.
+    prompts: all that the model was trained on, where its file lists them.
     """
 
     def __init__(
@@ -187,20 +180,22 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Features (length, Ct) float32 a prompt, end token included.
+        """Features (length, Ct) float32 of each prompt, end token included.
 
         Raises ValueError where a prompt is empty or longer than ``MAX_TOKENS``.
         """
         features = []
         for prompt in prompts:
-            check_prompt(prompt)
+            check_characters("The prompt", prompt)
+            if not prompt.strip():
+                raise ValueError("The prompt is empty; write what the image should show.")
             ids = self.tokenizer.encode(prompt).ids
             check_length(len(ids))
             features.append(self.encoder(torch.tensor([ids]))[0])
         return features
 
     def unseen(self, prompt: str) -> str | None:
-        """One sentence on what of a prompt the model does not know; None where it knows it."""
+        """One sentence that names what of a prompt the model does not know, or None."""
         return unseen(prompt, self.prompts) if self.prompts else None
 
 
@@ -223,9 +218,9 @@ def build_t5(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> T5Encoder:
-    """The encoder of a file, which errors name as ``path``. Raises CheckpointError.
+    """Build the encoder that a file holds. Raises CheckpointError, which names ``path``.
 
-    Weights that are quantized with scales are refused: without their scales they mean nothing.
+    Weights that are quantized with scales are refused, as they are wrong without the scales.
     """
     dtype = dtype or compute_dtype(file.tensors, device)
 

@@ -1,4 +1,4 @@
-"""What a small model, which lists the prompts that it knows, does not know of a prompt."""
+"""Which words of a prompt a small model does not know, which lists the prompts that it knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 ARTICLES = ("a", "an", "the")
-NEAR = 3  # prompts that are named
+NEAR = 3  # similar prompts that the sentence names
 
 
 def words_of(text: str) -> list[str]:
@@ -16,10 +16,10 @@ def words_of(text: str) -> list[str]:
 
 
 def unseen(prompt: str, prompts: Sequence[str]) -> str | None:
-    """One sentence on what of the prompt a model does not know that knows these prompts.
+    """One sentence on what a model that knows ``prompts`` does not know of a prompt.
 
-    It names the new words, or says that they are new together, and three near prompts. None where
-    the model knows the prompt.
+    It names the new words, or says that the combination is new, and lists three similar prompts.
+    None where the model knows the prompt.
     """
     words, trained = words_of(prompt), {one: words_of(one) for one in prompts}
     if words in trained.values():

@@ -20,7 +20,7 @@ from ..models import layers
 from ..models.family import depth_of, shape_of
 
 EPS = 1e-6
-MAX_DISTANCE = 128  # tokens; all that are farther share a bucket
+MAX_DISTANCE = 128  # tokens; all larger distances share a bucket
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class T5Config:
 
 
 def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
-    """Sizes of a T5 encoder from its tensors' shapes (KeyError where one is missing).
+    """Read a T5 encoder's sizes off its tensors' shapes.
 
-    ValueError where they are no T5's.
+    Raises KeyError where a tensor is missing, ValueError where a shape is not a T5's.
     """
     layer = "encoder.block.0.layer"
     vocabulary, width = shape_of(tensors, "shared.weight", 2)
@@ -67,10 +67,10 @@ def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
 
 
 def relative_buckets(tokens: int, buckets: int) -> Tensor:
-    """Bucket (n, n) of the distance from each token to each other.
+    """The bucket (n, n) of the distance from each token to each other one.
 
-    Half of the buckets are for tokens ahead. Of each half, half are for one distance each, the
-    rest for ranges that grow by a constant factor up to ``MAX_DISTANCE``.
+    Half of the buckets are for later tokens, half for earlier ones. In each half, the first half
+    holds one distance each, the others ranges that grow by a constant factor to ``MAX_DISTANCE``.
     """
     place = torch.arange(tokens)
     ahead = place[None, :] - place[:, None]
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
         for name in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
             linear = operations.Linear(config.d_model, config.d_ff, bias=False, **factory)
             self.add_module(name, linear)
-        # its products overflow float16
+        # the products overflow float16
         self.wo_dtype = torch.float32 if factory["dtype"] == torch.float16 else factory["dtype"]
         factory = factory | {"dtype": self.wo_dtype}
         self.wo = operations.Linear(config.d_ff, config.d_model, bias=False, **factory)
@@ -138,7 +138,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """A norm and what follows it, by the name that the checkpoints give it."""
+    """A norm and the module after it, stored under the name that checkpoints use."""
 
     def __init__(self, name: str, part: nn.Module, width: int, **factory):
         super().__init__()

@@ -2,13 +2,14 @@
 
 The latent-diffusion autoencoder (CompVis/latent-diffusion, as used by FoundationVision/VAR and, in
 its flux form without attention, by FoundationVision/Infinity). Module names are those of the VAR
-checkpoints; ``tokenizers/bsq.py`` renames Infinity's to them.
+checkpoints; ``bsq.py`` renames Infinity's to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -46,9 +47,9 @@ class AutoencoderConfig:
 
 
 def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
-    """Widths by the shapes of a state dict in this module's names.
+    """Read the sizes off the shapes of a state dict with this module's names.
 
-    KeyError where one is missing, ValueError where they are no autoencoder's.
+    Raises KeyError where a tensor is missing, ValueError where a shape is not an autoencoder's.
     """
     channels = []
     while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
@@ -87,7 +88,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.silu(self.norm1(x), inplace=True)
-        h = self.conv1(h)  # one name for all, so that each is freed as the next is made
+        h = self.conv1(h)  # one name for all, so that each tensor is freed early
         h = self.norm2(h)
         h = F.silu(h, inplace=True)
         h = self.conv2(h)
@@ -135,11 +136,12 @@ class Upsample(nn.Module):
 
 
 def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``Upsample`` with 4/9 of its products: (B, in, h, w) -> (B, out, 2 h, 2 w).
+    """``Upsample`` with 4/9 of its multiplications: (B, in, h, w) -> (B, out, 2 h, 2 w).
 
-    Of the doubled map's 3 x 3 pixels under a kernel (out, in, 3, 3) only 2 x 2 are different, and
-    which, alternates along both axes: so it is four convolutions of the map as it was, with the
-    weights of equal pixels added.
+    After nearest-neighbour doubling, the 3 x 3 pixels under a kernel (out, in, 3, 3) have only
+    2 x 2 different values; which of them are equal depends on whether the row and the column are
+    even or odd. So four 2 x 2 convolutions of the small map, whose weights are sums of the
+    kernel's, give the same result.
     """
     h, w = x.shape[-2:]
     out = torch.empty(
@@ -154,19 +156,19 @@ def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def merged(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Three weights along an axis -> two, for even and for odd places of a doubled map."""
+    """Three weights along an axis -> two, for the even and the odd rows of a doubled map."""
     before, at, after = weight.unbind(dim)
     even, odd = (before, at + after), (before + at, after)
     return torch.stack(even, dim), torch.stack(odd, dim)
 
 
 def arranged(x: Tensor) -> Tensor:
-    """(B, C, h, w) with the channels last in memory on a CPU, whose convolutions gain by it."""
+    """(B, C, h, w); on a CPU with channels last in memory, where convolutions are faster so."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, attention after each where there is any."""
+    """The residual blocks of one resolution, each followed by attention if there is any."""
 
     def __init__(
         self,
@@ -178,20 +180,18 @@ class Level(nn.Module):
         **factory,
     ):
         super().__init__()
+        widths = [channels_in, *[channels_out] * blocks]
         self.block = nn.ModuleList(
-            ResnetBlock(
-                channels_in if i == 0 else channels_out, channels_out, operations, **factory
-            )
-            for i in range(blocks)
+            ResnetBlock(a, b, operations, **factory) for a, b in pairwise(widths)
         )
         self.attn = nn.ModuleList(
             AttnBlock(channels_out, operations, **factory)
             for _ in range(blocks if attention else 0)
         )
-        self.downsample = self.upsample = nn.Identity()  # a resolution change, where there is one
+        self.downsample = self.upsample = nn.Identity()  # replaced where the resolution changes
 
     def layers(self) -> Iterator[nn.Module]:
-        """In the order in which they are run; run one by one, none keeps another's input alive."""
+        """The layers in their order; a caller that runs them one by one frees inputs early."""
         for i, block in enumerate(self.block):
             yield block
             if self.attn:
@@ -224,9 +224,8 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
-            level = Level(
-                widths[max(i - 1, 0)], width, ENCODER_BLOCKS, attention, operations, **factory
-            )
+            above = widths[max(i - 1, 0)]
+            level = Level(above, width, ENCODER_BLOCKS, attention, operations, **factory)
             if i < config.halvings:
                 level.downsample = Downsample(width, operations, **factory)
             self.down.append(level)
@@ -254,14 +253,8 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()  # stored from full resolution down, run from the deepest up
         for i, width in enumerate(widths):
             attention = config.attention and i == deepest
-            level = Level(
-                widths[min(i + 1, deepest)],
-                width,
-                ENCODER_BLOCKS + 1,
-                attention,
-                operations,
-                **factory,
-            )
+            below = widths[min(i + 1, deepest)]
+            level = Level(below, width, ENCODER_BLOCKS + 1, attention, operations, **factory)
             if deepest - i < config.halvings and i > 0:
                 level.upsample = Upsample(width, operations, **factory)
             self.up.append(level)

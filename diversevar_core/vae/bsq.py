@@ -2,7 +2,7 @@
 
 Infinity, arXiv 2412.04431, section 3.2; ``infinity/models/bsq_vae`` of FoundationVision/Infinity.
 A token is a vector of bits; bit b of a d-channel feature stands for ``(2 b - 1) / sqrt(d)``. The
-codes of all maps, upsampled and summed, are what the decoder sees (``f_hat``).
+codes of all maps, upsampled and summed, are the decoder's input (``f_hat``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..sampling.schedule import Scale, Schedule
 from .autoencoder import AutoencoderConfig, Decoder, Encoder, read_config
 from .tokenizer import Tokenizer
 
-# the layer inside a wrapper, as in conv1.conv.weight; downsample.conv.weight has none left to strip
+# the inner name of a wrapped layer, as in conv1.conv.weight (downsample.conv.weight is not wrapped)
 WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)\.(weight|bias)$")
 
 
 def resize(x: Tensor, h: int, w: int) -> Tensor:
-    """Trilinear resize of (B, d, h0, w0) maps, which for one frame is bilinear."""
+    """Bilinear resize of (B, d, h0, w0) maps: the original's trilinear one for a single frame."""
     if x.shape[-2:] == (h, w):
         return x
     return F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
@@ -54,17 +54,17 @@ class BSQ(Tokenizer):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are an Infinity tokenizer's tensors (and not a diffusion model's VAE)."""
+        """Whether these are an Infinity tokenizer's tensors, not a diffusion model's VAE."""
         entry = {"decoder.conv_in.conv.weight", "decoder.conv_in.weight"} & set(keys)
         other = ("quant_conv.", "quantize.embedding.")
         return bool(entry) and not any(key.startswith(other) or ".attn_1." in key for key in keys)
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> this module's: the wrappers' inner names and what is extra are dropped.
+        """Official keys -> this module's, without the inner names of wrapped layers.
 
-        Released files say ``conv1.conv.weight`` or ``conv1.weight``, ``norm1.norm.weight`` or
-        ``norm1.weight``; discriminators and losses may be along.
+        Released files have ``conv1.conv.weight`` or ``conv1.weight``, ``norm1.norm.weight`` or
+        ``norm1.weight``. Other tensors, such as a discriminator's, are dropped.
         """
         return {
             WRAPPED.sub(r".\1", key): tensor

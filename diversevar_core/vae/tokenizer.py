@@ -1,4 +1,4 @@
-"""What the sampler asks of a tokenizer."""
+"""The interface of all tokenizers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..sampling.schedule import Scale, Schedule
 
 
 class Tokenizer(nn.Module):
-    """Images <-> token maps; ``tokenizers.TOKENIZERS`` lists them all.
+    """Images <-> token maps; ``vae.TOKENIZERS`` lists all tokenizers.
 
-    It is built from what ``read_config`` returns, operations (where the layer
-    classes come from), device and dtype. Where the transformer's tokens are patches of p x p of
-    the tokenizer's positions (Infinity-8B), bits have p**2 times the channels.
+    Constructor arguments: the result of ``read_config``, operations (a module with the layer
+    classes), device, dtype. Where one token covers p x p positions (Infinity-8B), it has p**2
+    times the bits.
     """
 
     name: str
@@ -24,16 +24,16 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether a state dict with these keys is of this kind."""
+        """Whether a state dict with these keys is this tokenizer's."""
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> the module's; the same where a tokenizer does not say otherwise."""
+        """Official keys -> the module's; the same unless a tokenizer overrides this."""
         return dict(state_dict)
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> object:
-        """Sizes from the shapes of a renamed state dict (KeyError where a tensor is missing)."""
+        """Read the sizes off a renamed state dict; KeyError where a tensor is missing."""
 
     def features(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""

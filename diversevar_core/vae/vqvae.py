@@ -24,7 +24,7 @@ from .autoencoder import AutoencoderConfig, Decoder, Encoder
 from .autoencoder import read_config as read_autoencoder_config
 from .tokenizer import Tokenizer
 
-SMOOTHING = 0.5  # the share of the convolution in phi
+SMOOTHING = 0.5  # weight of the convolution in phi
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Quantizer(nn.Module):
         )
 
     def phi(self, h: Tensor, scale: Scale) -> Tensor:
-        """Half the upsampled map, half its convolution by the phi whose tick is nearest."""
+        """Mix an upsampled map with its convolution by the scale's phi (the one at its tick)."""
         count = len(self.quant_resi.qresi_ls)
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
         ticks = np.linspace(margin, 1 - margin, count)
@@ -78,7 +78,7 @@ class VQVAE(Tokenizer):
         self.decoder = Decoder(config.autoencoder, operations, **factory)
         self.quant_conv = operations.Conv2d(d, d, 3, padding=1, **factory)
         self.post_quant_conv = operations.Conv2d(d, d, 3, padding=1, **factory)
-        # the codebook's arithmetic is float32 whatever the rest is
+        # the codebook always computes in float32
         self.quantize = Quantizer(config, operations, device=device, dtype=torch.float32)
 
     @classmethod
@@ -108,7 +108,7 @@ class VQVAE(Tokenizer):
     def accumulate(
         self, f_hat: Tensor | None, tokens: Tensor, scale: Scale
     ) -> tuple[Tensor, Tensor | None]:
-        if tokens.is_floating_point():  # a mixture of codebook rows, as weights (B, h*w, V)
+        if tokens.is_floating_point():  # weights (B, h*w, V) of a mixture of codebook rows
             mixed = tokens @ self.quantize.embedding.weight.to(tokens)
             rows = rearrange(mixed, "b (h w) d -> b d h w", h=scale.h)
         else:

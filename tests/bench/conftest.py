@@ -1,4 +1,4 @@
-"""Networks in the users' layouts, written once."""
+"""Small random networks for the tests here, written once."""
 
 import sys
 from pathlib import Path

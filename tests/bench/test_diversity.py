@@ -69,7 +69,7 @@ def coco(tmp_path_factory) -> Path:
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """Finished files and what tells a rewritten one: its inode."""
+    """Finished files and their inodes, which change when a file is rewritten."""
     return {
         path: path.stat().st_ino
         for path in folder.rglob("*.*")
@@ -78,15 +78,13 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 def share(place: int, arguments: list[str], log: Path) -> None:
-    """One of two processes, told its place as torchrun does."""
+    """One of two processes, with the environment variables of torchrun."""
     os.environ |= {"RANK": str(place), "WORLD_SIZE": "2"}
     sys.stdout = sys.stderr = log.open("w")
     run(*arguments)
 
 
-def test_killed_three_times_on_two_processes_it_reports_what_one_clean_run_does(
-    coco, files, tmp_path, capsys
-):
+def test_a_run_killed_three_times_reports_the_same_as_a_clean_run(coco, files, tmp_path, capsys):
     common = ["--bench", "coco2017-5k", "--data", coco, "--batch", "3", "--device", "cpu"]
     common += ["--rows", "vanilla", "late guidance", "--k", "3", *options(files)]
     clean, broken = tmp_path / "clean", tmp_path / "broken"
@@ -184,7 +182,7 @@ def test_other_references_do_not_mix(coco, files, tmp_path):
         run(*common, "--data", other, "--clip", files["--clip"])
 
 
-def test_geneval_lies_as_its_scorer_reads_it(tmp_path):
+def test_geneval_output_has_the_scorers_layout(tmp_path):
     """djghosh13/geneval, evaluation/evaluate_images.py: numbered folders, metadata, samples."""
     data, out = tmp_path / "geneval", tmp_path / "out"
     (data / "prompts").mkdir(parents=True)
@@ -206,7 +204,7 @@ def test_geneval_lies_as_its_scorer_reads_it(tmp_path):
     assert "recall" not in row
 
 
-def test_dpg_lies_as_its_scorer_reads_it(tmp_path):
+def test_dpg_output_has_the_scorers_layout(tmp_path):
     """TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py: a 2 x 2 grid a prompt, by its name."""
     data, out = tmp_path / "dpg_bench", tmp_path / "out"
     (data / "prompts").mkdir(parents=True)
@@ -244,8 +242,8 @@ def test_emoji_with_its_judge(tmp_path):
     assert "Frechet distance (judge)" in row
 
 
-def test_every_picture_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
-    """Diverse starts of two prompts, in batches across both, beside each picture alone."""
+def test_every_image_depends_on_its_seed_and_is_judged_by_its_prompt(tmp_path):
+    """Diverse starts of two prompts, in batches across both, equal each image made alone."""
     arguments = ("--bench", "emoji", "--prompts", 2, "--each", 3, "--seed", 7, "--batch", 4)
     run(*arguments, "--rows", "diverse starts", "--device", "cpu", "--out", tmp_path)
     scores = json.loads((tmp_path / "diverse-starts/drawn/000000.json").read_text())["scores"]
@@ -269,7 +267,7 @@ def test_every_picture_is_that_of_its_seed_and_judged_by_its_prompt(tmp_path):
             assert scores["log-likelihood"][place] == pytest.approx(judged.likelihood.item(), 1e-3)
 
 
-def test_with_one_picture_of_each_prompt_no_starts_are_chosen_by_default(tmp_path):
+def test_no_starts_by_default_with_one_image_per_prompt(tmp_path):
     common = ("--bench", "emoji", "--prompts", 2, "--each", 1, "--out", tmp_path)
     run(*common)
     report = (tmp_path / "report.json").read_bytes()
@@ -292,18 +290,18 @@ def test_with_one_picture_of_each_prompt_no_starts_are_chosen_by_default(tmp_pat
         (["--bench", "geneval"], "geneval reads its prompts from your copy; name it with --data"),
         (["--bench", "coco2017-5k", "--data", "nowhere"], "There is no nowhere.*captions_val2017"),
         (["--bench", "dpg", "--data", "nowhere"], "There are no nowhere"),
-        (["--bench", "emoji", "--shard", "2/2"], "--shard is to be 0/4 to 3/4"),
+        (["--bench", "emoji", "--shard", "2/2"], "--shard must be like 0/4 to 3/4"),
         (["--bench", "emoji", "--each", "0"], "--each must be 1 or more"),
         (["--bench", "emoji", "--clip", "nowhere"], "There is no nowhere"),
         (["--bench", "emoji", "--model", "nowhere"], "There is no"),
         (["--bench", "emoji", "--judge", "x"], "--judge judges the benches emoji and layouts"),
         (
             ["--bench", "emoji", "--each", "1", "--rows", "diverse starts"],
-            "diverse starts chooses among the pictures of one prompt, .* ask for more with --each",
+            "diverse starts chooses among the images of one prompt, .* set --each higher",
         ),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(arguments, words, tmp_path):
+def test_bad_input_is_refused_in_one_sentence(arguments, words, tmp_path):
     with pytest.raises(SystemExit, match=words):
         run(*arguments, "--out", tmp_path / "out")
     assert not list(tmp_path.rglob("*.png"))

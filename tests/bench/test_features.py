@@ -1,4 +1,4 @@
-"""The networks, beside other implementations of them."""
+"""The networks against other implementations of them."""
 
 import math
 
@@ -137,7 +137,7 @@ def formula(weights, picture, ids) -> float:
 def test_files_with_code_in_them_are_refused(tmp_path):
     script = tmp_path / "inception.pt"
     torch.jit.script(torch.nn.Linear(2, 2)).save(script)
-    with pytest.raises(ValueError, match="inception.pt is not a file of tensors alone"):
+    with pytest.raises(ValueError, match="inception.pt is not a file of tensors only"):
         features.inception(script, "cpu").load()
 
 

@@ -22,7 +22,7 @@ from training.layouts_judge import GRID, STRIDE, centres, ground_of
 SQUARES = np.full((len(CONCEPTS), 6, 96, 96, 4), (255, 0, 0, 255), dtype=np.uint8)
 
 
-def test_a_layout_is_what_its_prompt_says_and_lies_within_the_picture():
+def test_a_layout_matches_its_prompt_and_fits_the_image():
     for seed in range(50):
         layout = draw_layout(random.Random(seed))
         concepts, ground = read_prompt(layout.prompt)
@@ -42,7 +42,7 @@ def test_a_layout_is_what_its_prompt_says_and_lies_within_the_picture():
         assert (picture[~covered] == GROUNDS[ground]).all()
 
 
-def test_the_ground_is_recognised_behind_objects():
+def test_the_background_is_recognised():
     layouts = [draw_layout(random.Random(seed)) for seed in range(40)]
     pictures = torch.tensor(np.stack([paint(layout, SQUARES) for layout in layouts]))
     seen = [list(GROUNDS)[i] for i in ground_of(pictures)]

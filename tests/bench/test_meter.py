@@ -1,4 +1,4 @@
-"""What the benchmark counts."""
+"""The benchmark's counts of kernels, FLOPs and bytes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The figures, beside the packages that their authors have published."""
+"""The figures against the packages that their authors have published."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from prdc import compute_prdc
 from vendi_score import vendi
 
-from diversevar_core.analysis import metrics
+from benchmarks.diversity import metrics
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_equal_samples_reach_no_other():
     assert found["precision"].mean() == 1
 
 
-def test_too_few_pictures_for_k():
+def test_too_few_images_for_k():
     with pytest.raises(ValueError, match="5 nearest neighbours need more than 5 images"):
         metrics.neighbours(torch.randn(5, 3), torch.randn(50, 3), k=5)
 
@@ -57,7 +57,7 @@ def test_frechet_distance_equals_the_matrix_root(features):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_frechet_distance_of_fewer_pictures_than_channels():
+def test_frechet_distance_of_fewer_images_than_channels():
     """In one dimension it is known: (m1 - m2)^2 + (s1 - s2)^2; the other channels are constant."""
     a, b = torch.randn(2, 30, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = 3 * b + 1

@@ -37,7 +37,7 @@ def text_encoder(folder) -> Path:
 
 @pytest.fixture
 def command_line(capsys):
-    """Run the command line with these arguments; returns its exit code and what it said."""
+    """Run the command line with these arguments; returns its exit code and output."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         code, error = 0, ""
@@ -45,7 +45,7 @@ def command_line(capsys):
             main([str(argument) for argument in arguments])
         except SystemExit as end:
             code, error = (end.code, "") if isinstance(end.code, int) else (1, end.code)
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err + error)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, output.out, output.err + error)
 
     return run

@@ -50,7 +50,7 @@ def read():
 
 
 def free_likelihood(pair, condition):
-    """Tokens drawn as the model learned them, and their log-likelihood as they are drawn."""
+    """Tokens drawn at temperature 1 without guidance, and their log-likelihood."""
     model, tokenizer = pair
     steps = list(sample(*pair, condition, model.schedule(), FREE, range(len(condition))))
     total = torch.zeros(len(condition), dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_a_class_model_judges_itself_too(var_case):
     torch.testing.assert_close(judged.likelihood, total, rtol=1e-5, atol=0)
 
 
-def test_a_image_follows_its_own_prompt_and_not_another(emoji, read):
+def test_an_image_follows_its_own_prompt_and_not_another(emoji, read):
     model, schedule = emoji[0], emoji[0].schedule()
     texts = read(["cat face", "red apple", "sunflower"])
     settings = model.defaults()
@@ -132,7 +132,7 @@ def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
     assert len(list(calibrate(task, path, ABOUT | {"seeds": 3}, CANDIDATES[:1]))) == 3
 
 
-def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
+def test_a_finished_calibration_is_not_written_again(task, tmp_path):
     path = calibration_path(tmp_path / "emoji.safetensors")
     (*_, (first, _)) = calibrate(task, path, ABOUT, CANDIDATES[:1])
     written = path.stat()
@@ -145,14 +145,14 @@ def test_a_finished_calibration_is_left_as_it_is(task, tmp_path):
 def test_models_are_made_ready_before_every_sampling(task, tmp_path):
     made = []
 
-    def features(images):  # as CLIP vision, which may take the models' place
+    def features(images):  # as CLIP vision, for which the host may unload the models
         made.append("features")
         return pixel_features(images)
 
     task = replace(task, features=features)
     path = calibration_path(tmp_path / "emoji.safetensors")
     list(calibrate(task, path, ABOUT, CANDIDATES[1:2], made.append))
-    assert made == 2 * [(), "features"]
+    assert made == 2 * [CANDIDATES[1].chain(), "features"]
 
 
 def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["head", "word_embed"])
-def test_a_model_of_nan_is_told(task, tmp_path, part):
+def test_a_model_of_nan_is_refused(task, tmp_path, part):
     model = load_model(included.MODEL)
     getattr(model, part).weight.data[:] = torch.nan
     path = tmp_path / "x.diversity.json"
@@ -189,7 +189,7 @@ BROKEN = [
 ]
 
 
-def test_broken_rungs_are_measured_again(task, tmp_path):
+def test_broken_measurements_are_repeated(task, tmp_path):
     path = tmp_path / "x.diversity.json"
     list(calibrate(task, path, ABOUT, CANDIDATES[:1]))
     whole = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def test_broken_rungs_are_measured_again(task, tmp_path):
     assert json.loads(path.read_text()) == whole
 
 
-def test_the_published_rung_comes_first_whatever_the_file_says(task, tmp_path):
+def test_the_published_preset_comes_first_whatever_the_file_says(task, tmp_path):
     path = tmp_path / "x.diversity.json"
     list(calibrate(task, path, ABOUT, CANDIDATES[1:2]))
     *_, (measured, _) = calibrate(task, path, ABOUT, CANDIDATES[:2])
@@ -235,7 +235,7 @@ def test_the_choice_is_the_most_different_that_loses_little():
     assert choose([published, good, tied]) == tied
 
 
-def test_the_plot_shows_every_rung_and_the_choice():
+def test_the_plot_shows_every_preset_and_the_choice():
     measured = [
         Measured(Preset(), [0.1, 0.2], [600.0, 640.0], [-400.0, -410.0]),
         Measured(Preset(guidance_start=4), [0.3, 0.4], [500.0, 520.0], [-500.0, -490.0]),
@@ -280,7 +280,7 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
         ('{"chosen": {"repulsion": -1}}', "repulsion must be a number from 0 to 16"),
     ],
 )
-def test_a_calibration_that_cannot_be_read_is_told(tmp_path, content, words):
+def test_a_calibration_that_cannot_be_read_is_refused(tmp_path, content, words):
     model = tmp_path / "model.safetensors"
     if content is not None:
         calibration_path(model).write_text(content)
@@ -306,6 +306,6 @@ def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
     assert saved_at(path) == {}
 
 
-def test_every_file_has_a_calibration_of_its_own(tmp_path):
+def test_every_file_has_its_own_calibration(tmp_path):
     names = ("a.safetensors", "a.pth", "a")
     assert len({calibration_path(tmp_path / name) for name in names}) == len(names)

@@ -1,4 +1,4 @@
-"""Every kind of file that holds a model, and every kind that does not."""
+"""Loading every format of model files, and refusing others."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_float8_weights_without_scales_compute_in_float32_on_a_cpu(tensors, plai
 
 
 class Code:
-    """What a malicious pickle would do when it is loaded."""
+    """Code that a malicious pickle would run when it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("harmed",)
@@ -160,7 +160,7 @@ def bad_files(folder, tensors):
         "no_head.safetensors": "lacks 1 of",
         "turned.safetensors": r"head.weight. has shape \[.*\] where \[.*\] is needed",
         "more.safetensors": "has 1 tensors that no Infinity release has",
-        "quantized.safetensors": "quantized .* ComfyUI only",
+        "quantized.safetensors": "quantized .* only ComfyUI",
     }
 
 
@@ -210,7 +210,7 @@ LINES = [
 
 @pytest.mark.parametrize("sides", LINES)
 @pytest.mark.parametrize("where", ["header", "sidecar"])
-def test_sides_that_cannot_be_are_refused_at_load(sides, where, infinity_case, var_case, tmp_path):
+def test_impossible_sides_are_refused_at_load(sides, where, infinity_case, var_case, tmp_path):
     text = json.dumps(sides)
     for case in (infinity_case, var_case):
         file = tmp_path / "m.safetensors"
@@ -251,7 +251,7 @@ def plain_blocks(tensors):
 
 
 @pytest.mark.parametrize("kind", ["empty", "small", "one tensor", "gap", "text encoder"])
-def test_many_blocks_that_are_none_are_refused_soon(kind, tensors, text_encoder, tmp_path):
+def test_many_missing_blocks_are_refused_quickly(kind, tensors, text_encoder, tmp_path):
     block, rest = plain_blocks(tensors)
     changed = {
         "empty": {key: torch.zeros(0) for key in block},

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees when something is wrong."""
+"""The command line: results, and errors that a user sees."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def options(common, **changes):
     return [part for name, value in merged.items() if value is not None for part in (name, value)]
 
 
-def test_prompt_and_negative_make_a_image(command_line, common):
+def test_prompt_and_negative_make_an_image(command_line, common):
     done = command_line("sample", *options(common, negative="the moon", batch=3, ssr=1, sar=1))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(common["--out"])
@@ -56,13 +56,13 @@ def test_prompt_and_negative_make_a_image(command_line, common):
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
         ({"aspect": "-1"}, "aspect ratio"),
         ({"aspect": "4:0"}, "argument --aspect: invalid aspect value: '4:0'"),
-        ({"device": "gpu"}, "There is no device 'gpu' here; choose of "),
-        ({"device": "cuda:99"}, "There is no device 'cuda:99' here; choose of "),
+        ({"device": "gpu"}, "There is no device 'gpu' here; choose one of "),
+        ({"device": "cuda:99"}, "There is no device 'cuda:99' here; choose one of "),
         ({"adaptive": 3}, "adaptive scaling is 0 to 1"),
         ({"starts": 0}, "need 1 candidate or more"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(command_line, common, changes, words):
+def test_bad_input_is_refused_in_one_sentence(command_line, common, changes, words):
     done = command_line("sample", *options(common, **changes))
     assert done.returncode != 0
     assert words in done.stderr
@@ -76,7 +76,7 @@ def test_wrong_tokenizer_names_both(command_line, common, var_case):
     assert "was given VAR's with a codebook of 64 rows of 16" in done.stderr
 
 
-def test_class_that_is_not_there(command_line, var_case, tmp_path):
+def test_an_unknown_class_is_refused(command_line, var_case, tmp_path):
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
     done = command_line("sample", *files, "--labels", "3,10")
     assert "There is no class 10; the last is 9" in done.stderr
@@ -90,7 +90,7 @@ def test_text_features_of_another_width(command_line, common, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_encode_takes_a_image_through_the_tokenizer(command_line, common, tmp_path):
+def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
     command_line("sample", *options(common))
     out = tmp_path / "again.png"
     sides = "1,2,4,6,8,12,16"
@@ -165,7 +165,7 @@ def test_starts_compare_images_of_one_class(command_line, var_case, tmp_path, op
         ("name\udcff.png", "name\udcff.png"),
     ],
 )
-def test_a_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
+def test_an_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
     done = command_line("sample", "--prompt", "octopus", "--out", tmp_path / out)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / made).size == (128, 128)
@@ -173,7 +173,7 @@ def test_a_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
 
 @pytest.mark.parametrize("command", ["sample", "compare", "calibrate", "encode", "convert"])
 @pytest.mark.parametrize("out", ["", "a.png/b", "x" * 300, "a\0", "folder"])
-def test_what_cannot_be_written_is_said_before_the_work(command_line, tmp_path, command, out):
+def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, command, out):
     (tmp_path / "a.png").touch()
     (tmp_path / "folder").mkdir()
     more = {
@@ -188,7 +188,7 @@ def test_what_cannot_be_written_is_said_before_the_work(command_line, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "folder"}
 
 
-def test_a_trace_is_written_beside_a_image(command_line, tmp_path):
+def test_a_trace_is_written_with_an_image(command_line, tmp_path):
     files = ["--out", tmp_path / "a", "--trace", tmp_path / "new" / "b"]
     assert command_line("sample", "--prompt", "octopus", *files).returncode == 0
     assert (tmp_path / "new" / "b.safetensors").exists()
@@ -223,7 +223,7 @@ def test_sides_of_an_encoded_image(command_line, tmp_path, sides):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_the_camera_was_held(tmp_path, orientation):
+def test_images_are_rotated_by_their_exif_data(tmp_path, orientation):
     seen = Image.new("RGB", (80, 40), "red")
     seen.paste("blue", (0, 0, 20, 20))  # in the upper left
     stored = {
@@ -249,7 +249,7 @@ def test_grey_of_16_bits_keeps_its_range(tmp_path):
     np.testing.assert_allclose(found, np.repeat(ramp[..., None] / 257, 3, axis=2), atol=0.51)
 
 
-def test_a_broken_image_is_told_in_a_sentence(tmp_path):
+def test_a_broken_image_is_refused_in_one_sentence(tmp_path):
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     for content in (b"", b"hello", whole[:60], whole[:2000], whole[:40] + bytes(20) + whole[60:]):

@@ -1,4 +1,4 @@
-"""What is converted makes the same images, or the error says why it cannot be."""
+"""Converted files make the same images, or an error says why they cannot be converted."""
 
 import json
 import os
@@ -97,8 +97,8 @@ def packagings(folder: Path, tensors) -> dict[str, Path]:
 def test_transformers_of_every_packaging(tensors, tmp_path, infinity_case):
     config = json.dumps(infinity_case.about["config"])
     for name, source in packagings(tmp_path, tensors).items():
-        beside = source / "config.json" if source.is_dir() else source.with_suffix(".json")
-        beside.write_text(config)
+        sidecar = source / "config.json" if source.is_dir() else source.with_suffix(".json")
+        sidecar.write_text(config)
         convert(source, tmp_path / f"{name}.safetensors")
         same(load_model(tmp_path / f"{name}.safetensors"), load_model(infinity_case.model))
         kept = {key for key in tensors if not key.endswith("zero_k_bias")}
@@ -299,7 +299,7 @@ def test_longest_names_are_written(length, infinity_case, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_what_a_killed_conversion_left_is_removed_and_what_runs_stays(infinity_case, tmp_path):
+def test_files_of_killed_conversions_are_removed_and_of_running_ones_kept(infinity_case, tmp_path):
     script = """
 import os, signal, sys
 from pathlib import Path
@@ -325,7 +325,7 @@ with replacing(Path(sys.argv[1])) as unfinished:
     assert names == {"m.safetensors", "new.safetensors"}
 
 
-def test_what_is_written_wrong_is_noticed(infinity_case, tmp_path):
+def test_a_wrongly_written_file_is_noticed(infinity_case, tmp_path):
     file = read_whole(infinity_case.model)
     wanted = {name: tensor.dtype for name, tensor in file.tensors.items()}
     path = tmp_path / "m.safetensors"
@@ -334,7 +334,7 @@ def test_what_is_written_wrong_is_noticed(infinity_case, tmp_path):
     with path.open("r+b") as opened:
         opened.seek(-5, os.SEEK_END)
         opened.write(b"\x55")
-    with pytest.raises(CheckpointError, match="not what was read"):
+    with pytest.raises(CheckpointError, match="differs from the source"):
         verify(path, file, wanted)
 
 
@@ -358,7 +358,7 @@ print(peak - before)
 """
 
 
-def test_one_tensor_is_all_that_is_held(tensors, tmp_path):
+def test_one_tensor_at_a_time_is_in_memory(tensors, tmp_path):
     """Ten of 16 MB each: far less than their 160 MB."""
     large = {f"{CHUNK}.{i}.weight": torch.zeros(2048, 2048) for i in range(10)}
     torch.save(tensors | large, tmp_path / "m.pth")

@@ -1,4 +1,4 @@
-"""Numbers for diversity on batches whose diversity is known."""
+"""Diversity measures on batches of known diversity."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from diversevar_core.analysis.diversity import (
 
 
 def clusters(sizes):
-    """Features of clusters that lie at right angles to each other."""
+    """Features of clusters that are at right angles to each other."""
     axes = torch.eye(len(sizes))
     return torch.cat([axes[i].expand(size, -1) for i, size in enumerate(sizes)])
 
@@ -40,7 +40,7 @@ def test_the_most_different_come_from_different_clusters():
     assert most_different(features, 8) == list(range(8))
 
 
-def test_a_loner_of_many_is_no_idea_of_its_own():
+def test_an_outlier_of_many_is_not_chosen():
     loner = torch.tensor([[-0.3, 0.0, 1.0]])  # farther from the first cluster than the second is
     many, few = (torch.cat((F.pad(clusters((size, size - 5)), (0, 1)), loner)) for size in (32, 8))
     assert most_different(many, 2)[1] < len(many) - 1
@@ -68,7 +68,7 @@ def test_equal_images_are_one_image(grey):
     assert most_different(features, 2)
 
 
-def test_grey_differs_from_a_image_by_a_right_angle():
+def test_grey_differs_from_an_image_by_a_right_angle():
     features = torch.cat((torch.zeros(1, 4), torch.ones(1, 4)))
     assert mean_distance(features) == 1
     assert vendi_score(features) == pytest.approx(2)
@@ -76,8 +76,8 @@ def test_grey_differs_from_a_image_by_a_right_angle():
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("measure", [vendi_score, mean_distance, lambda f: most_different(f, 2)])
-def test_images_of_nan_are_told(measure, number):
+def test_images_of_nan_are_refused(measure, number):
     features = clusters((2, 1))
     features[1, 0] = number
-    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinite"):
+    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinity"):
         measure(features)

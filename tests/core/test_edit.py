@@ -1,4 +1,4 @@
-"""Editing by instruction: what a batch, a fork, a file and the command line make of it."""
+"""Editing by instruction: batches, forks, files and the command line."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
                 torch.testing.assert_close(ours, alone, atol=atol, rtol=0)
 
 
-def test_images_with_sources_of_their_own_are_each_edit_alone(edit_case, pair):
+def test_a_batch_of_different_sources_is_each_edit_alone(edit_case, pair):
     both = logits(pair, text_of(edit_case, 0, 1), [4, 5])
     exact = logits(pair, text_of(edit_case, 0, 1), [4, 5], exact_batch=True)
     close(both, exact)
@@ -143,7 +143,7 @@ def test_source_and_instruction_and_diversity_change_the_edit(edit_case, pair):
     assert not torch.equal(plain[2], diverse[2])
 
 
-def test_chosen_starts_are_edits_of_their_own_seeds(edit_case, pair):
+def test_chosen_starts_are_the_edits_of_their_seeds(edit_case, pair):
     model, tokenizer = pair
     text, settings = text_of(edit_case, 0), replace(model.defaults(), guidance_start=4)
     how = (model, tokenizer, text.repeat(2), model.schedule(), settings)
@@ -162,7 +162,7 @@ def test_source_of_another_size_is_resized_by_area(edit_case, pair):
     close(logits(pair, replace(text, source=large), [1]), logits(pair, text, [1]))
 
 
-def test_a_square_model_of_its_own_sides_places_the_source_beside_the_maps(edit_case):
+def test_a_model_with_its_own_sides_positions_the_source_next_to_the_maps(edit_case):
     facts = {"patch_nums": [1, 2, 4, 8], "task": "edit"}
     tensors = state_dict(edit_case.about["shapes"]["infinity"])
     path = edit_case.model.with_name("own_sides.safetensors")
@@ -205,7 +205,7 @@ def image(tmp_path):
     return tmp_path / "source.png"
 
 
-def test_a_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, image):
+def test_an_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, image):
     out = image.with_name("edit.png")
     files = ["--model", edit_case.model, "--vq", edit_case.tokenizer]
     files += ["--text-encoder", text_encoder, "--prompt", "a red apple", "--out", out]
@@ -298,13 +298,13 @@ def test_a_long_image_takes_memory_by_its_pixels():
     assert int(done.stdout) < 256 * 1024
 
 
-def test_a_image_beyond_the_range_is_clamped_and_not_wrapped():
+def test_an_image_out_of_range_is_clamped_and_not_wrapped():
     beyond = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.1]).expand(3, 1, 5)
     assert np.array(to_pil(beyond))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_training_sees_what_the_sampler_computes():
-    """Teacher forcing of all maps at once, beside the sampler's maps one by one."""
+    """Teacher forcing of all maps at once equals the sampler's maps one by one."""
     path = INCLUDED / "transformer.safetensors"
     model, tokenizer = load_model(path), load_tokenizer(included.TOKENIZER)
     rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
@@ -328,4 +328,4 @@ def test_training_sees_what_the_sampler_computes():
 def test_a_model_of_classes_takes_no_source(command_line, var_case, image):
     files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--labels", 3]
     done = command_line("sample", *files, "--source", image)
-    assert "VAR edits no images" in done.stderr
+    assert "VAR cannot edit images" in done.stderr

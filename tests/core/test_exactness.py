@@ -28,7 +28,7 @@ TOLERANCE = 2e-4
 
 
 def guided(case, i: int, k: int, rows: torch.Tensor) -> torch.Tensor:
-    """What the head's rows become by guidance and temperature."""
+    """The head's logits after guidance and temperature."""
     run = case.runs[i]
     if "labels" in case.about:
         t = run["cfg"] * k / (len(case.about["config"]["patch_nums"]) - 1)

@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory) -> dict:
-    """What the page's code defines."""
+    """The names that the page's code defines."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     file = tmp_path_factory.mktemp("page") / "examples.py"
     file.write_text("\n\n".join(blocks))

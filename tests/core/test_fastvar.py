@@ -1,4 +1,4 @@
-"""FastVAR: some tokens of the last maps, at their places, beside the whole maps."""
+"""FastVAR: some tokens of the last maps, at their positions, against the whole maps."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_published_strengths_prune_and_skip_what_the_paper_does(aspect):
 
 @torch.no_grad()
 def test_a_block_on_some_tokens_sees_only_those_at_their_places(pair):
-    """Beside the block on all tokens with a mask that hides the others."""
+    """Against the block on all tokens with a mask that hides the others."""
     model, _ = pair
     scale = model.schedule()[-1]
     state = model.start(model.schedule(), 1, guided=True)

@@ -1,4 +1,4 @@
-"""Files are untrusted: an odd one is refused in a sentence, soon, and with little of it read."""
+"""Files are untrusted: odd ones are refused in one sentence, quickly, with little reading."""
 
 import json
 import os
@@ -179,12 +179,12 @@ ODD = {  # readable, but with nothing in them that anyone could use
 
 
 def bytes_read() -> int:
-    """What this process has asked the system to read so far."""
+    """Bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def high_water(reset: bool = False) -> int:
-    """Most memory that this process has held since the last reset, in bytes."""
+    """Peak memory of this process since the last reset, in bytes."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -192,7 +192,7 @@ def high_water(reset: bool = False) -> int:
 
 
 class Little:
-    """What is inside takes little time, memory and reading, on a busy machine too."""
+    """Check that the code inside takes little time, memory and reading."""
 
     def __enter__(self):
         self.before = time.process_time(), bytes_read(), high_water(reset=True)
@@ -230,7 +230,7 @@ def test_nothing_usable_is_found(name, tmp_path):
 
 
 @pytest.mark.parametrize("sidecar", ["null", "[1]", "{", "[" * 200_000, '{"pn":' + "9" * 9999])
-def test_sidecar_that_is_no_object(sidecar, tmp_path):
+def test_sidecar_that_is_not_an_object(sidecar, tmp_path):
     save_file(TENSORS, tmp_path / "m.safetensors")
     (tmp_path / "m.json").write_text(sidecar)
     with pytest.raises(CheckpointError, match="m.json' is not a JSON object"):
@@ -239,7 +239,7 @@ def test_sidecar_that_is_no_object(sidecar, tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("closed", ["file", "folder", "parent"])
-def test_file_that_may_not_be_read(closed):
+def test_file_without_read_permission(closed):
     """Its own mode, its folder's or that of the folder above forbids it; seen by another user."""
     with tempfile.TemporaryDirectory() as parent:
         Path(parent).chmod(0o755)
@@ -263,7 +263,7 @@ def test_file_that_may_not_be_read(closed):
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_names_that_are_no_text_are_left_out(tmp_path):
+def test_names_that_are_not_text_are_left_out(tmp_path):
     torch.save({3: torch.zeros(1), ("a", "b"): torch.zeros(1)} | TENSORS, tmp_path / "m.pth")
     assert read(tmp_path / "m.pth", anything).tensors.keys() == TENSORS.keys()
 
@@ -278,7 +278,7 @@ def test_names_are_found_without_reading_tensors(tmp_path):
 
 
 def test_evidence_in_order(tmp_path):
-    """The header's word goes before the name's, the user's own sidecar before both."""
+    """The header takes precedence over the name, the user's sidecar over both."""
     (tmp_path / "infinity_8b_512x512_weights").mkdir()
     file = tmp_path / "infinity_8b_512x512_weights" / "model.safetensors"
     save_file(TENSORS, file)
@@ -290,7 +290,7 @@ def test_evidence_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["text-to-image", None, 3, [], {"a": 1}, "x" * 9999])
-def test_task_in_the_words_of_another_is_ignored_and_logged(task, tmp_path, caplog):
+def test_an_unknown_task_is_ignored_and_logged(task, tmp_path, caplog):
     torch.save(TENSORS, tmp_path / "8B-512.pth")
     (tmp_path / "8B-512.json").write_text(json.dumps({"task": task, "pn": "1M"}))
     with caplog.at_level("INFO"):
@@ -332,12 +332,12 @@ def test_suffix_in_any_case(suffix, tmp_path):
 
 
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9000000000\n"
-OTHERS = {  # what a download may have brought -> words of what is said
+OTHERS = {  # file that a download may give -> words of the error
     "lfs.pth": (LFS.encode(), "git lfs pull"),
     "lfs.SAFETENSORS": (LFS.encode(), "git lfs pull"),
     "page.pth": (b"\n <!DOCTYPE html><html>Access denied</html>", "web page"),
     "page.safetensors": (b"\xef\xbb\xbf<html><body>404", "web page"),
-    "t5.gguf": (b"GGUF" + bytes(200), "GGUF file, which is not read"),
+    "t5.gguf": (b"GGUF" + bytes(200), "GGUF file, which is not supported"),
     "empty.ckpt": (b"", "is empty; download"),
     "model.safetensors.index.json": (b'{"weight_map": {}}', "choose the checkpoint's file, or the"),
     "text.pth": (b"hello", "truncated or not a checkpoint"),
@@ -346,7 +346,7 @@ OTHERS = {  # what a download may have brought -> words of what is said
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_checkpoint_is_named(name, tmp_path):
+def test_files_that_are_not_checkpoints_are_named(name, tmp_path):
     content, words = OTHERS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=words) as caught:
@@ -390,7 +390,7 @@ def test_one_shard_is_not_offered_and_its_folder_is_named(name, suffix, tmp_path
         with pytest.raises(CheckpointError, match="one of several parts") as caught:
             read(tmp_path / part, anything)
         assert quote(tmp_path) in str(caught.value)
-    save(TENSORS, tmp_path / f"whole.{suffix}")  # beside them, and in no index
+    save(TENSORS, tmp_path / f"whole.{suffix}")  # next to them, and in no index
     assert names_in(tmp_path / f"whole.{suffix}") >= TENSORS.keys()
 
 

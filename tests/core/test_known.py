@@ -1,4 +1,4 @@
-"""A small model says what it does not know of a prompt."""
+"""Words of a prompt that are new to a small model are named."""
 
 import pytest
 
@@ -10,7 +10,7 @@ PROMPTS = ("red apple", "green apple", "dragon", "dragon face", "octopus")
 
 
 @pytest.mark.parametrize("prompt", ["octopus", "A red apple.", "the dragon face"])
-def test_what_it_knows_goes_without_a_word(prompt):
+def test_known_prompts_give_no_warning(prompt):
     assert unseen(prompt, PROMPTS) is None
 
 

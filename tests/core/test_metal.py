@@ -1,4 +1,4 @@
-"""What Metal (a Mac's GPU) refuses, refused here: the core works around it and loses nothing."""
+"""Operations that Metal (a Mac's GPU) lacks fail here: the core avoids them, with equal results."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def flat(values) -> list:
 
 
 def unplaced(value):
-    """What torch on a CPU can compute with."""
+    """Replace tensors on the simulated Metal by ones that torch can compute with."""
     if type(value) in (list, tuple):
         return type(value)(unplaced(part) for part in value)
     if isinstance(value, torch.device):

@@ -87,7 +87,7 @@ def test_two_of_a_kind_are_refused(pair, name):
     """Their order would decide."""
     two = [EACH[name], OFF[name]]
     for methods in (two, two[::-1], [two[0], *OFF.values()]):
-        with pytest.raises(ValueError, match="is connected twice, and acts once only"):
+        with pytest.raises(ValueError, match="is connected twice, and can act only once"):
             run(pair, [7], methods)
 
 
@@ -98,7 +98,7 @@ def test_each_method_changes_images(pair, name):
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name != "repulsion"])
-def test_a_image_of_a_batch_is_the_image_alone(pair, name):
+def test_an_image_of_a_batch_is_the_image_alone(pair, name):
     both = tokens(pair, [3, 8], [EACH[name]])
     alone = tokens(pair, [8], [EACH[name]])
     assert same([t[1:] for t in both], alone)
@@ -169,7 +169,7 @@ def test_adaptive_scaling_goes_no_further_than_its_largest_temperature():
     torch.testing.assert_close(AdaptiveScaling(1.0).logits(logits, scale(0)), logits / 8)
 
 
-def test_adaptive_scaling_leaves_uncertain_maps_alone():
+def test_adaptive_scaling_does_not_change_uncertain_maps():
     logits = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0)) * 0.1
     assert torch.equal(AdaptiveScaling(1.0).logits(logits, scale(0)), logits)
 
@@ -191,7 +191,7 @@ def test_text_noise_is_annealed_from_noise_to_text():
 
 
 def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
-    """The maps after the noise answer to the clean text: kept coarse tokens give the old rest."""
+    """Maps after the noise follow the clean text: with kept coarse tokens they are the same."""
     plain = tokens(pair, [4], maps=None)
     noisy = tokens(pair, [4], [TextNoise(0.5), Keep(plain, side=4)])  # sides 6 and on are clean
     first_clean = next(k for k in range(7) if 1 - k / 6 <= 0.6)
@@ -257,7 +257,7 @@ def test_candidates_of_a_path_share_one_cache(pair, more):
 
 
 class FreshForks(Method):
-    """Every map is drawn from a cache of its own, as if each candidate had copied it."""
+    """Sharing a cache gives the same result as a copy of it for each candidate."""
 
     order = 0
 
@@ -334,7 +334,7 @@ def test_starts_can_be_compared_by_anything(pair):
     [
         (lambda: AdaptiveScaling(2.0), "0 to 1, not 2.0"),
         (lambda: TextNoise(float("nan")), "text noise is a number of 0 or more, not nan"),
-        (lambda: TextNoise(begin_time=0.9, end_time=0.6), "begins before it is full"),
+        (lambda: TextNoise(begin_time=0.9, end_time=0.6), "must be 0 or more and below its end"),
         (lambda: TextNoise(rescale=3.0), "rescale is 0 to 1"),
         (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
         (lambda: PathSearch(0), "takes 1 candidate or more"),

@@ -1,8 +1,8 @@
-"""Random chains of methods on every family: what holds of any of them.
+"""Random chains of methods on every family: what is true of all of them.
 
-Nothing is raised but a ValueError in one sentence. An image alone is the image of its seed in a
-batch (``exact_batch``); it is the same again, in any order of the methods, with neutral ones
-beside, and after whatever failed.
+The only error is a ValueError with one sentence. With ``exact_batch``, an image of a batch is the
+same as its seed alone gives. It is the same again when repeated, with the methods in another order,
+with additional methods that do nothing, and after a failed run.
 """
 
 from dataclasses import replace
@@ -88,7 +88,7 @@ def kept(pair, count: int, side: int, masked: bool) -> Keep:
 
 
 def drawn(pair, chain: Chain, settings, seed: int, batch: int, each=False, exact=True):
-    """f_hat and the images' seeds, or what was said in a ValueError."""
+    """f_hat and the images' seeds, or the message of a ValueError."""
     condition = condition_of(pair[0], batch, each)
     how = (*pair, condition, pair[0].schedule(), settings)
     try:

@@ -1,4 +1,4 @@
-"""What errors repeat is printable, short and recognisable."""
+"""Quoted texts in errors are printable, short and recognisable."""
 
 import os
 

@@ -7,9 +7,8 @@ import torch
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.ssr_sar import DiverseVAR
-from diversevar_core.models.attention import eager
 from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.random import PerImage, draw, truncate
+from diversevar_core.sampling.random import PerImage, pick, truncate
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.settings import Settings
@@ -35,7 +34,7 @@ def tokens(pair, texts, seed, settings=SETTINGS, methods=(), shared=False):
     return [step.tokens for step in steps]
 
 
-def test_a_image_of_a_batch_is_the_image_alone(pair):
+def test_an_image_of_a_batch_is_the_image_alone(pair):
     texts = prompts(5, 3, 7)
     together = tokens(pair, texts, 40, methods=[DiverseVAR(ssr=1.0, sar=0.5)])
     for i, text in enumerate(texts):
@@ -67,7 +66,7 @@ def test_maps_after_the_guided_ones_are_drawn_without_guidance(pair, cfg_schedul
 
 
 class CountRows(Method):
-    """Writes down how many rows pass the blocks at every map."""
+    """Records the number of rows in the blocks at every map."""
 
     def __init__(self):
         self.rows = []
@@ -78,7 +77,7 @@ class CountRows(Method):
 
 
 @pytest.mark.parametrize("name", ["infinity_plain", "varedit_plain", "var_plain"])
-def test_rows_without_guidance_are_dropped_and_missed_by_nothing(cases, name):
+def test_rows_without_guidance_are_dropped_without_effect(cases, name):
     case = cases[name]
     model, tokenizer = load_model(case.model), load_tokenizer(case.tokenizer)
     condition = Labels(torch.tensor([3, 5])) if model.reads is Labels else Text(prompts(4, 6))
@@ -111,7 +110,8 @@ def test_the_draw_is_torchs_multinomial():
     want = torch.multinomial(
         logits.softmax(-1)[0], 1, replacement=True, generator=torch.Generator().manual_seed(7)
     )
-    assert torch.equal(draw(logits, PerImage([7]))[0], want[:, 0])
+    noise = PerImage([7]).exponential(tuple(logits.shape), logits.device)
+    assert torch.equal(pick(logits, noise)[0], want[:, 0])
 
 
 def test_truncation_keeps_the_likeliest():
@@ -179,6 +179,14 @@ def test_text_changed_at_a_scale_counts_from_there(pair):
     assert any(not torch.equal(a, b) for a, b in zip(plain[3:], other[3:], strict=True))
 
 
+def eager(q, k, v, mask, scale):
+    """Attention as its formula is written."""
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
 def test_eager_attention_agrees_with_the_fused_kernel(infinity_case, pair):
     model = load_model(infinity_case.model, attention=eager)
     texts = prompts(5, 2)
@@ -199,9 +207,19 @@ def broken(model, value):
 
 LARGE = DiverseVAR(sar=3.0, site="block", sides=(1, 2, 4, 6, 8, 12, 16), sar_alpha=1e30)
 NOT_FINITE = {
-    "a weight in the prompt": (float("nan"), None, (), "the prompt holds them"),
-    "NaN in a file or LoRA": (1, float("nan"), (), "in 'blocks.1.ffn.fc1.weight'"),
-    "and SAR": (1, float("nan"), (DiverseVAR(sar=1.0),), "in 'blocks.1.ffn.fc1.weight'"),
+    "a weight in the prompt": (float("nan"), None, (), "the prompt already contains them"),
+    "NaN in a file or LoRA": (
+        1,
+        float("nan"),
+        (),
+        "weight 'blocks.1.ffn.fc1.weight' contains",
+    ),
+    "and SAR": (
+        1,
+        float("nan"),
+        (DiverseVAR(sar=1.0),),
+        "weight 'blocks.1.ffn.fc1.weight' contains",
+    ),
     "a large LoRA": (
         1,
         3e38,

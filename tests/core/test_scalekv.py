@@ -1,4 +1,4 @@
-"""ScaleKV: what each block keeps, beside the published budgets and a plain softmax."""
+"""ScaleKV: what each block keeps, against the published budgets and a plain softmax."""
 
 from dataclasses import replace
 
@@ -84,7 +84,7 @@ def test_the_window_is_the_middle_of_each_patch():
 
 @pytest.mark.parametrize("tokens", [64, 40])
 def test_tokens_that_the_window_attends_to_most_are_kept(tokens):
-    """Beside a float64 softmax; 40 tokens are some of a map's, as FastVAR computes them."""
+    """Against a float64 softmax; 40 tokens are part of a map, as with FastVAR."""
     schedule = square((1, 4, 8, 12))
     generator = torch.Generator().manual_seed(tokens)
     q, k, v = torch.randn(3, 2, 3, 17 + tokens, 5, generator=generator)
@@ -140,7 +140,7 @@ def same(a, b):
 
 
 class Watch(Method):
-    """Writes down, after every map, how many bytes each block's keys are allocated."""
+    """Records, after every map, the allocated bytes of each block's keys."""
 
     def __init__(self):
         self.sizes = []
@@ -188,7 +188,7 @@ def test_all_of_the_budget_is_the_identity(pair):
 @pytest.mark.parametrize(
     "more", [[], [FastVAR(0.5, skip=1)], [PathSearch(2, ahead=1)]], ids=["", "FastVAR", "paths"]
 )
-def test_a_image_of_a_batch_is_the_image_alone(pair, more):
+def test_an_image_of_a_batch_is_the_image_alone(pair, more):
     both = run(pair, [ScaleKV(0.1), *more], exact_batch=True)
     alone = run(pair, [ScaleKV(0.1), *more], seeds=SEEDS[1:])
     for a, b in zip(both, alone, strict=True):
@@ -215,7 +215,7 @@ def test_a_fork_leaves_its_origin_as_it_was(pair):
 
 
 def test_where_guidance_ends_each_image_keeps_its_own_row(pair):
-    """Beside guidance so near 1 that it changes nothing but keeps the unconditional rows."""
+    """Against guidance so near 1 that it changes nothing but keeps the unconditional rows."""
     ended, near = (run(pair, [ScaleKV(0.2)], cfg=(4.0,) * 5 + (g,)) for g in (1.0, 1 + 1e-7))
     for a, b in zip(ended, near, strict=True):
         torch.testing.assert_close(a.logits, b.logits, atol=1e-4, rtol=0)

@@ -133,7 +133,7 @@ def test_impossible_strengths_are_refused(strength):
         DiverseVAR(ssr=strength)
 
 
-def test_a_side_that_is_not_there_is_refused():
+def test_an_unknown_side_is_refused():
     context = Context(square((1, 2, 4)), [0], [0], Labels(torch.tensor([0])), [], 2, 6)
     with pytest.raises(ValueError, match="no token map of side 5; its sides are 1, 2, 4"):
         DiverseVAR(ssr=1.0, sides=(5,)).begin(context)

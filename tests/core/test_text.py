@@ -148,7 +148,7 @@ def test_tokenizer_carried_in_the_header(text_encoder, tmp_path):
     save_file(tensors, tmp_path / "t5.safetensors", {"tokenizer.json": carried})
     (want,) = load_text_encoder(text_encoder)([PROMPT])
     assert torch.equal(load_text_encoder(tmp_path / "t5.safetensors")([PROMPT])[0], want)
-    # another model's beside it changes nothing
+    # another model's next to it changes nothing
     other = json.loads(carried)
     other["model"]["vocab"] = {word: 0 for word in other["model"]["vocab"]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
@@ -173,7 +173,7 @@ def test_scales_are_never_left_out(scale_name, text_encoder, tmp_path):
     tensors = load_file(text_encoder / "model.safetensors")
     save_file(quantized(tensors, scale_name), tmp_path / "t5.safetensors")
     shutil.copy(text_encoder / "tokenizer.json", tmp_path)
-    with pytest.raises(CheckpointError, match="keeps scales beside its weights") as caught:
+    with pytest.raises(CheckpointError, match="is quantized with scales") as caught:
         load_text_encoder(tmp_path / "t5.safetensors")
     assert "\n" not in str(caught.value)
     # the host applies them itself
@@ -218,7 +218,7 @@ def test_bad_files_are_refused_in_one_sentence(case, text_encoder, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "null", "{}", "[" * 100_000, "\udcff"])
-def test_tokenizer_that_is_none(text, text_encoder, tmp_path):
+def test_an_invalid_tokenizer_is_refused(text, text_encoder, tmp_path):
     shutil.copy(text_encoder / "model.safetensors", tmp_path / "t5.safetensors")
     with pytest.raises(CheckpointError, match=r"There is no .*tokenizer.json"):
         load_text_encoder(tmp_path / "t5.safetensors")

@@ -14,7 +14,7 @@ QUIET += " disable-component-update disable-sync"
 
 # a CLIP vision model, as the host's loader knows the large ones only, and any Python object on a
 # socket that fits every other, as other packs have
-BESIDE = """
+OTHER_PACK = """
 import math
 
 import torch
@@ -68,7 +68,7 @@ def host(tmp_path_factory):
     write_edit(models)
     emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
-    host = Host(*found, base, BESIDE)
+    host = Host(*found, base, OTHER_PACK)
     yield host
     host.stop()
     assert not host.complaints(), "\n\n".join(host.complaints())
@@ -114,7 +114,7 @@ def write_edit(models: Path) -> None:
 
 
 def write_release(path: Path, shapes: dict, config: dict) -> None:
-    """Tiny weights in a release's file, and beside it what the release's shapes would tell."""
+    """Tiny weights in a release's file, with a sidecar for what the release's shapes would tell."""
     torch.save(state_dict(shapes), path)
     path.with_suffix(".json").write_text(json.dumps(config))
 
@@ -141,7 +141,7 @@ def page(host, browser):
     The host's own templates are a package of their own that is not here: its lists are empty.
     """
     host.fetch("/settings/Comfy.TutorialCompleted", True)
-    host.fetch("/history", {"clear": True})  # odd prompts of other tests are no JSON to a page
+    host.fetch("/history", {"clear": True})  # a page cannot read odd prompts
     host.fetch("/settings/Comfy.OnboardingCoachmarks.Seen", ["appMode", "firstRun"])
     from playwright.sync_api import TimeoutError
 

@@ -62,7 +62,7 @@ def test_outside_the_mask_the_image_keeps_its_pixels(host):
     assert not np.array_equal(half[:, : WIDE // 2], whole[:, : WIDE // 2])
 
 
-def test_a_image_each_is_edited_with_a_seed_each(host):
+def test_several_images_are_edited_with_a_seed_each(host):
     prompt = graph(seed=3, batch_size=2)
     prompt["other"] = {"class_type": "EmptyImage", "inputs": dict(prompt["image"]["inputs"])}
     prompt["other"]["inputs"]["color"] = 0xFF0000
@@ -107,15 +107,15 @@ def classes_in_edit() -> dict:
     return prompt
 
 
-def edit_model_as_told() -> dict:
+def edit_model_with_task() -> dict:
     prompt = graph()
     prompt["model"]["inputs"]["task"] = "generate"
     return prompt
 
 
-def edit_model_in_sampler(told: str = "auto", file: str = "edit_tiny.pth") -> dict:
+def edit_model_in_sampler(task: str = "auto", file: str = "edit_tiny.pth") -> dict:
     prompt = graph()
-    prompt["model"]["inputs"] = {"model_name": file, "task": told}
+    prompt["model"]["inputs"] = {"model_name": file, "task": task}
     inputs = {name: prompt["edit"]["inputs"][name] for name in ("model", "vae", "positive")}
     latent = {"model": ["model", 0], "vae": ["vae", 0]}
     prompt["empty"] = {"class_type": "DiverseVAREmptyLatent", "inputs": latent}
@@ -150,7 +150,7 @@ def no_instruction() -> dict:
     [
         (text_model_in_edit(), "cannot edit"),
         (classes_in_edit(), "cannot edit"),
-        (edit_model_as_told(), "set task to edit"),
+        (edit_model_with_task(), "set task to edit"),
         (edit_model_in_sampler(), "use var edit image"),
         (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use var edit image"),
         (wrong_tokenizer(), "tokenizer"),
@@ -170,6 +170,6 @@ def test_what_does_not_fit_is_one_clear_sentence(host, prompt, words):
 def test_the_user_may_say_that_a_model_edits(host):
     prompt = graph()
     prompt["model"]["inputs"] = {"model_name": "infinity_tiny.safetensors", "task": "edit"}
-    (told,) = pixels(host.run(prompt))
+    (chosen,) = pixels(host.run(prompt))
     (known,) = pixels(host.run(graph()))
-    np.testing.assert_array_equal(told, known)  # the same weights by rule
+    np.testing.assert_array_equal(chosen, known)  # the same weights by rule

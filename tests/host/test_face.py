@@ -1,4 +1,4 @@
-"""What a newcomer meets: found by what one types, few clicks, no widget without effect."""
+"""A new user's view: nodes are found by search, few clicks, no widget without effect."""
 
 import hashlib
 import json
@@ -75,7 +75,6 @@ def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
     assert "\nseeds " in shown.input_value() and shown.is_visible()
     saved = page.evaluate("JSON.stringify([app.graph.serialize(), app.graph.extra])")
     assert "starts 256; cfg 4" not in saved
-
 
 
 def wait_for_one_more(host, page, before: set[str]) -> dict:

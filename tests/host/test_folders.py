@@ -1,4 +1,4 @@
-"""What lies in a models folder never takes the pack down: odd files are passed over."""
+"""Odd files in a models folder never break the pack: they are ignored."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def models(tmp_path):
     return tmp_path
 
 
-def test_odd_files_are_passed_over(models):
+def test_odd_files_are_ignored(models):
     for folder in ("diffusion_models", "vae", "text_encoders"):
         here = models / folder
         os.mkfifo(here / "pipe.safetensors")

@@ -34,7 +34,7 @@ WAYS = {
 }
 
 
-QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # how a file tells its scales
+QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # format of a file's scales
 
 
 # how else trainers call the same layers: of which LoRA, what of its names, and what in its place
@@ -46,18 +46,18 @@ SPELLINGS = {
     "lora_transformer": ("kohya", "lora_unet_", "lora_transformer_"),
 }
 LARGER = r"' was made for another model: for blocks\.0.*weight it has \[(\d+), 4\] and \[4, (\d+)\]"
-# a broken LoRA -> what is said of it
+# a broken LoRA -> words of the error
 ODD = {
     "of a larger model": LARGER + r", and this model's is \[\d+, \d+\]; choose",
     "of two ranks": r"it has \[\d+, 3\] and \[4, \d+\], and this model's is",
     "of rank 0": "lora_[AB].weight' is empty; the file is broken",
     "of scalars": r"it has \[\] and \[\], and this model's is",
-    "of nan": "lora_B.weight' holds NaN or infinity",
-    "of inf": "lora_A.weight' holds NaN or infinity",
+    "of nan": "lora_B.weight' contains NaN or infinity",
+    "of inf": "lora_A.weight' contains NaN or infinity",
     "of one half": "lacks '.*lora_A.weight', half of a layer; it is broken",
     "of the other half": "has '.*lora_A.weight' without its other half",
     "of a vector alpha": "alpha' has 3 numbers, not one",
-    "of a nan alpha": "alpha' holds NaN or infinity",
+    "of a nan alpha": "alpha' contains NaN or infinity",
     "of wrong dora": "was made for another model",
     "of a wrong difference": r"it has \[3, 3\], and this model's is",
     "of other hadamard factors": r"it has \[4, 4\] and .*, and this model's is",
@@ -261,7 +261,7 @@ def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
 
 
 def test_a_text_encoder_whose_scales_cannot_be_read_is_refused(report):
-    assert "is quantized in a way that is not known here" in report["t5 unmarked"]
+    assert "is quantized in a format that is not supported" in report["t5 unmarked"]
 
 
 def test_a_text_encoder_reads_the_same_under_dynamic_vram(report):
@@ -276,7 +276,7 @@ def test_a_lora_is_the_merged_weights(report):
     assert not torch.equal(report["merged half"], report["merged three quarters"])
 
 
-def test_a_lora_comes_off_without_a_trace(report):
+def test_removing_a_lora_restores_the_weights(report):
     assert report["lora restores"]
     assert torch.equal(report["lora off"], report["infinity plain default"])
 
@@ -348,7 +348,7 @@ def test_where_torch_cannot_compile_the_loader_says_so(report):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_may_stay_on_another_device(report, family):
+def test_weights_can_stay_on_another_device(report, family):
     found = report[f"{family} elsewhere"]
     assert not isinstance(found, str), found
     assert torch.equal(found, report[f"{family} plain default"])
@@ -380,12 +380,12 @@ def test_previews_have_the_images_shape_and_the_hosts_size(report):
     assert sizes[-1][1] == 2 * sizes[-1][0]
 
 
-def test_room_is_asked_for_the_rows_and_keys_that_there_are(report):
+def test_memory_is_requested_for_the_rows_and_keys_that_are_kept(report):
     unguided, guided, few_keys = report["room"]
     assert 2 * unguided == guided > few_keys > 0
 
 
-def test_room_is_asked_for_the_starts_that_are_drawn_at_once(report):
+def test_memory_is_requested_for_the_starts_that_are_drawn_at_once(report):
     two, sixteen, small, sixteen_at_once, one = report["room of starts"]
     assert two == small < sixteen_at_once == sixteen and one == two / 2
 
@@ -419,7 +419,7 @@ def test_a_workflow_gives_the_same_images_under_dynamic_vram(host, tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["basic", "sub_quad", "split", "pytorch"])
-def test_the_hosts_attention_kernels_scale_as_they_are_told(report, kernel):
+def test_the_hosts_attention_kernels_use_the_given_scale(report, kernel):
     q, k, v = report["q k v"]
     expected = (1.5 * q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
     torch.testing.assert_close(report[f"kernel {kernel}"], expected)
@@ -443,5 +443,5 @@ def test_computing_in_fp8_makes_much_the_same_image(report, family, kind):
     assert torch.corrcoef(both)[0, 1] > 0.5
 
 
-def test_cancel_is_heard_between_maps_where_no_layer_looks_for_it(report):
+def test_cancel_stops_between_maps_where_no_layer_checks_for_it(report):
     assert report["drawn after cancel"] == 1

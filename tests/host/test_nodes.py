@@ -140,7 +140,7 @@ def test_methods_act_and_chain_in_any_order(host):
 
 
 def test_calibrate_finds_what_the_preset_then_uses(host):
-    """On the included model, from a folder of its own; the plot shows on the node."""
+    """On the included model, copied to another folder; the plot shows on the node."""
     with_preset = included(preset="my calibration", batch_size=2)
     assert "no finished calibration" in host.run(with_preset).error
     prompt = included()
@@ -159,7 +159,10 @@ def test_calibrate_finds_what_the_preset_then_uses(host):
     folder = host.base / "models" / "diffusion_models"
     calibration = folder / "emoji_copy.safetensors.diversity.json"
     written = calibration.stat()
-    outcomes = [host.run(prompt), host.run(prompt)]  # the choice is news to the loader, but once
+    outcomes = [
+        host.run(prompt),
+        host.run(prompt),
+    ]  # the loader sees the choice
     assert all(outcome.error is None for outcome in outcomes)
     (cached,) = outcomes[1].of("execution_cached")
     assert {"model", "calibrate"} <= set(cached["nodes"])

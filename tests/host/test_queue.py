@@ -9,7 +9,7 @@ SETTLED = 60 * 2**20  # bytes that a warm host's memory may still move by
 
 
 def load(name: str, seed: int) -> dict:
-    """A workflow in API format, with a seed of its own (else the host answers from its cache)."""
+    """A workflow in API format with its own seed (otherwise the host answers from its cache)."""
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     for node in prompt.values():
         if node["class_type"] in ("DiverseVARSampler", "DiverseVAREdit"):
@@ -37,7 +37,7 @@ def queue_five(host, first: int) -> list[dict]:
 
 
 def memory(host) -> int:
-    """Resident bytes of the host after it was told to free what it can."""
+    """Resident bytes of the host after a request to free all that it can."""
     host.fetch("/free", {"unload_models": True, "free_memory": True})
     time.sleep(2)
     with open(f"/proc/{host.process.pid}/statm") as pages:

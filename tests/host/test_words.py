@@ -138,7 +138,7 @@ def test_the_page_shows_the_words_of_its_language(host, page, language):
             assert shown["labels"][each] == own.get("inputs", {}).get(key(each), english)["name"]
 
 
-def test_help_opens_beside_every_node_and_fits(host, page, language):
+def test_help_opens_for_every_node_and_fits(host, page, language):
     words = host.get("/i18n").get(language, {"nodeDefs": {}})["nodeDefs"]
     for name, node in ours(host).items():
         page.evaluate(SELECT, name)

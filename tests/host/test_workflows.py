@@ -47,7 +47,7 @@ DROPPED = """bytes => {
 
 
 def save(page, name: str) -> None:
-    """A screenshot, for whoever asks for them."""
+    """Save a screenshot where they are asked for."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder, f"{name}.png"))
 

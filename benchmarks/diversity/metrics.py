@@ -1,7 +1,7 @@
-"""The figures, from features and scores alone.
+"""The figures, computed from features and scores.
 
-Every function takes tensors and computes in float64 on the CPU; figures that are means of one
-value an image or a prompt return these values, so that ``interval`` can tell how sure they are.
+Every function takes tensors and computes in float64 on the CPU. Figures that are means of one
+value per image or prompt are returned as these values, for ``interval``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .diversity import mean_distance, vendi_score
+from diversevar_core.analysis.diversity import mean_distance, vendi_score
 
 SEED = 1000
 RESAMPLES = 1000
@@ -29,11 +29,11 @@ def interval(values: Tensor) -> tuple[float, float, float]:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two sets of features (N, C) taken as Gaussian: FID on Inception's.
+    """Frechet distance of two sets of features (N, C) as Gaussians: FID for Inception's features.
 
     Heusel et al., arXiv 1706.08500. With covariances A^T A and B^T B, the trace of the root of
     their product is the sum of the singular values of A B^T; no root of a nearly singular matrix
-    is taken, so fewer images than channels do no harm to the arithmetic.
+    is needed, so it is also exact for fewer images than channels.
     """
     a, b = a.double(), b.double()
     root_a, root_b = (
@@ -45,20 +45,20 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of features; 0 where rounding is all that is left."""
+    """Euclidean distances (N, M) of features; 0 where only rounding errors remain."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
     squares = norms - 2 * a @ b.T
     return squares.where(squares > 1e-13 * norms, 0).sqrt()
 
 
 def radii(features: Tensor, k: int) -> Tensor:
-    """Distance of every one of features (N, C) to its k-th nearest neighbour."""
+    """Distance of each of features (N, C) to its k-th nearest neighbour."""
     parts = (distances(part, features).kthvalue(k + 1) for part in features.split(ROWS))
     return torch.cat([part.values for part in parts])  # the first of k + 1 is itself
 
 
 def neighbours(real: Tensor, made: Tensor, k: int) -> dict[str, Tensor]:
-    """Recall, precision, density and coverage, as values whose means they are.
+    """Recall, precision, density and coverage, each as values whose mean it is.
 
     Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991); density and coverage
     (Naeem et al., arXiv 2002.09797). real (N, C) and made (M, C) features; recall and coverage
@@ -99,9 +99,9 @@ def overall_vendi(features: Tensor) -> float:
 
 
 def within_prompts(features: Tensor, each: int) -> dict[str, Tensor]:
-    """Mean cosine distance and Vendi score of every prompt's images.
+    """Mean cosine distance and Vendi score of each prompt's images.
 
-    features: (prompts * each, C), a prompt's images together.
+    features: (prompts * each, C), with a prompt's images next to each other.
     """
     groups = features.unflatten(0, (-1, each))
     return {
@@ -111,10 +111,10 @@ def within_prompts(features: Tensor, each: int) -> dict[str, Tensor]:
 
 
 def designs_and_modes(hit: Tensor, design: Tensor) -> tuple[float, float]:
-    """How many designs one prompt's images have, and how evenly.
+    """The number of designs in one prompt's images, and the effective number of all designs.
 
-    hit (N,) bool: whether an image shows the concept; design (N,) indices. Designs are counted
-    among the images that show it; modes: exponential of the entropy of all images' designs.
+    hit (N,) bool: whether an image shows the concept; design (N,) indices. Designs are counted in
+    the images that show it; the effective number is the exponential of the designs' entropy.
     """
     share = torch.bincount(design) / len(design)
     return float(design[hit].unique().numel()), torch.special.entr(share).sum().exp().item()
