@@ -29,7 +29,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.diversity.metrics import RESAMPLES, designs_and_modes, frechet, interval
 from diversevar_core.analysis.diversity import most_different
 from diversevar_core.analysis.judge import Judged, self_alignment
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
@@ -52,6 +51,7 @@ from diversevar_core.vae.bsq import BSQ
 from .data import Data, load, to_model
 from .data import contact_sheet as picture_sheet
 from .judge import Judge, Verdict, held_out, load_judge
+from .metrics import RESAMPLES, designs_and_modes, frechet, interval
 from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, reconstruct, summed, to_pixels
 

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from training.metrics import designs_and_modes
+
 from .features import Encode, Encoder, digest, read_tensors
-from .metrics import designs_and_modes
 from .protocols import Judge, Pictures, Prompt, Protocol, only, text_of
 
 # prompts of one word that the included model knows

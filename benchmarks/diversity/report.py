@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from diversevar_core.images import captioned_rows, to_pil
+from training import metrics
 
-from . import metrics
 from .protocols import Protocol
 from .store import write
 

@@ -7,7 +7,7 @@ import torch
 from prdc import compute_prdc
 from vendi_score import vendi
 
-from benchmarks.diversity import metrics
+from training import metrics
 
 
 @pytest.fixture
