@@ -3,9 +3,9 @@
 A classifier trained on the real pictures (``judge.py``) gives every sample's concept and design.
 For each row of ``rows``, the same prompts are sampled with the same seeds. Alignment and diversity,
 with bootstrap intervals over prompts, go to a table and a plot; so does the rank correlation of the
-model's own alignment with the classifier's. Measurements are saved in one file per row, and the
-candidates of diverse starts are shared by all rows that use them: the command can be stopped at any
-time, run several times at once with different rows, and continued with more prompts.
+model's own alignment with the classifier's. Measurements are saved in one file per row: the command
+can be stopped at any time, run several times at once with different rows, and continued with more
+prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 
@@ -29,7 +28,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from diversevar_core.analysis.diversity import most_different
 from diversevar_core.analysis.judge import Judged, self_alignment
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.images import captioned_rows, to_pil
@@ -37,13 +35,13 @@ from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import SITES, DiverseVAR
-from diversevar_core.methods.starts import TOGETHER, Starts
+from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.methods.travel import sample_and_travel
 from diversevar_core.models.infinity import Infinity
 from diversevar_core.sampling.conditions import Text
+from diversevar_core.sampling.job import PLAIN, Chain, draw
 from diversevar_core.sampling.presets import PRESETS
-from diversevar_core.sampling.run import Method, Step
+from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.bsq import BSQ
@@ -70,9 +68,7 @@ class Row:
     kind: str
     cfg: tuple[float, ...] = (4.0,)
     tau: tuple[float, ...] = (0.5,)
-    methods: tuple[Method, ...] = ()
-    starts: Starts | None = None
-    travel: int = 0
+    chain: Chain = PLAIN
     guidance_start: int = 0
     guidance_end: int = 0
 
@@ -81,10 +77,11 @@ def rows() -> list[Row]:
     """Every method at several strengths, with the settings that suit it, and pairs of methods."""
 
     def late(name: str, kind: str, *methods: Method, **options) -> Row:
-        return Row(f"guidance_start 4, {name}", kind, methods=methods, guidance_start=4, **options)
+        chain = Chain(methods, **options)
+        return Row(f"guidance_start 4, {name}", kind, chain=chain, guidance_start=4)
 
     def published(name: str, kind: str, *methods: Method, **options) -> Row:
-        return Row(f"published, {name}", kind, methods=methods, **options)
+        return Row(f"published, {name}", kind, chain=Chain(methods, **options))
 
     found = [Row("as published: cfg 4, tau 0.5", "guidance")]
     for cfg in (3.0, 2.0, 1.5, 1.0):
@@ -92,9 +89,7 @@ def rows() -> list[Row]:
     for cfg, tau in ((4.0, 1.0), (3.0, 1.0), (2.0, 1.0), (4.0, 1.5), (3.0, 1.5)):
         found.append(Row(f"cfg {cfg:g}, tau {tau:g}", "temperature", (cfg,), (tau,)))
     for side in (2, 4, 6, 8):
-        off = Starts(1)  # uses the same saved candidates as the rows of starts
-        name = f"guidance_start {side}"
-        found.append(Row(name, "late guidance", starts=off, guidance_start=side))
+        found.append(Row(f"guidance_start {side}", "late guidance", guidance_start=side))
     for side in (4, 6):
         found.append(Row(f"published, guidance_end {side}", "guidance", guidance_end=side))
     for cfg, tau in ((6.0, 0.5), (4.0, 0.25), (6.0, 0.25)):
@@ -130,12 +125,12 @@ def rows() -> list[Row]:
             )
             found.append(published(name, f"SSR and SAR, {site}", method))
     for ssr, sar in ((0.5, 0.0), (1.0, 0.0), (0.0, 0.5), (0.0, 1.0)):
-        name, method = f"SSR {ssr:g}, SAR {sar:g}, model", DiverseVAR(ssr, sar)
+        name, method = f"SSR {ssr:g}, SAR {sar:g}, model", DiverseVAR(ssr, sar, site="model")
         found.append(published(name, "SSR and SAR, model", method))
     name, method = "SSR 2, SAR 1, block, side 2", DiverseVAR(2.0, 1.0, (2,), "block")
     found.append(published(name, "SSR and SAR, block", method))
     pairs = {
-        "SSR 0.5, SAR 0.25": (DiverseVAR(0.5, 0.25), None),
+        "SSR 0.5, SAR 0.25": (DiverseVAR(0.5, 0.25, site="model"), None),
         "starts 64, side 6, repulsion 4 to side 4": (Repulsion(4.0, 4), Starts(64, 6)),
         "starts 64, side 6, text noise 0.25": (TextNoise(0.25, end_time=1.25), Starts(64, 6)),
         "adaptive scaling 1": (AdaptiveScaling(1.0), None),
@@ -146,23 +141,9 @@ def rows() -> list[Row]:
     return [*found, published("adaptive scaling 1, path search 4", "pairs", *both)]
 
 
-class Drawn(NamedTuple):
-    """Pictures (N, H, W, 3) uint8 and the bits (N, n, bits) bool of their maps."""
-
-    pictures: Tensor
-    bits: list[Tensor]
-
-    def take(self, places: Sequence[int]) -> Drawn:
-        """The pictures at these indices."""
-        return Drawn(self.pictures[places], [one[places] for one in self.bits])
-
-
 @dataclass(frozen=True)
 class Bench:
-    """The three models, the judge, the prompts (indices of concepts), and the number of seeds.
-
-    kept: a folder for the candidates of diverse starts.
-    """
+    """The three models, the judge, the prompts (indices of concepts), and the number of seeds."""
 
     model: Infinity
     tokenizer: BSQ
@@ -171,66 +152,21 @@ class Bench:
     data: Data
     chosen: tuple[int, ...]
     seeds: int
-    kept: Path
 
     def draw(self, row: Row, concept: int) -> tuple[Tensor, Judged]:
         """Sample a concept: pictures (seeds, H, W, 3) uint8, and the judgement of a few of them.
 
         Seeds begin at ``SEED * (1 + concept)`` in every row.
         """
-        schedule, first = self.model.schedule(), SEED * (1 + concept)
-        if row.starts is None:
-            drawn = self.sample(row, concept, range(first, first + self.seeds))
-        else:
-            alone = [method for method in row.methods if not method.together]
-            count = max(row.starts.candidates, self.seeds)
-            candidates = self.candidates(replace(row, methods=tuple(alone)), concept, first, count)
-            places = self.choose(row.starts, candidates)
-            drawn = candidates.take(places)
-            if len(alone) < len(row.methods):
-                drawn = self.sample(row, concept, [first + place for place in places])
-        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(JUDGED)
-        bits = [one[:JUDGED].long() for one in drawn.bits]
-        judged = self_alignment(self.model, self.tokenizer, bits, text, schedule)
-        return drawn.pictures, judged
-
-    def sample(self, row: Row, concept: int, seeds: Sequence[int]) -> Drawn:
-        """A concept's pictures of these seeds."""
-        text = Text(self.text([self.data.concepts[concept].prompt])).repeat(len(seeds))
+        text = Text(self.text([self.data.concepts[concept].prompt]))
         guided = {"guidance_start": row.guidance_start, "guidance_end": row.guidance_end}
         settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, **guided)
-        how = (self.model, self.tokenizer, text, self.model.schedule(), settings, seeds)
-        steps = list(sample_and_travel(*how, row.methods, row.travel))[-len(how[3]) :]
+        models, schedule = (self.model, self.tokenizer), self.model.schedule()
+        how = (text.repeat(self.seeds), schedule, settings, SEED * (1 + concept), row.chain)
+        steps = list(draw(*models, *how).steps)[-len(schedule) :]
         pictures = to_pixels(self.tokenizer.decode(steps[-1].f_hat))
-        return Drawn(pictures, [step.tokens.bool() for step in steps])
-
-    def candidates(self, row: Row, concept: int, first: int, count: int) -> Drawn:
-        """Finished pictures of ``count`` seeds, saved; each is the same as with its seed alone."""
-        folder = self.kept / " ".join(
-            map(str, (row.guidance_start, *row.cfg, *row.tau, *row.methods))
-        )
-        file = folder / f"{concept}.pt"
-        found = [Drawn(*torch.load(file))] if file.exists() else []
-        have = sum(len(one.pictures) for one in found)
-        for start in range(first + have, first + count, TOGETHER):
-            found.append(self.sample(row, concept, range(start, start + TOGETHER)))
-        pictures, bits = zip(*found, strict=True)
-        drawn = Drawn(torch.cat(pictures), [torch.cat(parts) for parts in zip(*bits, strict=True)])
-        if have < count:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(tuple(drawn), file)
-        return drawn.take(range(count))
-
-    def choose(self, starts: Starts, candidates: Drawn) -> list[int]:
-        """Indices of the candidates that ``choose_starts`` would choose by their first maps."""
-        if len(candidates.pictures) <= self.seeds:
-            return list(range(self.seeds))
-        f_hat = None
-        for scale, bits in zip(self.model.schedule(), candidates.bits, strict=True):
-            if scale.side <= starts.side:
-                f_hat, _ = self.tokenizer.accumulate(f_hat, bits.long(), scale)
-                last = Step(scale, None, bits, f_hat)
-        return most_different(starts.compare(last), self.seeds)
+        bits = [step.tokens[:JUDGED] for step in steps]
+        return pictures, self_alignment(*models, bits, text.repeat(JUDGED), schedule)
 
     def resample(self, concept: int) -> Tensor:
         """Pictures whose maps are each drawn given the real picture's coarser maps."""
@@ -315,9 +251,8 @@ def contact_sheet(bench: Bench, path: Path) -> None:
     }
     rows = {}
     for title, name in ways.items():
-        preset, chain = PRESETS[name], PRESETS[name].chain()
-        given = {"methods": chain.methods, "starts": chain.starts}
-        rows[title] = Row("", "", guidance_start=preset.guidance_start, **given)
+        preset = PRESETS[name]
+        rows[title] = Row("", "", chain=preset.chain(), guidance_start=preset.guidance_start)
     prompts = [concept.prompt for concept in bench.data.concepts]
     known = sorted(bench.text.prompts)
     shown = [known[len(known) * i // SHOWN] for i in range(SHOWN)]
@@ -436,7 +371,6 @@ def main() -> None:
         data,
         tuple(known[: args.prompts]),
         args.seeds,
-        args.folder / "candidates",
     )
     kept = args.folder / f"evaluation-{args.seeds}"
     kept.mkdir(parents=True, exist_ok=True)
