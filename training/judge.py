@@ -142,7 +142,7 @@ def load_judge(data: Data, path: Path, steps: int = STEPS) -> Judge:
 
 def write_judge(judge: Judge, data: Data, path: Path) -> None:
     """Save the judge in float16 with the concepts' prompts, for ``read_judge``."""
-    tensors = {name: tensor.half() for name, tensor in judge.state_dict().items()}
+    tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
     prompts = [concept.prompt for concept in data.concepts]
     save_file(tensors, path, metadata={"prompts": json.dumps(prompts)})
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 ALPHABET = "▁abcdefghijklmnopqrstuvwxyz0123456789'.,!?&-"
+UNREAD = r"^(an?|the) |[.,!?]+$"  # an article in front, punctuation at the end
 SPELLED = -20.0  # log-probability of a single letter: far below every word's
 
 
@@ -26,7 +27,9 @@ def build_tokenizer(prompts: Sequence[str]) -> Tokenizer:
     words = [(f"▁{word}", math.log(n / counts.total())) for word, n in sorted(counts.items())]
     tokenizer = Tokenizer(models.Unigram([*special, *letters, *words], unk_id=2))
     tokenizer.add_special_tokens([token for token, _ in special])
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(UNREAD), "")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
