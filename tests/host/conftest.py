@@ -141,6 +141,7 @@ def page(host, browser):
     The host's own templates are a package of their own that is not here: its lists are empty.
     """
     host.fetch("/settings/Comfy.TutorialCompleted", True)
+    host.fetch("/settings/Comfy.RightSidePanel.IsOpen", False)  # a help page opens it
     host.fetch("/history", {"clear": True})  # a page cannot read odd prompts
     host.fetch("/settings/Comfy.OnboardingCoachmarks.Seen", ["appMode", "firstRun"])
     from playwright.sync_api import TimeoutError
