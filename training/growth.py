@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diversevar_core.checkpoints.loading import load_tokenizer
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model, with_mirrored
@@ -34,7 +33,6 @@ OLD = 0.4  # share of a batch that shows what the included model knows
 JUDGE_STEPS = 2500
 NAMED, SAMPLES = 32, 2  # while it trains: prompts of either kind, and pictures of each
 ASKED, RIGHT = 8, 6  # at the end: pictures of every prompt, and how many must show it
-PUBLISHED = Settings((4.0,), "flat", (0.5,), 0, 0.97)
 
 
 class Pictures:
@@ -76,7 +74,7 @@ def named(
         asked = part.repeat_interleave(each)
         condition = Text(text([prompts[concept] for concept in asked]))
         seeds = range(SEED, SEED + len(asked))
-        *_, last = sample(model, tokenizer, condition, model.schedule(), PUBLISHED, seeds)
+        *_, last = sample(model, tokenizer, condition, model.schedule(), model.defaults(), seeds)
         found.append(to_pixels(tokenizer.decode(last.f_hat)))
     pixels = torch.cat(found)
     right = judge.judge(pixels).concept.argmax(1) == concepts.repeat_interleave(each)

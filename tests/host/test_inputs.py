@@ -263,8 +263,7 @@ def test_a_text_encoder_without_its_tokenizer_is_refused(host):
 def shown(host, prompt: dict) -> str:
     """What the sampler says are the seeds."""
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}}
-    (shown,) = [data for data in host.run(prompt).of("executed") if data["node"] == "show"]
-    return shown["output"]["text"][0]
+    return host.run(prompt).text_of("show")
 
 
 def test_seeds_past_the_last_start_over(host):

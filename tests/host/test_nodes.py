@@ -86,8 +86,7 @@ def test_chosen_seeds_are_an_output_and_in_the_saved_image(host):
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "sampler"]
     assert (steps[0], steps[-1]) == (12, sum(side**2 for side in SIDES))  # starts, then maps
     both = pixels(outcome)
-    (shown,) = [data for data in outcome.of("executed") if data["node"] == "show"]
-    seeds = [int(seed) for seed in shown["output"]["text"][0].split(", ")]
+    seeds = [int(seed) for seed in outcome.text_of("show").split(", ")]
     del prompt["show"]
     for name in ("once", "cached"):
         assert list(saved(host, prompt, name).values()) == seeds
@@ -211,10 +210,10 @@ def test_calibrate_compares_by_clip_vision(host):
     prompt = included(preset="as published", batch_size=3)
     with_clip_vision(prompt, "DiverseVARMeasure", images=["decode", 0])
     prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": ["vision", 1]}}
-    (report,) = [data for data in host.run(prompt).of("executed") if data["node"] == "report"]
+    report = host.run(prompt).text_of("report")
     (measured,) = saved["measured"][0]["diversity"]
     # 4e-7, so 9e-4 between features: float32's 1e-6 in those is 2e-3 of it
-    assert float(report["output"]["text"][0]) == pytest.approx(measured, rel=1e-2)
+    assert float(report) == pytest.approx(measured, rel=1e-2)
 
 
 def included(**sampler) -> dict:

@@ -1,4 +1,4 @@
-// What a run used, or found, stands on the node until its next run.
+// Shows what a run used or found in a field of its node, until the next run.
 import { app } from "../../../scripts/app.js";
 import { ComfyWidgets } from "../../../scripts/widgets.js";
 
@@ -7,8 +7,8 @@ const NAME = "last run";
 function textWidget(node) {
   const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
   widget.element.readOnly = true;
-  widget.serialize = false; // neither in the workflow
-  widget.options.serialize = false; // nor in the prompt
+  widget.serialize = false; // not in the saved workflow
+  widget.options.serialize = false; // and not in the prompt
   return widget;
 }
 
