@@ -404,7 +404,8 @@ def to_device(
         stages.append((min(starts.candidates, TOGETHER), first))
     share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
-    room = max(room_of(model.model, maps, guided, n, share, source) for n, maps in stages)
+    stored = sum(method.stored(schedule, model.model.depth) for method in chain.methods)
+    room = max(room_of(model.model, maps, guided, n, share, source, stored) for n, maps in stages)
     if chain.travel:
         sides = (patch_of(model.model, vae.tokenizer) * side for side in schedule[-1].full)
         shape = (1, vae.tokenizer.token_kind.channels, *sides)
@@ -414,16 +415,23 @@ def to_device(
 
 
 def room_of(
-    network: Family, maps: Schedule, guided: bool, batch: int, share: float, source: int
+    network: Family,
+    maps: Schedule,
+    guided: bool,
+    batch: int,
+    share: float,
+    source: int,
+    stored: int,
 ) -> float:
     """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
 
     share: of the keys and values that are kept. source: number of tokens of all source images.
+    stored: number of tokens whose features methods store for each row.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
     rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
     cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = 32 * rows * last * width  # float32
+    work = (32 * last + 4 * stored) * rows * width  # float32
     if source:  # one block's keys and values, joined with the source's
         work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
     return cache + work

@@ -404,6 +404,11 @@ def runs(report: Report) -> None:
         image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
         report["room of starts"].append(rooms[first])
 
+    report["room of pruning"] = []
+    for prune in (0.0, 0.5):
+        first, (fast,) = len(rooms), node("FastVAR", prune=prune, skip=2)
+        image("infinity", model, lambda patchers, room: rooms.append(room), method=fast)
+        report["room of pruning"].append(rooms[first])
     (travel,), (vae, _) = node("Travel", side=4, method=few), others("infinity", False)
     first, numbers = len(rooms), {"method": travel}
     latent = image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)

@@ -401,6 +401,12 @@ def test_memory_is_requested_for_the_starts_that_are_drawn_at_once(report):
     assert two == small < sixteen_at_once == sixteen and one == two / 2
 
 
+def test_memory_is_requested_for_what_blocks_added_to_the_last_map_before_pruning(report):
+    whole, pruned = report["room of pruning"]
+    rows, tokens, width, blocks = 2, 6 * 6, 256, 4
+    assert pruned - whole == rows * tokens * width * blocks * torch.float32.itemsize
+
+
 def test_memory_is_requested_for_the_image_that_travel_decodes(report):
     assert report["room of travel"] == report["room of decoding"] > max(report["room"])
 
