@@ -39,6 +39,7 @@ from ..diversevar_core.methods.starts import TOGETHER
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
+from ..diversevar_core.models.pairing import patch_of
 from ..diversevar_core.models.resize import area
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.job import PLAIN, Chain
@@ -50,6 +51,7 @@ from ..diversevar_core.vae.autoencoder import to_image
 from ..diversevar_core.vae.tokenizer import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
+TILE_SIDE = 512  # pixels
 # in order of preference: half precision, with float32's range first
 COMPUTE_TYPES = [torch.bfloat16, torch.float16, torch.float32]
 WEIGHT_TYPES = {
@@ -198,6 +200,16 @@ class TokenizerVAE(comfy.sd.VAE):
         for part in (tokenizer.encoder, tokenizer.decoder):
             store(part, tokenizer.dtype, self.patcher.is_dynamic())
         self.model_size()
+
+    def decode_tiled_(self, samples: Tensor, *sizes: int, **options: int) -> Tensor:
+        """ComfyUI's, with tiles of ``TILE_SIDE`` for any stride: its default is for 8.
+
+        ComfyUI calls it without sizes where the whole image does not fit the memory.
+        """
+        if not sizes and not options:
+            side = TILE_SIDE // self.tokenizer.stride
+            sizes = side, side, side // 4
+        return super().decode_tiled_(samples, *sizes, **options)
 
 
 def without_warning(record: logging.LogRecord) -> bool:
@@ -382,7 +394,8 @@ def to_device(
 
     guided: whether each image has an unconditional row too. sources: number of source images,
     counted once where all images share one. chain: ScaleKV needs less memory; diverse starts draw
-    more images, but only their first maps. (The candidates of a path search share their caches.)
+    more images, but only their first maps; travel decodes an image. (The candidates of a path
+    search share their caches.)
     """
     drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
     stages = [(batch, drawn)]
@@ -391,22 +404,34 @@ def to_device(
         stages.append((min(starts.candidates, TOGETHER), first))
     share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
-    room = max(room_of(model.model, maps, guided, n, share, source) for n, maps in stages)
+    stored = sum(method.stored(schedule, model.model.depth) for method in chain.methods)
+    room = max(room_of(model.model, maps, guided, n, share, source, stored) for n, maps in stages)
+    if chain.travel:
+        sides = (patch_of(model.model, vae.tokenizer) * side for side in schedule[-1].full)
+        shape = (1, vae.tokenizer.token_kind.channels, *sides)
+        room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
     return model.load_device
 
 
 def room_of(
-    network: Family, maps: Schedule, guided: bool, batch: int, share: float, source: int
+    network: Family,
+    maps: Schedule,
+    guided: bool,
+    batch: int,
+    share: float,
+    source: int,
+    stored: int,
 ) -> float:
     """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
 
     share: of the keys and values that are kept. source: number of tokens of all source images.
+    stored: number of tokens whose features methods store for each row.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
     rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
     cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = 32 * rows * last * width  # float32
+    work = (32 * last + 4 * stored) * rows * width  # float32
     if source:  # one block's keys and values, joined with the source's
         work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
     return cache + work

@@ -188,8 +188,15 @@ def matrix(report: Report) -> None:
 
 
 def quantized(report: Report) -> None:
-    """Files with quantized weights and their scales."""
+    """Files with quantized weights and their scales, and files of float8 alone."""
     for family in FAMILIES:
+        name = f"{family} of float8"
+        with report.errors(name):
+            report[name] = image(family, load(f"{name}.safetensors"))
+        for mode in ("plain", "dynamic"):
+            name = f"{family} in float8 {mode}"
+            with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
+                report[name] = image(family, load(f"{family} in float8.safetensors"))
         name = f"{family} dequantized"
         with report.errors(name):
             report[name] = image(family, load(f"{name}.safetensors"))
@@ -397,6 +404,17 @@ def runs(report: Report) -> None:
         image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
         report["room of starts"].append(rooms[first])
 
+    report["room of pruning"] = []
+    for prune in (0.0, 0.5):
+        first, (fast,) = len(rooms), node("FastVAR", prune=prune, skip=2)
+        image("infinity", model, lambda patchers, room: rooms.append(room), method=fast)
+        report["room of pruning"].append(rooms[first])
+    (travel,), (vae, _) = node("Travel", side=4, method=few), others("infinity", False)
+    first, numbers = len(rooms), {"method": travel}
+    latent = image("infinity", model, lambda patchers, room: rooms.append(room), **numbers)
+    report["room of travel"] = rooms[first]
+    report["room of decoding"] = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+
     rows = []
     hook = model.model.blocks[0].register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
     for exact in (False, True):
@@ -417,6 +435,25 @@ def runs(report: Report) -> None:
     with patched(comfy.model_management, "is_amd", lambda: True):
         (amd,) = node("LoadVAE", vae_name="emoji")
     report["amd"] = amd.memory_used_decode((1, 1, 8, 8), torch.float32) / estimate
+
+
+def tiled(report: Report) -> None:
+    """A million pixels decoded on a card that has memory for a quarter of them."""
+    (vae,) = node("LoadVAE", vae_name="infinity.safetensors")
+    side = 1024 // vae.upscale_ratio
+    random = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, vae.latent_channels, side, side, generator=random).sign() / 4
+    decode, most = vae.first_stage_model.decode, latent.numel()
+
+    def decode_some(part: torch.Tensor) -> torch.Tensor:
+        if part.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(part)
+
+    with patched(vae.first_stage_model, "decode", decode_some):
+        for most in (latent.numel(), latent.numel() // 4):
+            with report.errors(f"decoded {most / latent.numel()}"):
+                report[f"decoded {most / latent.numel()}"] = vae.decode(latent)
 
 
 def as_on_a_card(report: Report) -> None:
@@ -500,6 +537,7 @@ def main() -> None:
             half_images,
             files,
             runs,
+            tiled,
             as_on_a_card,
             compiled,
             cancelled,

@@ -41,14 +41,15 @@ def self_alignment(
     """
     state = model.start(schedule, len(schedule), guided=True)
     model.condition(state, condition)
-    total = torch.zeros(2, len(condition), dtype=torch.float64)  # with the prompt, without it
+    found = []  # of each map: nats with the prompt, then without it, (2B,)
     f_hat = features = None
     for scale, tokens in zip(schedule, maps, strict=True):
         x = model.embed(state, features, scale)
         for i in range(model.depth):
             x = model.block(state, i, scale, x)
         both = (model.logits(state, x), torch.cat((tokens, tokens)))
-        nats = log_likelihood(*both, model.token_kind.choices).double().sum(dim=1)
-        total += nats.view(2, -1).cpu()
+        nats = log_likelihood(*both, model.token_kind.choices).cpu()  # MPS has no float64
+        found.append(nats.double().sum(dim=1))
         f_hat, features = tokenizer.accumulate(f_hat, tokens, scale)
-    return Judged(total[0] - total[1], total[0])
+    likelihood, without = torch.stack(found).sum(dim=0).chunk(2)
+    return Judged(likelihood - without, likelihood)

@@ -49,14 +49,22 @@ class FastVAR(Method):
         return max(1, len(schedule) - self.skip)
 
     def begin(self, context: Context) -> Method:
-        drawn = context.schedule[: len(context.plan)]
-        large = [scale for scale in drawn if scale.side >= WHOLE_TO * context.schedule[-1].side]
+        return self.pruned(context.schedule, len(context.plan), context.depth) or Method()
+
+    def stored(self, schedule: Schedule, depth: int) -> int:
+        acting = self.pruned(schedule, self.drawn(schedule), depth)
+        return acting.whole.tokens * len(acting.blocks) if acting else 0
+
+    def pruned(self, schedule: Schedule, maps: int, depth: int) -> Pruned | None:
+        """What is left out of the schedule's first ``maps``; None: nothing."""
+        drawn = schedule[:maps]
+        large = [scale for scale in drawn if scale.side >= WHOLE_TO * schedule[-1].side]
         whole = drawn[: len(drawn) - len(large)]
         if self.prune == 0 or not large or not whole:
-            return Method()
+            return None
         shares = {scale.k: self.prune for scale in large}
         shares[large[0].k] *= FIRST_SHARE
-        first, end = (round(part * context.depth) for part in PRUNED_BLOCKS)
+        first, end = (round(part * depth) for part in PRUNED_BLOCKS)
         return Pruned(shares, whole[-1], range(first, end))
 
 

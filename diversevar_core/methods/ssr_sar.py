@@ -31,12 +31,12 @@ def reweight(x: Tensor, rate: float, alpha: float = 1.0, relative: bool = True) 
     rate: negative suppresses large values, positive amplifies them. With ``relative``, s is divided
     by the largest value s_1, whose gain then is ``alpha * exp(rate)`` on every model; without, the
     rate is the paper's beta, in units of 1 / s.
-    Computed in float64, as squaring halves the digits (on the CPU for MPS, which has no float64).
+    Computed in float64, as squaring halves the digits (on the CPU for MPS and others without it).
     The exponent is at most ``MAX_EXPONENT``. Rate 0 with alpha 1 changes nothing, bit for bit.
     """
     if rate == 0 and alpha == 1:
         return x
-    matrix = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+    matrix = x.to(x.device if x.device.type == "cuda" else "cpu", torch.float64)
     wide = matrix.shape[-2] <= matrix.shape[-1]
     gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
     squares, vectors = torch.linalg.eigh(gram)  # ascending

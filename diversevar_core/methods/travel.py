@@ -43,7 +43,8 @@ def sample_and_travel(
         yield step
     if not travel:
         return
-    with torch.no_grad():
-        maps = tokenizer.quantize_maps(tokenizer.features(tokenizer.decode(step.f_hat)), schedule)
+    with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
+        found = [tokenizer.features(tokenizer.decode(one)) for one in step.f_hat.split(1)]
+        maps = tokenizer.quantize_maps(torch.cat(found), schedule)
     clean = [method for method in methods if not isinstance(method, TextNoise)]
     yield from sample(*how, methods=[*clean, Keep(maps, side=travel)], **options)

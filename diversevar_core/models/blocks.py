@@ -181,7 +181,7 @@ class SelfAttention(nn.Module):
 
     def fixed(self, device: torch.device) -> Fixed:
         """Compute ``Fixed`` once for all maps."""
-        q, v = self.q_bias.to(device), self.v_bias.to(device)
+        q, v = (bias.to(device, self.dtype) for bias in (self.q_bias, self.v_bias))
         bias = torch.cat((q, torch.zeros_like(q), v))
         learned = self.scale_mul_1H11.to(device, torch.float32).clamp(max=MAX_LOG_SCALE).exp()
         temperature = learned.view(-1, 1)

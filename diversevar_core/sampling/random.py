@@ -33,10 +33,11 @@ class PerImage:
         self.generators = [torch.Generator().manual_seed(seed % 2**64) for seed in seeds]
 
     def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        numbers = torch.empty(shape, pin_memory=device.type == "cuda")  # for an async copy
+        pinned = device.type == "cuda"  # then the copy need not wait; on MPS it has to
+        numbers = torch.empty(shape, pin_memory=pinned)
         for image, generator in zip(numbers, self.generators, strict=True):
             image.exponential_(generator=generator)
-        return numbers.to(device, non_blocking=True)
+        return numbers.to(device, non_blocking=pinned)
 
 
 class Shared:

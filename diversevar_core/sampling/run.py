@@ -82,6 +82,10 @@ class Method:
         """How many of a schedule's maps are drawn, counted from the first."""
         return len(schedule)
 
+    def stored(self, schedule: Schedule, depth: int) -> int:
+        """How many tokens' features (C,), float32, it stores for every row while it acts."""
+        return 0
+
     def begin(self, context: Context) -> Method:
         """The method for this batch. Raises ValueError where the method does not fit it."""
         return self

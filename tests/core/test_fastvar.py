@@ -45,6 +45,8 @@ def test_published_strengths_prune_and_skip_what_the_paper_does(aspect):
     assert {schedule[k].side: share for k, share in acting.shares.items()} == {32: 0.4, 40: 0.5}
     assert acting.whole.side == 24
     assert acting.blocks == range(3, 28)
+    assert FastVAR().stored(schedule, 32) == 25 * acting.whole.tokens
+    assert FastVAR(0.0).stored(schedule, 32) == FastVAR(skip=12).stored(schedule, 32) == 0
 
 
 @torch.no_grad()

@@ -286,6 +286,16 @@ def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     assert same(maps, [step.tokens for step in whole[7:]])  # unchanged: its own tokens
 
 
+def test_travel_decodes_and_encodes_one_image_at_a_time(pair):
+    rows, (model, tokenizer) = [], pair
+    parts = (tokenizer.decoder, tokenizer.encoder)
+    hooks = [part.register_forward_pre_hook(lambda _, x: rows.append(len(x[0]))) for part in parts]
+    list(sample_and_travel(*pair, text(3), model.schedule(), SETTINGS, [3, 4, 5], travel=4))
+    for hook in hooks:
+        hook.remove()
+    assert rows == [1] * 6
+
+
 def starts(pair, candidates, count, methods=(), **options):
     model, tokenizer = pair
     how = (model, tokenizer, text(count), model.schedule(), SETTINGS)

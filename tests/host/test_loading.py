@@ -87,6 +87,9 @@ def write_models(models: Path) -> None:
         plain, quantized, header = quantize(load_file(file), QUANTIZED[family])
         write(models, f"{family} dequantized", plain, file)
         write(models, f"{family} quantized", quantized, file, header)
+        small = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(file).items()}
+        write(models, f"{family} in float8", small, file)
+        write(models, f"{family} of float8", {name: t.float() for name, t in small.items()}, file)
     for family, file in files.items():
         for kind, dtype in TYPES.items():
             tensors = {
@@ -254,6 +257,14 @@ def test_scales_of_a_quantized_file_are_applied(report, family, mode):
     assert torch.equal(found, report[f"{family} dequantized"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["plain", "dynamic"])
+def test_a_file_whose_every_tensor_is_float8_is_read(report, family, mode):
+    found = report[f"{family} in float8 {mode}"]
+    assert not isinstance(found, str), found
+    assert torch.equal(found, report[f"{family} of float8"])
+
+
 @pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled", "t5 headed"])
 def test_scales_of_a_quantized_text_encoder_are_applied(report, encoder):
     torch.testing.assert_close(report[encoder], report["t5 dequantized"], atol=1e-5, rtol=0)
@@ -388,6 +399,22 @@ def test_memory_is_requested_for_the_rows_and_keys_that_are_kept(report):
 def test_memory_is_requested_for_the_starts_that_are_drawn_at_once(report):
     two, sixteen, small, sixteen_at_once, one = report["room of starts"]
     assert two == small < sixteen_at_once == sixteen and one == two / 2
+
+
+def test_memory_is_requested_for_what_blocks_added_to_the_last_map_before_pruning(report):
+    whole, pruned = report["room of pruning"]
+    rows, tokens, width, blocks = 2, 6 * 6, 256, 4
+    assert pruned - whole == rows * tokens * width * blocks * torch.float32.itemsize
+
+
+def test_memory_is_requested_for_the_image_that_travel_decodes(report):
+    assert report["room of travel"] == report["room of decoding"] > max(report["room"])
+
+
+def test_a_large_image_is_decoded_in_tiles_that_fit_where_the_whole_does_not(report):
+    whole, tiled = report["decoded 1.0"], report["decoded 0.25"]
+    assert not isinstance(tiled, str), tiled
+    assert whole.shape == tiled.shape and (whole - tiled).abs().mean() < 0.05
 
 
 def test_a_batch_is_computed_together_or_one_by_one(report):
