@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
+from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.sampling import job
@@ -175,20 +175,27 @@ class Sampler(io.ComfyNode):
         how = condition, schedule, settings, seed, chain, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
-        lines = used(chosen, settings, schedule, batch), f"seeds {seeds}"
+        lines = used(method, chain, settings, schedule, batch), f"seeds {seeds}"
         shown = "\n".join((*lines, *without_effect(positive, latent_image, keep_side)))
         return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(shown))
 
 
-def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> str:
-    """One line with the settings of a run, and those that had no effect."""
-    line = f"{preset}; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
-    if preset.starts > 1 and batch == 1:
+def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
+    """One line with the settings of a run, and those that had no effect.
+
+    chain: the connected methods, and those of the preset that they do not replace.
+    """
+    line = str(Preset.used(chain, settings.guidance_start))
+    if connected.names:
+        line += f" with {', '.join(connected.names)}"
+    line += f"; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
+    if chain.starts.candidates > 1 and batch == 1:
         line += "; starts had no effect on a single image"
-    sides = [scale.side for scale in schedule]
-    if (preset.ssr or preset.sar) and not set(DEFAULT_SIDES) <= set(sides):
-        missing = ", ".join(str(side) for side in DEFAULT_SIDES if side not in sides)
-        line += f"; SSR and SAR had no effect at side {missing}, which this image does not have"
+    missing = {*DEFAULT_SIDES} - {scale.side for scale in schedule}
+    spectral = [one for one in chain.methods if isinstance(one, DiverseVAR)]
+    if missing and any(one.sides is None for one in spectral):
+        sides = ", ".join(map(str, sorted(missing)))
+        line += f"; SSR and SAR had no effect at side {sides}, which this image does not have"
     return line
 
 

@@ -35,6 +35,13 @@ class Chain:
                 f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
             )
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all that is in the chain."""
+        starts = ["Diverse Seeds"] if self.starts else []
+        travel = ["Scale Travel"] if self.travel else []
+        return [*(method.name for method in self.methods), *starts, *travel]
+
     def add(self, method: Method) -> Chain:
         """The chain with one more method."""
         return replace(self, methods=(*self.methods, method))
