@@ -18,7 +18,7 @@ from ..diversevar_core.sampling.conditions import Condition, Labels, Text
 from ..diversevar_core.sampling.job import PLAIN, Chain
 from ..diversevar_core.sampling.presets import Preset, preset_named
 from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.sampling.settings import Settings
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.tokenizer import Tokenizer
 from . import host, inputs
@@ -33,6 +33,16 @@ UNREAD = {
     "hooks": "hooks",
 }
 
+ALIASES = [
+    "var", "infinity", "ksampler", "seed variety", "same image every seed",
+    "all seeds look the same", "all seeds look alike", "same face", "variation", "different images",
+    "similar images", "diversity", "emoji", "text to image", "ssr", "sar",
+    "种子多样性", "每个种子都一样", "图像相似", "变体", "不同的图像", "文生图", "表情",
+    "種子多樣性", "每個種子都一樣", "圖像相似", "變體", "不同的圖像", "文生圖",
+    "シードの多様性", "どのシードも同じ画像", "似た画像", "バリエーション", "違う画像",
+    "テキストから画像", "絵文字",
+]  # fmt: skip
+
 
 class Sampler(io.ComfyNode):
     """DiverseVAR, arXiv 2511.17074."""
@@ -45,44 +55,7 @@ class Sampler(io.ComfyNode):
             category="DiverseVAR",
             description="Samples images with a VAR or Infinity model so that seeds really differ; "
             "preset sets how much.",
-            search_aliases=[
-                "var",
-                "infinity",
-                "ksampler",
-                "seed variety",
-                "same image every seed",
-                "all seeds look the same",
-                "all seeds look alike",
-                "same face",
-                "variation",
-                "different images",
-                "similar images",
-                "diversity",
-                "emoji",
-                "text to image",
-                "ssr",
-                "sar",
-                "种子多样性",
-                "每个种子都一样",
-                "图像相似",
-                "变体",
-                "不同的图像",
-                "文生图",
-                "表情",
-                "種子多樣性",
-                "每個種子都一樣",
-                "圖像相似",
-                "變體",
-                "不同的圖像",
-                "文生圖",
-                "シードの多様性",
-                "どのシードも同じ画像",
-                "似た画像",
-                "バリエーション",
-                "違う画像",
-                "テキストから画像",
-                "絵文字",
-            ],
+            search_aliases=ALIASES,
             inputs=[
                 inputs.model(),
                 inputs.vae(),
@@ -156,18 +129,17 @@ class Sampler(io.ComfyNode):
         batch = len(samples)
         schedule = schedule_of_latent(network, tokenizer, samples)
         settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
-        guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        ready = partial(host.to_device, model, vae, schedule, batch, guided, chain=chain)
-        device = ready()
-        condition = condition_of(network, positive, negative, batch, device)
-        if samples.any():  # an image, not an empty latent
-            mask = latent_image.get("noise_mask")
+        condition = condition_of(network, positive, negative, batch, model.load_device)
+        ready = partial(host.to_device, model, vae, schedule, settings, batch, chain)
+        image, mask = bool(samples.any()), latent_image.get("noise_mask")
+        if image:
+            ready()
             if mask is not None:
                 mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
-            features = samples[: 1 if (samples == samples[:1]).all() else batch]
-            maps = tokenizer.quantize_maps(features.to(device).float(), schedule)
+            features = samples[:1] if (samples == samples[:1]).all() else samples
+            maps = tokenizer.quantize_maps(features.to(model.load_device).float(), schedule)
             chain = chain.add(Keep(maps, keep_side, mask))
-        elif keep_side > 0 or "noise_mask" in latent_image:
+        elif keep_side > 0 or mask is not None:
             raise ValueError(
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
@@ -175,9 +147,11 @@ class Sampler(io.ComfyNode):
         how = condition, schedule, settings, seed, chain, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
-        lines = used(method, chain, settings, schedule, batch), f"seeds {seeds}"
-        shown = "\n".join((*lines, *without_effect(positive, latent_image, keep_side)))
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(shown))
+        lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
+        lines += not_known(positive)
+        if image and keep_side == 0 and mask is None:
+            lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
+        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
@@ -202,15 +176,6 @@ def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule,
 def not_known(positive: list) -> list[str]:
     """Sentences on words of the prompt that the model does not know."""
     return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
-
-
-def without_effect(positive: list, latent_image: dict, keep_side: int) -> list[str]:
-    """Warnings: unknown words of the prompt, and an image of which only the size was used."""
-    found = not_known(positive)
-    image = latent_image["samples"].any()
-    if image and keep_side == 0 and "noise_mask" not in latent_image:
-        found.append("Only the size of the image was used: set keep_side, or give it a mask.")
-    return found
 
 
 def draw(
