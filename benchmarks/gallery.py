@@ -26,11 +26,13 @@ from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
+from diversevar_core.models.family import Family
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.job import PLAIN, Chain, draw
 from diversevar_core.sampling.presets import PRESETS, Preset
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
+from diversevar_core.vae.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
@@ -71,16 +73,14 @@ def every_third(prompts: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def draw_row(row: Row, prompts: Sequence[str]) -> list[Tensor]:
-    """Images (SEEDS, 3, H, W) in 0..1 of every prompt."""
-    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
-    text, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
-    settings = row.preset.settings(model.defaults())
+def draw_row(
+    row: Row, model: Family, tokenizer: Tokenizer, conditions: Sequence[Text]
+) -> list[Tensor]:
+    """Images (SEEDS, 3, H, W) in 0..1 of every condition."""
+    settings, chain = row.preset.settings(model.defaults()), row.preset.chain(row.chain)
     images = []
-    for prompt in prompts:
-        condition = Text(text([prompt])).repeat(SEEDS)
-        how = (model, tokenizer, condition, schedule, settings, 0, row.preset.chain(row.chain))
-        *_, last = draw(*how).steps
+    for condition in conditions:
+        *_, last = draw(model, tokenizer, condition, model.schedule(), settings, 0, chain).steps
         images.append(to_image(tokenizer.decode(last.f_hat)))
     return images
 
@@ -111,10 +111,12 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
-    prompts = every_third(included.prompts())
+    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    text, prompts = load_text_encoder(included.TEXT_ENCODER), every_third(included.prompts())
+    conditions = [Text(text([prompt])).repeat(SEEDS) for prompt in prompts]
     front = {}
     for row in ROWS:
-        images = draw_row(row, prompts)
+        images = draw_row(row, model, tokenizer, conditions)
         to_pil(sheet(torch.cat(images), SEEDS)).save(IMAGES / file_name(row.title))
         front[row.title] = images
         print(row.title, flush=True)

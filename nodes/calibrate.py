@@ -1,14 +1,14 @@
 """Calibrate Diversity: find the preset that suits a model."""
 
+from functools import partial
+
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..diversevar_core.analysis.calibrate import Task, calibrate, choose
+from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of
 from ..diversevar_core.analysis.front import front_plot
-from ..diversevar_core.models.family import Family
 from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.conditions import Text
-from ..diversevar_core.sampling.job import Chain
 from ..diversevar_core.sampling.presets import calibration_path
 from . import host, inputs
 from .imagenet import labelled
@@ -71,10 +71,12 @@ class Calibrate(io.ComfyNode):
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("There are no prompts; write a few, one per line.")
-        if clip is None:
-            encoded = classes(network, lines)
-        else:
+        if clip is not None:
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+        elif network.reads is Text:
+            raise ValueError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
+        else:
+            encoded = [labelled(label) for label in labels_of(lines)]
         conditions = [
             condition_of(network, positive, None, 1, model.load_device) for positive in encoded
         ]
@@ -87,20 +89,17 @@ class Calibrate(io.ComfyNode):
             seeds,
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
-        about = {"prompts": lines, "seeds": seeds, "features": "pixels"}
-        about["models"] = [host.figures_of(model), host.figures_of(vae.patcher)]
-        if clip is not None:
-            about["models"].append(host.figures_of(clip.patcher))
-        if clip_vision is not None:
-            about["features"] = "CLIP vision"
-            about["models"].append(host.figures_of(clip_vision.patcher))
-
-        def ready(chain: Chain) -> None:
-            host.to_device(model, vae, schedule, seeds, chain=chain)
-
+        others = [other.patcher for other in (clip, clip_vision) if other is not None]
+        about = {
+            "prompts": lines,
+            "seeds": seeds,
+            "features": "pixels" if clip_vision is None else "CLIP vision",
+            "models": [host.figures_of(patcher) for patcher in (model, vae.patcher, *others)],
+        }
+        need = model, vae, schedule, network.defaults(), seeds
         bar = comfy.utils.ProgressBar(1000)
         measured = []
-        for now, done in calibrate(task, path, about, ready=ready):
+        for now, done in calibrate(task, path, about, ready=partial(host.to_device, *need)):
             measured = now
             bar.update_absolute(round(1000 * done))
         chosen = choose(measured)
@@ -110,15 +109,6 @@ class Calibrate(io.ComfyNode):
         )
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(report).as_dict()
         return io.NodeOutput(plot, report, ui=shown)
-
-
-def classes(network: Family, lines: list[str]) -> list[list]:
-    """Conditionings of class numbers; ValueError where the model takes text, or for other lines."""
-    if network.reads is Text:
-        raise ValueError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
-    if not all(line.isdecimal() and len(line) < 10 for line in lines):
-        raise ValueError(f"{network.name} takes classes; write their numbers, one per line.")
-    return [labelled(int(line)) for line in lines]
 
 
 NODES = [Calibrate]

@@ -9,10 +9,17 @@ from comfy_api.latest import io, ui
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.models.pairing import check_pair, image_size
 from ..diversevar_core.sampling.job import PLAIN
-from ..diversevar_core.sampling.settings import guidance
 from . import host, inputs
 from .encode import fit_mask
 from .sample import draw, not_known, settings_of, text
+
+ALIASES = [
+    "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
+    "img2img",
+    "编辑图像", "图像编辑",
+    "編輯圖像", "圖像編輯",
+    "画像編集", "画像を編集",
+]  # fmt: skip
 
 
 class Edit(io.ComfyNode):
@@ -26,22 +33,7 @@ class Edit(io.ComfyNode):
             category="DiverseVAR",
             description="Edits an image by instruction with an editing model (VAREdit) and keeps "
             "its size. A mask limits where.",
-            search_aliases=[
-                "var",
-                "varedit",
-                "edit image",
-                "image edit",
-                "edit by instruction",
-                "instruct",
-                "inpaint",
-                "img2img",
-                "编辑图像",
-                "图像编辑",
-                "編輯圖像",
-                "圖像編輯",
-                "画像編集",
-                "画像を編集",
-            ],
+            search_aliases=ALIASES,
             inputs=[
                 inputs.model("From Load VAR Model: an editing model."),
                 inputs.vae(),
@@ -120,12 +112,10 @@ class Edit(io.ComfyNode):
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
         settings = settings_of(network, sampling, guidance_start, guidance_end)
-        guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        sizes = schedule, batch_size, guided, len(features)
-        ready = partial(host.to_device, model, vae, *sizes, chain=method)
-        device = ready()
-        condition = text(positive, negative, batch_size, device)
-        condition = replace(condition, source=features.to(device).float())
+        condition = text(positive, negative, batch_size, model.load_device)
+        condition = replace(condition, source=features.to(model.load_device).float())
+        need = schedule, settings, batch_size, method, len(features)
+        ready = partial(host.to_device, model, vae, *need)
         how = condition, schedule, settings, seed, method, exact_batch
         f_hat, seeds = draw(model, vae, *how, ready)
 

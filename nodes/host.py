@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from ..diversevar_core.quote import quote
 from ..diversevar_core.sampling.job import PLAIN, Chain
 from ..diversevar_core.sampling.run import Step, drawn_maps
 from ..diversevar_core.sampling.schedule import Schedule
+from ..diversevar_core.sampling.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.known import unseen
 from ..diversevar_core.vae.autoencoder import to_image
@@ -262,11 +264,13 @@ class Tokens(dict):
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """The tokenizer of ComfyUI's CLIP object."""
+    """The tokenizer of ComfyUI's CLIP object; ValueError for text that the model cannot read."""
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
-        return Tokens(super().tokenize_with_weights(text, *arguments, **options))
+        tokens = super().tokenize_with_weights(text, *arguments, **options)
+        check_length(len(tokens["t5"][0]))
+        return Tokens(tokens)
 
 
 class PromptEncoder(sd1_clip.SD1ClipModel):
@@ -289,71 +293,32 @@ class PromptEncoder(sd1_clip.SD1ClipModel):
         return features, pooled, {**(extras[0] if extras else {}), UNSEEN: sentence}
 
 
-class T5Tokenizer(sd1_clip.SDTokenizer):
-    """T5's tokens with ComfyUI's prompt weights, not padded; ValueError for too long a prompt."""
-
-    def __init__(
-        self,
-        tokenizer: tokenizers.Tokenizer,
-        width: int,
-        embedding_directory=None,
-        tokenizer_data=None,
-    ):
-        super().__init__(
-            tokenizer,
-            tokenizer_class=GivenTokenizer,
-            embedding_directory=embedding_directory,
-            embedding_size=width,
-            embedding_key="t5",
-            has_start_token=False,
-            pad_with_end=False,
-            pad_to_max_length=False,
-            max_length=2**31,
-            tokenizer_data=tokenizer_data or {},
-        )
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options):
-        tokens = super().tokenize_with_weights(text, return_word_ids, **options)
-        check_length(len(tokens[0]))
-        return tokens
-
-
-class T5Model(sd1_clip.SDClipModel):
-    """ComfyUI's T5 with the checkpoint's sizes."""
-
-    def __init__(self, config: dict, device="cpu", dtype=None, model_options=None):
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=config,
-            special_tokens={"end": 1, "pad": 0},
-            model_class=T5,
-            model_options=model_options or {},
-        )
-
-
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
     file = read_t5(path, shipped)
-    config = {
-        "vocab_size": file.config.vocab_size,
-        "d_model": file.config.d_model,
-        "d_kv": file.config.d_kv,
-        "d_ff": file.config.d_ff,
-        "num_layers": file.config.num_layers,
-        "num_heads": file.config.num_heads,
-        "dense_act_fn": "gelu_pytorch_tanh" if file.config.is_gated_act else "relu",
-        "is_gated_act": file.config.is_gated_act,
-        "model_type": "t5",
-    }
-    tokenizer = partial(
-        PromptTokenizer,
-        name="t5",
-        tokenizer=partial(T5Tokenizer, file.tokenizer(), file.config.d_model),
+    words = file.tokenizer()
+    config = asdict(file.config) | {"model_type": "t5"}
+    config["dense_act_fn"] = "gelu_pytorch_tanh" if file.config.is_gated_act else "relu"
+    unpadded = partial(
+        sd1_clip.SDTokenizer,
+        words,
+        tokenizer_class=GivenTokenizer,
+        embedding_size=file.config.d_model,
+        embedding_key="t5",
+        has_start_token=False,
+        pad_with_end=False,
+        pad_to_max_length=False,
+        max_length=2**31,  # one part, whose length PromptTokenizer checks
     )
-    encoder = partial(PromptEncoder, file.tokenizer(), file.prompts(), name="t5")
-    encoder = partial(encoder, clip_model=partial(T5Model, config))
+    t5 = partial(
+        sd1_clip.SDClipModel,
+        textmodel_json_config=config,
+        special_tokens={"end": 1, "pad": 0},
+        model_class=T5,
+    )
+    tokenizer = partial(PromptTokenizer, name="t5", tokenizer=unpadded)
+    encoder = partial(PromptEncoder, words, file.prompts(), name="t5", clip_model=t5)
     tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
@@ -385,18 +350,18 @@ def to_device(
     model: comfy.model_patcher.ModelPatcher,
     vae: TokenizerVAE,
     schedule: Schedule,
+    settings: Settings,
     batch: int,
-    guided: bool = True,
-    sources: int = 0,
     chain: Chain = PLAIN,
-) -> torch.device:
-    """Load both models to the device, with free memory for a batch; returns the device.
+    sources: int = 0,
+) -> None:
+    """Load both models to the device, with free memory for a batch.
 
-    guided: whether each image has an unconditional row too. sources: number of source images,
-    counted once where all images share one. chain: ScaleKV needs less memory; diverse starts draw
-    more images, but only their first maps; travel decodes an image. (The candidates of a path
-    search share their caches.)
+    chain: ScaleKV needs less memory; diverse starts draw more images, but only their first maps;
+    travel decodes an image. (The candidates of a path search share their caches.) sources: number
+    of source images, 1 where all images share one.
     """
+    guided = any(g != 1 for g, _ in guidance(settings, schedule))
     drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
     stages = [(batch, drawn)]
     if starts and starts.chooses(batch):
@@ -411,7 +376,6 @@ def to_device(
         shape = (1, vae.tokenizer.token_kind.channels, *sides)
         room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
-    return model.load_device
 
 
 def room_of(

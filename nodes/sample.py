@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..diversevar_core.methods.keep import Keep
-from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES
+from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.sampling import job
@@ -18,7 +18,7 @@ from ..diversevar_core.sampling.conditions import Condition, Labels, Text
 from ..diversevar_core.sampling.job import PLAIN, Chain
 from ..diversevar_core.sampling.presets import Preset, preset_named
 from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.sampling.settings import Settings
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.tokenizer import Tokenizer
 from . import host, inputs
@@ -33,6 +33,16 @@ UNREAD = {
     "hooks": "hooks",
 }
 
+ALIASES = [
+    "var", "infinity", "ksampler", "seed variety", "same image every seed",
+    "all seeds look the same", "all seeds look alike", "same face", "variation", "different images",
+    "similar images", "diversity", "emoji", "text to image", "ssr", "sar",
+    "种子多样性", "每个种子都一样", "图像相似", "变体", "不同的图像", "文生图", "表情",
+    "種子多樣性", "每個種子都一樣", "圖像相似", "變體", "不同的圖像", "文生圖",
+    "シードの多様性", "どのシードも同じ画像", "似た画像", "バリエーション", "違う画像",
+    "テキストから画像", "絵文字",
+]  # fmt: skip
+
 
 class Sampler(io.ComfyNode):
     """DiverseVAR, arXiv 2511.17074."""
@@ -45,44 +55,7 @@ class Sampler(io.ComfyNode):
             category="DiverseVAR",
             description="Samples images with a VAR or Infinity model so that seeds really differ; "
             "preset sets how much.",
-            search_aliases=[
-                "var",
-                "infinity",
-                "ksampler",
-                "seed variety",
-                "same image every seed",
-                "all seeds look the same",
-                "all seeds look alike",
-                "same face",
-                "variation",
-                "different images",
-                "similar images",
-                "diversity",
-                "emoji",
-                "text to image",
-                "ssr",
-                "sar",
-                "种子多样性",
-                "每个种子都一样",
-                "图像相似",
-                "变体",
-                "不同的图像",
-                "文生图",
-                "表情",
-                "種子多樣性",
-                "每個種子都一樣",
-                "圖像相似",
-                "變體",
-                "不同的圖像",
-                "文生圖",
-                "シードの多様性",
-                "どのシードも同じ画像",
-                "似た画像",
-                "バリエーション",
-                "違う画像",
-                "テキストから画像",
-                "絵文字",
-            ],
+            search_aliases=ALIASES,
             inputs=[
                 inputs.model(),
                 inputs.vae(),
@@ -156,18 +129,17 @@ class Sampler(io.ComfyNode):
         batch = len(samples)
         schedule = schedule_of_latent(network, tokenizer, samples)
         settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
-        guided = any(g != 1 for g, _ in guidance(settings, schedule))
-        ready = partial(host.to_device, model, vae, schedule, batch, guided, chain=chain)
-        device = ready()
-        condition = condition_of(network, positive, negative, batch, device)
-        if samples.any():  # an image, not an empty latent
-            mask = latent_image.get("noise_mask")
+        condition = condition_of(network, positive, negative, batch, model.load_device)
+        ready = partial(host.to_device, model, vae, schedule, settings, batch, chain)
+        image, mask = bool(samples.any()), latent_image.get("noise_mask")
+        if image:
+            ready()
             if mask is not None:
                 mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
-            features = samples[: 1 if (samples == samples[:1]).all() else batch]
-            maps = tokenizer.quantize_maps(features.to(device).float(), schedule)
+            features = samples[:1] if (samples == samples[:1]).all() else samples
+            maps = tokenizer.quantize_maps(features.to(model.load_device).float(), schedule)
             chain = chain.add(Keep(maps, keep_side, mask))
-        elif keep_side > 0 or "noise_mask" in latent_image:
+        elif keep_side > 0 or mask is not None:
             raise ValueError(
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
@@ -175,35 +147,35 @@ class Sampler(io.ComfyNode):
         how = condition, schedule, settings, seed, chain, exact_batch
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
-        lines = used(chosen, settings, schedule, batch), f"seeds {seeds}"
-        shown = "\n".join((*lines, *without_effect(positive, latent_image, keep_side)))
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText(shown))
+        lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
+        lines += not_known(positive)
+        if image and keep_side == 0 and mask is None:
+            lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
+        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
 
 
-def used(preset: Preset, settings: Settings, schedule: Schedule, batch: int) -> str:
-    """One line with the settings of a run, and those that had no effect."""
-    line = f"{preset}; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
-    if preset.starts > 1 and batch == 1:
+def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
+    """One line with the settings of a run, and those that had no effect.
+
+    chain: the connected methods, and those of the preset that they do not replace.
+    """
+    line = str(Preset.used(chain, settings.guidance_start))
+    if connected.names:
+        line += f" with {', '.join(connected.names)}"
+    line += f"; cfg {settings.cfg[0]:g}, temperature {settings.tau[0]:g}"
+    if chain.starts.candidates > 1 and batch == 1:
         line += "; starts had no effect on a single image"
-    sides = [scale.side for scale in schedule]
-    if (preset.ssr or preset.sar) and not set(DEFAULT_SIDES) <= set(sides):
-        missing = ", ".join(str(side) for side in DEFAULT_SIDES if side not in sides)
-        line += f"; SSR and SAR had no effect at side {missing}, which this image does not have"
+    missing = {*DEFAULT_SIDES} - {scale.side for scale in schedule}
+    spectral = [one for one in chain.methods if isinstance(one, DiverseVAR)]
+    if missing and any(one.sides is None for one in spectral):
+        sides = ", ".join(map(str, sorted(missing)))
+        line += f"; SSR and SAR had no effect at side {sides}, which this image does not have"
     return line
 
 
 def not_known(positive: list) -> list[str]:
     """Sentences on words of the prompt that the model does not know."""
     return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
-
-
-def without_effect(positive: list, latent_image: dict, keep_side: int) -> list[str]:
-    """Warnings: unknown words of the prompt, and an image of which only the size was used."""
-    found = not_known(positive)
-    image = latent_image["samples"].any()
-    if image and keep_side == 0 and "noise_mask" not in latent_image:
-        found.append("Only the size of the image was used: set keep_side, or give it a mask.")
-    return found
 
 
 def draw(

@@ -46,13 +46,12 @@ class Spectrum(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, positive, seed, method=PLAIN) -> io.NodeOutput:
         network, tokenizer = model.model, host.tokenizer_of(vae)
-        schedule = network.schedule()
-        device = host.to_device(model, vae, schedule, 1)
-        condition = condition_of(network, positive, None, 1, device)
+        schedule, settings = network.schedule(), network.defaults()
+        condition = condition_of(network, positive, None, 1, model.load_device)
+        host.to_device(model, vae, schedule, settings, 1)
         found = [one for one in method.methods if isinstance(one, DiverseVAR)]
         spectral = found[0] if found else PAPER
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
-        settings = network.defaults()
         steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
         host.watch(model, islice(steps, len(plotted)), plotted, vae)

@@ -46,6 +46,7 @@ CANDIDATES = (
     Preset(guidance_start=4, repulsion=8.0),
 )
 RESAMPLES = 2000
+LOSS = 0.1  # of the published alignment, which the chosen preset may lose
 TIE = 0.05  # relative difference of diversity that a few prompts and seeds cannot show
 
 
@@ -76,6 +77,13 @@ class Task:
     settings: Settings
     seeds: int = 6
     features: Callable[[Tensor], Tensor] = pixel_features
+
+
+def labels_of(lines: Sequence[str]) -> list[int]:
+    """The class labels in lines of text; ValueError where a line is not one."""
+    if not all(line.isdecimal() and len(line) < 10 for line in lines):
+        raise ValueError("This model takes classes; write their numbers, one per line.")
+    return [int(line) for line in lines]
 
 
 def measure(
@@ -192,15 +200,15 @@ def write(path: Path, saved: dict[str, object]) -> None:
         raise ValueError(f"The calibration cannot be saved to {quote(path)} ({error}).") from error
 
 
-def choose(measured: Sequence[Measured], tolerance: float = 0.1) -> Measured:
+def choose(measured: Sequence[Measured]) -> Measured:
     """The preset with the most diversity of those that follow prompts nearly as published.
 
-    measured: the first is the model as published. The others may lose the share ``tolerance`` of
-    its alignment, and as many nats of its likelihood. Among presets whose diversity differs by
-    less than ``TIE``, the one with the best alignment is chosen.
+    measured: the first is the model as published. The others may lose the share ``LOSS`` of its
+    alignment, and as many nats of its likelihood. Among presets whose diversity differs by less
+    than ``TIE``, the one with the best alignment is chosen.
     """
     alignment, likelihood = fmean(measured[0].alignment), fmean(measured[0].likelihood)
-    loss = tolerance * abs(alignment)
+    loss = LOSS * abs(alignment)
     good = [
         one
         for one in measured

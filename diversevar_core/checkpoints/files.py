@@ -137,9 +137,9 @@ def read(path: str | Path, recognise: Callable[[Mapping], bool]) -> Checkpoint:
     for file in files:
         found, header = read_file(file)
         tensors |= unwrap(found, recognise)
-        facts |= known(header, file)
+        facts |= without_other_task(header, file)
     if os.path.isfile(sidecar):
-        facts |= known(read_object(sidecar), sidecar)
+        facts |= without_other_task(read_object(sidecar), sidecar)
     return Checkpoint(tensors, facts)
 
 
@@ -149,7 +149,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return unwrap(content, bool)
 
 
-def known(facts: dict[str, object], file: Path) -> dict[str, object]:
+def without_other_task(facts: dict[str, object], file: Path) -> dict[str, object]:
     """A header's or sidecar's facts without a ``task`` that is not in ``TASKS``.
 
     Model catalogues use this entry for other values, such as text-to-image.
@@ -249,24 +249,24 @@ def is_shard(file: Path) -> bool:
     if SHARD.fullmatch(file.stem):
         return True
     try:
-        index = known_index(file.parent, file.parent.stat().st_mtime_ns)
+        index = cached_index(file.parent, file.parent.stat().st_mtime_ns)
         if index is None:
             return False
         state = index.stat()
-        names = sharded(index, state.st_size, state.st_mtime_ns)
+        names = cached_names(index, state.st_size, state.st_mtime_ns)
     except (CheckpointError, OSError):
         return False
     return len(names) > 1 and file.name in names
 
 
 @lru_cache(maxsize=64)
-def known_index(folder: Path, version: int) -> Path | None:
+def cached_index(folder: Path, version: int) -> Path | None:
     """``index_of`` a folder, computed once per version of it."""
     return index_of(folder)
 
 
 @lru_cache(maxsize=64)
-def sharded(index: Path, *version: int) -> frozenset[str]:
+def cached_names(index: Path, *version: int) -> frozenset[str]:
     """The names of the files in an index, read once per version of it."""
     return frozenset(weight_map(index).values())
 

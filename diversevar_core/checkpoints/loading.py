@@ -58,17 +58,22 @@ def is_quantized(keys: Collection[str]) -> bool:
     return any(key.endswith(SCALES) for key in keys)
 
 
+def read_kind(
+    path: str | Path, recognise: Callable[[Collection[str]], bool], wanted: str
+) -> Checkpoint:
+    """``read``; CheckpointError where the file is of another kind than the ``wanted``."""
+    file = read(path, recognise)
+    if not recognise(file.tensors):
+        raise CheckpointError(f"{quote(path)} is {describe(file.tensors)}, not {wanted}.")
+    return file
+
+
 def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
     """Read a VAR or Infinity transformer's file. Raises CheckpointError.
 
     task: generate or edit, in place of what the file says.
     """
-    file = read(path, is_model)
-    if not is_model(file.tensors):
-        raise CheckpointError(
-            f"{quote(path)} is {describe(file.tensors)}, not a VAR or Infinity transformer; "
-            "choose one of those."
-        )
+    file = read_kind(path, is_model, "a VAR or Infinity transformer; choose one of those")
     return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
 
 
@@ -76,12 +81,11 @@ def load_model(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    operations: ModuleType = nn,
     attention: Attention = sdpa,
     task: str | None = None,
 ) -> Family:
     """Load a VAR or Infinity transformer: ``read_model``, then ``build_model``."""
-    return build_model(read_model(path, task), path, device, dtype, operations, attention)
+    return build_model(read_model(path, task), path, device, dtype, attention=attention)
 
 
 def build_model(
@@ -105,13 +109,12 @@ def build_model(
         config = family.read_config(file.tensors, file.facts)
     tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors, device)
+    blocks = ("blocks.", config.depth) if hasattr(config, "depth") else ("", 1)
 
     def build(operations: ModuleType, device: torch.device | str, depth: int) -> Family:
-        sizes = replace(config, depth=depth) if counted else config
+        sizes = replace(config, depth=depth) if hasattr(config, "depth") else config
         return family(sizes, operations, attention, device=device, dtype=dtype)
 
-    counted = hasattr(config, "depth")
-    blocks = ("blocks.", config.depth) if counted else ("", 1)
     return filled(build, blocks, operations, tensors, device, path)
 
 
@@ -122,12 +125,7 @@ def load_tokenizer(
     operations: ModuleType = nn,
 ) -> Tokenizer:
     """Load VAR's or Infinity's tokenizer, as ``build_model`` does. Raises CheckpointError."""
-    file = read(path, is_tokenizer)
-    if not is_tokenizer(file.tensors):
-        raise CheckpointError(
-            f"{quote(path)} is {describe(file.tensors)}, not VAR's or Infinity's tokenizer; "
-            "choose one of those."
-        )
+    file = read_kind(path, is_tokenizer, "VAR's or Infinity's tokenizer; choose one of those")
     kind = next(kind for kind in TOKENIZERS if kind.recognises(file.tensors))
     tensors = kind.rename(file.tensors)
     with naming(path):

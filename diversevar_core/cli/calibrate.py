@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..analysis.calibrate import Task, calibrate, choose
+from ..analysis.calibrate import Task, calibrate, choose, labels_of
 from ..analysis.front import front_plot
 from ..checkpoints.files import version_of
 from ..images import to_pil
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_pair(args, device)
     lines = read_lines(args.prompts)
     if model.reads is Labels:
-        conditions = [Labels(torch.tensor([label], device=device)) for label in classes_of(lines)]
+        conditions = [Labels(torch.tensor([label], device=device)) for label in labels_of(lines)]
     else:
         encoder = load_text_encoder(args.text_encoder, device)
         conditions = [Text(encoder([line])) for line in lines]
@@ -59,11 +58,11 @@ def run(args: argparse.Namespace) -> None:
     about["types"] = [str(model.dtype), str(tokenizer.dtype)]
     begun, measured = 0.0, []
     for now, done in calibrate(task, path, about):
+        measured = now
         begun = begun or done
         if begun < done < 1:
             left = (time.monotonic() - started) * (1 - done) / (done - begun)
             print(f"{done:.0%} done, about {left:.0f} s left", file=sys.stderr)
-        measured = now
     chosen = choose(measured)
     to_pil(front_plot(measured, chosen)).save(args.out)
     print(f"{chosen.preset}: saved to {path}, plot in {args.out}")
@@ -78,10 +77,3 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise ValueError(f"{quote(path)} is empty; write a few prompts, one per line.")
     return lines
-
-
-def classes_of(lines: Sequence[str]) -> list[int]:
-    """Read class labels; ValueError where a line is not a number."""
-    if not all(line.isdecimal() for line in lines):
-        raise ValueError("This model takes classes; write their numbers, one per line.")
-    return [int(line) for line in lines]

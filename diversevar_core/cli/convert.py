@@ -27,8 +27,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write one safetensors file, print the path."""
-    args.out = args.out if args.out.suffix else place(args.out, ".safetensors")
-    check_out(args.out)
+    if not args.out.suffix:
+        args.out = place(args.out, ".safetensors")
+    check_out(args.out)  # first, as ``place`` would extend another suffix
     place(args.out, ".safetensors")
     convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
     print(args.out)

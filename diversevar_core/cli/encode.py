@@ -12,7 +12,7 @@ from ..images import open_image, resized
 from ..sampling.schedule import checked_sides, square
 from ..vae.autoencoder import to_image
 from .options import integers
-from .output import IMAGE_SUFFIXES, place, save_image, save_trace, trace
+from .output import IMAGE_SUFFIXES, place, save_image, save_trace
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> None:
         f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
     image = to_image(tokenizer.decode(f_hat))
     if args.trace:
-        drawn = trace(maps, tokenizer) | {"f_hat": f_hat, "image": image}
-        save_trace(args.trace, schedule, drawn)
+        sums = {"f_hat": f_hat, "image": image}
+        save_trace(args.trace, tokenizer.token_kind, schedule, maps, sums)
     save_image(args.out, image[0])

@@ -44,7 +44,7 @@ class Job:
     size: tuple[int, int] | None  # width and height of the source image
 
     def run(self, settings: Settings, chain: Chain = PLAIN) -> tuple[list[int], list[Step]]:
-        """Choose seeds and sample; returns the seeds and the steps of all maps."""
+        """Choose seeds and sample; returns the seeds and the steps of the last pass."""
         how = (self.model, self.tokenizer, self.condition, self.schedule, settings)
         options = {"shared": self.shared, "exact_batch": self.exact_batch}
         drawn = draw(*how, self.seed, chain, **options)

@@ -10,10 +10,10 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.convert import unwritable
 from ..images import to_pil
-from ..quote import quote
+from ..models.family import TokenKind
 from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -35,8 +35,7 @@ def place(path: Path, *suffixes: str) -> Path:
         if not existed:
             path.unlink()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{quote(path)} cannot be written: {reason}.") from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -49,13 +48,14 @@ def save_image(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
     print(path)
 
 
-def trace(maps: list[Tensor], tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The maps by name: ``tokens.K``, or ``bits.K`` where tokens are bits, for scale K."""
-    kind = "bits" if tokenizer.token_kind.choices == 2 else "tokens"
-    return {f"{kind}.{k}": tokens for k, tokens in enumerate(maps)}
+def save_trace(
+    path: Path, kind: TokenKind, schedule: Schedule, maps: list[Tensor], others: dict[str, Tensor]
+) -> None:
+    """Write the map of scale K as ``tokens.K`` or ``bits.K``, and other tensors, as safetensors.
 
-
-def save_trace(path: Path, schedule: Schedule, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors, the schedule ([h, w] of every scale) in its header."""
+    The header has the schedule: [h, w] of every scale.
+    """
+    name = "bits" if kind.choices == 2 else "tokens"
+    tensors = {f"{name}.{k}": tokens for k, tokens in enumerate(maps)} | others
     header = {"schedule": json.dumps([[scale.h, scale.w] for scale in schedule])}
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, header)

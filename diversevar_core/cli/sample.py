@@ -19,7 +19,7 @@ from ..sampling.job import Chain
 from ..sampling.presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options, integers
-from .output import IMAGE_SUFFIXES, place, save_image, save_trace, trace
+from .output import IMAGE_SUFFIXES, place, save_image, save_trace
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> None:
     seeds, steps = job.run(settings, chain)
     image = job.image(steps)
     if args.trace:
-        drawn = trace([step.tokens for step in steps], job.tokenizer)
-        drawn |= {f"logits.{step.scale.k}": step.logits for step in steps}
-        save_trace(args.trace, job.schedule, drawn | {"f_hat": steps[-1].f_hat, "image": image})
+        maps, others = [step.tokens for step in steps], {"f_hat": steps[-1].f_hat, "image": image}
+        others |= {f"logits.{step.scale.k}": step.logits for step in steps}
+        save_trace(args.trace, job.tokenizer.token_kind, job.schedule, maps, others)
     image = job.as_source(image)
     save_image(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
 

@@ -68,7 +68,7 @@ class Search(Method):
             better = (energy < best).view(-1, *[1] * (chosen.ndim - 1))
             chosen = torch.where(better, first.tokens, chosen)
             best = torch.minimum(best, energy)
-        self.chosen = chosen
+        self.chosen = chosen  # which ``tokens`` returns for what this last pass draws
         result = advance(run, scale, at)
         self.chosen = None
         return result

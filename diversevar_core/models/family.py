@@ -59,6 +59,7 @@ class State:
     guided: bool  # whether the second half of the rows is unconditional
     caches: list[KVCache]  # of each block
     condition: Tensor | None = None  # (rows, C) float32
+    terms: Tensor | None = None  # (rows, 1, 6, C) float32, from the condition, if blocks share them
     prepared: dict[int, NamedTuple] = field(default_factory=dict)  # by block, from the condition
 
     def fork(self) -> State:
@@ -91,6 +92,8 @@ class Family(nn.Module):
     dtype: torch.dtype
     word_embed: nn.Module  # a token's features -> C
     pos_start: Tensor  # (1, 1, C), of the first map
+    head_nm: nn.Module  # x, condition -> the normed x
+    head: nn.Module  # C -> channels
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
@@ -157,3 +160,4 @@ class Family(nn.Module):
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """(rows, n, C) -> (rows, n, channels) float32; x may have only the first rows."""
+        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -90,7 +90,6 @@ class InfinityState(State):
     schedule: Schedule = ()
     rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
-    terms: Tensor | None = None  # (rows, 1, 6, C) float32
     text: Tensor | None = None  # (rows, m, C)
     text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values of each block
@@ -270,12 +269,12 @@ class Infinity(Family):
         """Official keys -> this module's: block_chunks.i.module.j becomes blocks.n."""
         places = sorted({chunk_place(key) for key in state_dict} - {None})
         order = {place: n for n, place in enumerate(places)}
-        return {
-            key
-            if chunk_place(key) is None
-            else f"blocks.{order[chunk_place(key)]}.{key.split('.', 4)[4]}": tensor
-            for key, tensor in state_dict.items()
-        }
+        renamed = {}
+        for key, tensor in state_dict.items():
+            if place := chunk_place(key):
+                key = f"blocks.{order[place]}.{key.split('.', 4)[4]}"
+            renamed[key] = tensor
+        return renamed
 
     @classmethod
     def read_config(
@@ -487,6 +486,3 @@ class Infinity(Family):
     def level(self, scale: Scale, device: torch.device) -> Tensor:
         """The level embedding of one map, (1, C) float32."""
         return self.lvl_embed(torch.full((1,), scale.k, device=device)).float()
-
-    def logits(self, state: InfinityState, x: Tensor) -> Tensor:
-        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -53,13 +53,6 @@ class Prepared(NamedTuple):
     fixed: Fixed
 
 
-@dataclass
-class VARState(State):
-    """``State`` with the terms that all blocks share."""
-
-    shared_terms: Tensor | None = None  # (rows, 1, 6, C) float32, where the projection is shared
-
-
 class Block(nn.Module):
     """Self-attention and feed-forward, each scaled, shifted and gated by the condition."""
 
@@ -75,10 +68,10 @@ class Block(nn.Module):
             linear = operations.Linear(width, 6 * width, **factory)
             self.ada_lin = nn.Sequential(nn.SiLU(), linear)
 
-    def prepare(self, state: VARState) -> Prepared:
+    def prepare(self, state: State) -> Prepared:
         """Compute ``Prepared`` from the state's condition."""
-        if state.shared_terms is not None:
-            terms = self.ada_gss.to(state.shared_terms) + state.shared_terms
+        if state.terms is not None:
+            terms = self.ada_gss.to(state.terms) + state.terms
         else:
             flat = self.ada_lin(state.condition.to(self.dtype)).float()
             terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
@@ -171,10 +164,10 @@ class VAR(Family):
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
         return fixed(self.config.sides, aspect, pixels)
 
-    def start(self, schedule: Schedule, maps: int, guided: bool) -> VARState:
-        return VARState(guided, [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks])
+    def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
+        return State(guided, [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks])
 
-    def condition(self, state: VARState, condition: Labels) -> None:
+    def condition(self, state: State, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes
         if not 0 <= labels.min() <= labels.max() < classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
@@ -184,20 +177,17 @@ class VAR(Family):
         state.condition = self.class_emb(labels).float()
         if self.config.shared_ada:
             flat = self.shared_ada_lin(state.condition.to(self.dtype)).float()
-            state.shared_terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
+            state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
 
-    def embeddings(self, state: VARState, scale: Scale) -> Tensor:
+    def embeddings(self, state: State, scale: Scale) -> Tensor:
         level = self.lvl_embed(torch.full((1,), scale.k, device=state.condition.device))
         position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens]
         return level.to(state.condition) + position.to(state.condition)
 
     def block(
-        self, state: VARState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
     ) -> Tensor:
         if i not in state.prepared:
             state.prepared[i] = self.blocks[i].prepare(state)
         return self.blocks[i](x, state.prepared[i], state.caches[i])
-
-    def logits(self, state: VARState, x: Tensor) -> Tensor:
-        return self.head(self.head_nm(x, state.condition[: x.shape[0]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from ..methods.starts import Starts, choose_starts
@@ -12,6 +13,7 @@ from ..models.family import Family
 from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
 from .run import Method, Step, drawn_maps, once
+from .sampler import sample
 from .schedule import Schedule
 from .settings import Settings
 
@@ -34,6 +36,13 @@ class Chain:
             raise ValueError(
                 f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
             )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that is in the chain."""
+        starts = ["Diverse Seeds"] if self.starts else []
+        travel = ["Scale Travel"] if self.travel else []
+        return [*(method.name for method in self.methods), *starts, *travel]
 
     def add(self, method: Method) -> Chain:
         """The chain with one more method."""
@@ -84,7 +93,7 @@ def draw(
     candidates drawn so far. The other arguments are those of ``sample``. Raises ValueError where
     seeds are to be chosen and the images have different conditions.
     """
-    count = len(condition)
+    how, count = (model, tokenizer, condition, schedule, settings), len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
         if shared:
@@ -97,20 +106,12 @@ def draw(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
-        how = (model, tokenizer, condition, schedule, settings)
         seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
-    steps = sample_and_travel(
-        model,
-        tokenizer,
-        condition,
-        schedule,
-        settings,
-        seeds,
-        chain.methods,
-        chain.travel or 0,
-        shared=shared,
-        exact_batch=exact_batch,
-    )
-    return Draw(seeds, drawn_maps(schedule, chain.methods) * (2 if chain.travel else 1), steps)
+    maps = drawn_maps(schedule, chain.methods)
+    draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
+    if not chain.travel:
+        return Draw(seeds, maps, draw_all(chain.methods))
+    steps = sample_and_travel(draw_all, tokenizer, schedule, chain.methods, chain.travel)
+    return Draw(seeds, 2 * maps, steps)

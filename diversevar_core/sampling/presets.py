@@ -41,6 +41,17 @@ class Preset:
         starts = given.starts or Starts(self.starts)
         return replace(given, methods=(*added, *given.methods), starts=starts)
 
+    @classmethod
+    def used(cls, chain: Chain, guidance_start: int) -> Preset:
+        """The numbers that a chain has, of a preset or of its own methods."""
+        preset = cls(guidance_start, chain.starts.candidates if chain.starts else 1)
+        for method in chain.methods:
+            if isinstance(method, DiverseVAR):
+                preset = replace(preset, ssr=method.ssr, sar=method.sar)
+            elif isinstance(method, Repulsion):
+                preset = replace(preset, repulsion=method.strength)
+        return preset
+
     def __str__(self) -> str:
         given = {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
         return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "as published"

@@ -8,7 +8,6 @@ original implementations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,17 +15,11 @@ from torch import Tensor
 from .schedule import Scale
 
 
-class Stream(Protocol):
-    """A source of random numbers."""
-
-    def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Unit exponential float32 numbers in this shape, whose first axis is the image."""
-
-
 class PerImage:
     """One stream per image, seeded with seeds[i], on the CPU.
 
-    So an image's numbers do not depend on the batch or the device.
+    So an image's numbers do not depend on the batch or the device. ``exponential`` gives unit
+    exponential float32 numbers in a shape whose first axis is the image.
     """
 
     def __init__(self, seeds: Sequence[int]):
@@ -48,6 +41,9 @@ class Shared:
 
     def exponential(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.empty(shape, device=device).exponential_(generator=self.generator)
+
+
+Stream = PerImage | Shared
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:

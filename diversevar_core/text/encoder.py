@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..checkpoints.files import BoundedFile, CheckpointError, naming, read, reading
-from ..checkpoints.loading import compute_dtype, describe, filled
+from ..checkpoints.files import BoundedFile, CheckpointError, naming, reading
+from ..checkpoints.loading import compute_dtype, filled, read_kind
 from ..quote import quote
 from .known import unseen
 from .t5 import T5Config, T5Encoder, read_config
@@ -146,12 +146,7 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
     next to the file, else ``vocabulary``. Raises CheckpointError.
     """
     path = Path(path)
-    file = read(path, is_t5)
-    if not is_t5(file.tensors):
-        raise CheckpointError(
-            f"{quote(path)} is {describe(file.tensors)}, not a T5 text encoder; "
-            "choose flan-t5-xl's."
-        )
+    file = read_kind(path, is_t5, "a T5 text encoder; choose flan-t5-xl's")
     expected = tokenizer_path(path)
     if expected.is_file():
         vocabulary = expected
@@ -199,17 +194,11 @@ class TextEncoder:
         return unseen(prompt, self.prompts) if self.prompts else None
 
 
-def load_text_encoder(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> TextEncoder:
-    """Load a T5 encoder from a Hugging Face folder or a single file; see ``read_t5``.
-
-    dtype: None computes in float32 on a CPU and as stored elsewhere. Raises CheckpointError.
-    """
+def load_text_encoder(path: str | Path, device: torch.device | str = "cpu") -> TextEncoder:
+    """Load a T5 encoder and its tokenizer: ``read_t5``, then ``build_t5``."""
     file = read_t5(path)
-    tokenizer = file.tokenizer()
-    encoder = build_t5(file, path, device, dtype)
-    return TextEncoder(encoder, tokenizer, file.prompts())
+    tokenizer = file.tokenizer()  # checked before the weights are loaded
+    return TextEncoder(build_t5(file, path, device), tokenizer, file.prompts())
 
 
 def build_t5(
@@ -220,7 +209,7 @@ def build_t5(
 ) -> T5Encoder:
     """Build the encoder that a file holds. Raises CheckpointError, which names ``path``.
 
-    Weights that are quantized with scales are refused, as they are wrong without the scales.
+    dtype: of the layers' computation; None is float32 on a CPU and the stored type elsewhere.
     """
     dtype = dtype or compute_dtype(file.tensors, device)
 

@@ -7,6 +7,9 @@ import pytest
 from cases import REFERENCE, Case, write_case, write_text_encoder
 
 from diversevar_core.__main__ import main
+from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.models.family import Family
+from diversevar_core.vae.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,11 @@ def var_case(cases) -> Case:
 @pytest.fixture(scope="session")
 def infinity_case(cases) -> Case:
     return cases["infinity_plain"]
+
+
+@pytest.fixture(scope="module")
+def pair(infinity_case) -> tuple[Family, Tokenizer]:
+    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.run import Context
@@ -13,11 +12,6 @@ from diversevar_core.sampling.schedule import MAPS, infinity_schedule, square
 from diversevar_core.sampling.settings import Guidance, Settings
 
 SEEDS = (3, 4)
-
-
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
 def text(images):

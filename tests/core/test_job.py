@@ -3,16 +3,10 @@
 import pytest
 import torch
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.starts import TOGETHER, Starts
 from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.job import PLAIN, Chain, draw
-
-
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
 def text(*seeds) -> Text:

@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.methods.keep import Keep
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.sampling.settings import Settings
 
 SETTINGS = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
-
-
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
 @pytest.fixture(scope="module")

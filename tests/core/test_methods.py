@@ -1,5 +1,7 @@
 """What each diversity method promises: exact at strength 0, reproducible, on target."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -40,11 +42,6 @@ OFF = {
     "FastVAR": FastVAR(0.0, skip=0),
     "ScaleKV": ScaleKV(1.0),
 }
-
-
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +268,12 @@ class FreshForks(Method):
 def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     model, tokenizer = pair
     how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
-    steps = list(sample_and_travel(*how, [TextNoise(1.0)], 4))
+
+    def travelled(methods, side):
+        drawn = partial(sample, *how, False)
+        return list(sample_and_travel(drawn, tokenizer, model.schedule(), methods, side))
+
+    steps = travelled([TextNoise(1.0)], 4)
     once, again = steps[:7], steps[7:]
     with torch.no_grad():
         features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
@@ -279,7 +281,7 @@ def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
     assert same(maps[:3], [step.tokens for step in again[:3]])
     clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
     assert same([step.tokens for step in clean], [step.tokens for step in again])
-    whole = list(sample_and_travel(*how, travel=16))
+    whole = travelled([], 16)
     with torch.no_grad():
         features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
         maps = tokenizer.quantize_maps(features, model.schedule())
@@ -290,7 +292,8 @@ def test_travel_decodes_and_encodes_one_image_at_a_time(pair):
     rows, (model, tokenizer) = [], pair
     parts = (tokenizer.decoder, tokenizer.encoder)
     hooks = [part.register_forward_pre_hook(lambda _, x: rows.append(len(x[0]))) for part in parts]
-    list(sample_and_travel(*pair, text(3), model.schedule(), SETTINGS, [3, 4, 5], travel=4))
+    drawn = partial(sample, *pair, text(3), model.schedule(), SETTINGS, [3, 4, 5], False)
+    list(sample_and_travel(drawn, tokenizer, model.schedule(), [], 4))
     for hook in hooks:
         hook.remove()
     assert rows == [1] * 6

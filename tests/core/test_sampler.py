@@ -16,11 +16,6 @@ from diversevar_core.sampling.settings import Settings
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
 
 
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
-
-
 def prompts(*lengths):
     generator = torch.Generator().manual_seed(1)
     return [0.2 * torch.randn(length, 256, generator=generator) for length in lengths]

@@ -119,11 +119,6 @@ def test_tokens_that_the_window_attends_to_most_are_kept(tokens):
             assert scores[r, h, chosen].min() >= scores[r, h, left].max() - 1e-6
 
 
-@pytest.fixture(scope="module")
-def pair(infinity_case):
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
-
-
 def text(images):
     return Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * images)
 

@@ -104,6 +104,7 @@ def test_images_of_a_list_of_seeds_are_saved_with_their_own(host):
 
 METHODS = {
     "DiverseVARSeeds": {"candidates": 8, "side": 4, "compare": "small images"},
+    "DiverseVARSSRSAR": {"ssr": 0.5, "sides": "4"},
     "DiverseVARRepulsion": {"strength": 8.0},
     "DiverseVARAdaptiveScaling": {},
     "DiverseVARPathSearch": {"candidates": 2},
@@ -136,6 +137,22 @@ def test_methods_act_and_chain_in_any_order(host):
         assert not np.array_equal(plain, changed), name
     there, back = (pixels(host.run(chain(names))) for names in (METHODS, list(METHODS)[::-1]))
     np.testing.assert_array_equal(there, back)
+
+
+def test_the_settings_that_were_used_are_shown(host):
+    preset = {"guidance_start": 2, "starts": 4, "ssr": 0.25, "sar": 0.25}
+    nodes = ("DiverseVARSeeds", "DiverseVARSSRSAR", "DiverseVARTextNoise")
+    own, replaced = graph("infinity", batch_size=2, **preset), chain(nodes, **preset)
+    replaced["DiverseVARSSRSAR"]["inputs"]["sar"] = 0.0
+    first, second = (host.run(p).text_of("sampler").splitlines()[0] for p in (own, replaced))
+    settings = "; cfg 4, temperature 0.5"
+    assert first == "guidance_start 2, starts 4, ssr 0.25, sar 0.25" + settings
+    connected = " with SSR and SAR, Text Noise, Diverse Seeds"
+    assert second == "guidance_start 2, starts 8, ssr 0.5" + connected + settings
+    published = chain(("DiverseVARTravel", "DiverseVARSeeds"), preset="as published")
+    published["DiverseVARSeeds"]["inputs"] |= {"candidates": 1}
+    line = host.run(published).text_of("sampler").splitlines()[0]
+    assert line == "as published with Diverse Seeds, Scale Travel" + settings
 
 
 def test_calibrate_finds_what_the_preset_then_uses(host):
