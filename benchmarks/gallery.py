@@ -1,9 +1,8 @@
 """Draw the README's picture and docs/gallery.md's: ``python -m benchmarks.gallery``.
 
-Eight images of each of three prompts with the included model, as published, with every preset and
-with every method; the prompts are the first of each third of those that the model knows, in
-alphabetical order. The README shows three of the presets. The templates' results are the
-thumbnails in ``workflows``.
+Eight images of each of the three shortest prompts that the included model knows, as published, with
+every preset and with every method. The README shows three of the presets. The templates' results
+are the thumbnails in ``workflows``.
 """
 
 from __future__ import annotations
@@ -66,10 +65,9 @@ ROWS = (
 )
 
 
-def every_third(prompts: Sequence[str]) -> list[str]:
-    """The first prompt of each third."""
-    ordered = sorted(prompts)
-    return [ordered[len(ordered) * i // 3] for i in range(3)]
+def shortest(prompts: Sequence[str]) -> list[str]:
+    """The three shortest prompts, in alphabetical order where they are as long."""
+    return sorted(prompts, key=lambda prompt: (len(prompt), prompt))[:3]
 
 
 @torch.inference_mode()
@@ -97,8 +95,8 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
         "# Gallery",
         "",
         f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The "
-        f"prompts are the first of each third of those it knows, in alphabetical order: {named}. "
-        "Figures are in the [model's card](emoji-model-card.md#figures).",
+        f"prompts are the three shortest of those it knows: {named}. Figures are in the "
+        "[model's card](emoji-model-card.md#figures).",
         "",
     ]
     for row in rows:
@@ -112,7 +110,7 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
     model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
-    text, prompts = load_text_encoder(included.TEXT_ENCODER), every_third(included.prompts())
+    text, prompts = load_text_encoder(included.TEXT_ENCODER), shortest(included.prompts())
     conditions = [Text(text([prompt])).repeat(SEEDS) for prompt in prompts]
     front = {}
     for row in ROWS:

@@ -8,7 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from comfy_host import HOW_TO, ROOT, Host, Refused, chromium, find
+from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, Refused, chromium, find
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -85,6 +85,7 @@ def main() -> None:
         host = Host(*found, Path(base))
         browser = running.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1600, "height": 1400})
+        page.set_default_timeout(1000 * START_SECONDS)
         host.fetch("/settings/Comfy.TutorialCompleted", True)
         page.goto(f"http://{host.address}")
         page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")

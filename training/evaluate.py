@@ -350,8 +350,10 @@ def plot(report: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
-    parser.add_argument("--folder", type=Path, default=Path("emoji-training"), help="of judge.ckpt")
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("growth-training"), help="of judge.ckpt"
+    )
     parser.add_argument("--models", type=Path, default=Path("models/emoji"))
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=24)

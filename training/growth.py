@@ -1,8 +1,8 @@
-"""Teach the included transformer more of the world: ``python -m training.growth``.
+"""Teach the transformer a larger set of concepts: ``python -m training.growth``.
 
-It starts from the included transformer and text encoder and goes on with a larger set of concepts
-(``data.py --concepts grown``); a share of every batch shows what it knows already. A classifier of
-that set (``judge.py``) names samples of old and of new prompts. Resumes from its checkpoint.
+It starts from what ``transformer.py`` exported and goes on with ``data.py --concepts grown``; a
+share of every batch shows what it knows already. A classifier of the larger set (``judge.py``)
+names samples of old and of new prompts. Resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -18,37 +18,59 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diversevar_core.checkpoints.loading import load_tokenizer
 from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
+from diversevar_core.sampling.schedule import square
 from diversevar_core.vae.bsq import BSQ
 
-from .data import Data, contact_sheet, load, to_model, with_mirrored
+from .data import Data, contact_sheet, load, to_model
 from .judge import Judge, load_judge, write_judge
 from .loop import Log, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
-from .tokenizer import to_pixels
+from .tokenizer import SIDES, psnr, reconstruct, to_pixels
 from .transformer import WarmRun, export, read
 
 BATCH, PEAK, WARMUP, SEED = 32, 1e-3, 50, 4
-OLD = 0.4  # share of a batch that shows what the included model knows
+OLD = 0.5  # share of a batch that shows what it knows already
+CLEAR = 18.5  # least mean PSNR in dB of a new concept's pictures through the tokenizer
 JUDGE_STEPS = 2500
 NAMED, SAMPLES = 32, 2  # while it trains: prompts of either kind, and pictures of each
 ASKED, RIGHT = 8, 6  # at the end: pictures of every prompt, and how many must show it
 
 
 class Pictures:
-    """Features (N, d, h, w) float16 of pictures, their prompts, and which show old prompts."""
+    """Features (N, d, h, w) float16 of pictures and their prompts; places of old and of new ones.
 
-    def __init__(self, data: Data, old: Sequence[str], tokenizer: BSQ, path: Path):
-        both = with_mirrored(data)
-        self.concept, self.prompts = both.concept, [c.prompt for c in data.concepts]
-        known = torch.tensor([prompt in old for prompt in self.prompts])[self.concept]
-        self.old, self.new = known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)
-        self.features = encoded(tokenizer, both.pictures, path)
+    New concepts that the tokenizer cannot show (``CLEAR``) are left out, and so are mirrored
+    copies: the tokens of a map are drawn at once, and where both ways are likely, one image shows
+    half of each.
+    """
+
+    def __init__(self, data: Data, old: Sequence[str], tokenizer: BSQ, folder: Path):
+        self.concept, self.prompts = data.concept, [c.prompt for c in data.concepts]
+        known = torch.tensor([prompt in old for prompt in self.prompts])
+        new = ~known & (clearness(tokenizer, data, folder / "clearness.pt") >= CLEAR)
+        self.old, self.new = (kind[self.concept].nonzero().squeeze(1) for kind in (known, new))
+        self.features = encoded(tokenizer, data.pictures, folder / "features.pt")
 
     def spread(self, places: Tensor) -> Tensor:
         """``NAMED`` concepts among those of these pictures, evenly spread."""
         found = self.concept[places].unique()
         return found[:: max(len(found) // NAMED, 1)][:NAMED]
+
+
+@torch.no_grad()
+def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
+    """Mean PSNR in dB of every concept's pictures through the tokenizer, kept at ``path``."""
+    if not path.exists():
+        found = []
+        for part in data.pictures.split(64):
+            with torch.autocast("cpu", torch.bfloat16):
+                made = to_pixels(reconstruct(tokenizer, to_model(part), square(SIDES)))
+            found.append(psnr(made, part))
+        each = torch.cat(found)
+        means = [each[data.concept == concept].mean() for concept in range(len(data.concepts))]
+        torch.save(torch.stack(means), path)
+    return torch.load(path, weights_only=True)
 
 
 @torch.no_grad()
@@ -74,38 +96,39 @@ def named(
         asked = part.repeat_interleave(each)
         condition = Text(text([prompts[concept] for concept in asked]))
         seeds = range(SEED, SEED + len(asked))
-        *_, last = sample(model, tokenizer, condition, model.schedule(), model.defaults(), seeds)
-        found.append(to_pixels(tokenizer.decode(last.f_hat)))
+        how = (condition, model.schedule(), model.defaults(), seeds)
+        with torch.autocast("cpu", torch.bfloat16):
+            *_, last = sample(model, tokenizer, *how)
+            found.append(to_pixels(tokenizer.decode(last.f_hat)))
     pixels = torch.cat(found)
     right = judge.judge(pixels).concept.argmax(1) == concepts.repeat_interleave(each)
     return right.view(-1, each).float().mean(1), pixels
 
 
-def learned(
-    run: WarmRun, tokenizer: BSQ, judge: Judge, prompts: Sequence[str], old: set[str]
-) -> list[str]:
+def learned(run: WarmRun, tokenizer: BSQ, judge: Judge, pictures: Pictures) -> list[str]:
     """The prompts of which ``RIGHT`` of ``ASKED`` pictures show what they say; prints how many."""
-    shares, _ = named(run, tokenizer, judge, prompts, torch.arange(len(prompts)), ASKED)
-    known = [
-        prompt for prompt, share in zip(prompts, shares, strict=True) if share >= RIGHT / ASKED
-    ]
-    for kind, chosen in (("old", old), ("new", set(prompts) - old)):
-        asked = torch.tensor([prompt in chosen for prompt in prompts])
-        kept = torch.tensor([prompt in chosen and prompt in known for prompt in prompts])
+    known = []
+    for kind in ("old", "new"):
+        asked = pictures.concept[getattr(pictures, kind)].unique()
+        shares, _ = named(run, tokenizer, judge, pictures.prompts, asked, ASKED)
+        kept = shares >= RIGHT / ASKED
+        known += [pictures.prompts[concept] for concept in asked[kept]]
         print(
-            f"{kind}: {asked.sum()} prompts, top-1 {shares[asked].mean():.3f}; "
+            f"{kind}: {len(asked)} prompts, top-1 {shares.mean():.3f}; "
             f"{kept.sum()} are known, top-1 {shares[kept].mean():.3f}"
         )
-    return known
+    return sorted(known)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.growth", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"), help="what it knows")
     parser.add_argument("--grown", type=Path, default=Path("emoji-data-grown"))
-    parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
+    parser.add_argument(
+        "--models", type=Path, default=Path("emoji-training/model"), help="the start"
+    )
     parser.add_argument("--folder", type=Path, default=Path("growth-training"))
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=6400)
     parser.add_argument("--export", type=Path, help="only write the weights, and the judge's, here")
     args = parser.parse_args()
 
@@ -117,13 +140,13 @@ def main() -> None:
     tokenizer = load_tokenizer(args.models / "tokenizer.safetensors")
     if args.export:
         judge = load_judge(data, args.folder / "judge.ckpt", JUDGE_STEPS)
-        prompts = [concept.prompt for concept in data.concepts]
-        known = learned(run, tokenizer, judge, prompts, old)
+        pictures = Pictures(data, old, tokenizer, args.folder)
+        known = learned(run, tokenizer, judge, pictures)
         export(run.average["model"], run.text(), args.export, known)
         write_judge(judge, data, args.export / "judge.safetensors")
         return
 
-    pictures = Pictures(data, old, tokenizer, args.folder / "features.pt")
+    pictures = Pictures(data, old, tokenizer, args.folder)
     ids, lengths = tokenize(run.words, pictures.prompts)
     model = run.models["model"]
     schedule = model.schedule()

@@ -248,7 +248,7 @@ def train_decoder(args: argparse.Namespace) -> None:
     half, tokenizer = parts(args)
     judge = load_judge(load(args.full), args.folder / "judge-full.ckpt", JUDGE_STEPS)
     prompts = [concept.prompt for concept in load(args.data).concepts]
-    drawn = drawn_by(args.models, prompts, half, args.folder / "drawn.pt")
+    drawn = drawn_by(args.models, prompts, half, args.folder / f"drawn-{args.data.name}.pt")
     checkpoint, decoder = args.folder / "decoder.ckpt", compiled(tokenizer).decoder
     judge.requires_grad_(False)
     torch.manual_seed(SEED)
@@ -320,14 +320,14 @@ def train_decoder(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.sharp", description=__doc__)
     parser.add_argument("part", choices=("encoder", "decoder"))
-    parser.add_argument("--data", type=Path, default=Path("emoji-data"))
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument(
         "--half", type=Path, default=Path("emoji-training/half/tokenizer.safetensors")
     )
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="what draws")
     parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     args = parser.parse_args()
     {"encoder": train_encoder, "decoder": train_decoder}[args.part](args)
 

@@ -22,10 +22,10 @@ KNOWN = (
     "a red apple",
     "the fox",
     "a sunflower.",
-    "penguin",
-    "an owl",
-    "butterfly",
-    "a palm tree",
+    "rocket",
+    "an airplane",
+    "the rainbow",
+    "a snowman",
 )
 UNKNOWN = (
     "a red sports car on a beach",
