@@ -128,7 +128,9 @@ def browser():
         pytest.skip("the page is not tested: install chromium")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(
-            executable_path=chromium(), args=[f"--{option}" for option in QUIET.split()]
+            executable_path=chromium(),
+            args=[f"--{option}" for option in QUIET.split()],
+            timeout=1000 * START_SECONDS,
         )
         yield browser
         browser.close()
