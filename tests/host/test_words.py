@@ -116,7 +116,7 @@ def language(host, page, request):
     """A language, and the page in it."""
     host.fetch("/settings/Comfy.Locale", request.param)
     page.reload()
-    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow", timeout=60_000)
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
     yield request.param
     host.fetch("/settings/Comfy.Locale", "en")
 
