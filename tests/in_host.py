@@ -9,6 +9,7 @@ import asyncio
 import sys
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,8 @@ FLAGS = ("fp32_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_une
 TYPES = ("fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 KERNELS = ("basic", "sub_quad", "split", "pytorch")
 FAMILIES = ("emoji", "infinity", "var")
+# weights in float32 -> the same values as a file stores them
+STORED = {"of float8": "in float8", "dequantized": "quantized"}
 CPU = torch.device("cpu")
 
 
@@ -189,21 +192,14 @@ def matrix(report: Report) -> None:
 
 def quantized(report: Report) -> None:
     """Files with quantized weights and their scales, and files of float8 alone."""
-    for family in FAMILIES:
-        name = f"{family} of float8"
+    for family, (plain, stored) in product(FAMILIES, STORED.items()):
+        name = f"{family} {plain}"
         with report.errors(name):
             report[name] = image(family, load(f"{name}.safetensors"))
         for mode in ("plain", "dynamic"):
-            name = f"{family} in float8 {mode}"
-            with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
-                report[name] = image(family, load(f"{family} in float8.safetensors"))
-        name = f"{family} dequantized"
-        with report.errors(name):
-            report[name] = image(family, load(f"{name}.safetensors"))
-        for mode in ("plain", "dynamic"):
-            name = f"{family} quantized {mode}"
-            with report.errors(name), dynamic() if mode == "dynamic" else ExitStack():
-                report[name] = image(family, load(f"{family} quantized.safetensors"))
+            name = f"{family} {stored}"
+            with report.errors(f"{name} {mode}"), dynamic() if mode == "dynamic" else ExitStack():
+                report[f"{name} {mode}"] = image(family, load(f"{name}.safetensors"))
     for encoder in ("t5 dequantized", "t5 quantized", "t5 scaled", "t5 headed", "t5 unmarked"):
         with report.errors(encoder):
             report[encoder] = text(encoder)[0][0]

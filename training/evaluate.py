@@ -51,7 +51,7 @@ from .data import contact_sheet as picture_sheet
 from .judge import Judge, Verdict, held_out, load_judge
 from .metrics import RESAMPLES, designs_and_modes, frechet, interval
 from .teacher import Teacher, forward, self_correcting
-from .tokenizer import psnr, reconstruct, summed, to_pixels
+from .tokenizer import psnr, rebuilt, summed, to_pixels
 
 SEED = 1000
 SHOWN = 8  # prompts of the contact sheet: the first of each eighth of what is known, by name
@@ -227,11 +227,7 @@ def summary(kind: str, path: Path, prompts: Sequence[str]) -> dict:
 def tokenizer_figures(bench: Bench) -> dict[str, float]:
     """PSNR in dB, Frechet distance in the judge's features, and the judge's accuracy."""
     pictures = bench.data.pictures
-    parts = pictures.split(64)
-    schedule = bench.model.schedule()
-    made = torch.cat(
-        [to_pixels(reconstruct(bench.tokenizer, to_model(p), schedule)) for p in parts]
-    )
+    made = rebuilt(bench.tokenizer, pictures, bench.model.schedule())
     real, seen = bench.judge.judge(pictures), bench.judge.judge(made)
     named = (seen.concept.argmax(dim=1) == bench.data.concept).float().mean().item()
     return {
@@ -272,7 +268,7 @@ def reconstructions(bench: Bench, path: Path) -> None:
     """``REBUILT`` random pictures, and below each what the tokenizer makes of it."""
     order = torch.randperm(len(bench.data.pictures), generator=torch.Generator().manual_seed(SEED))
     real = bench.data.pictures[order[:REBUILT]]
-    made = to_pixels(reconstruct(bench.tokenizer, to_model(real), bench.model.schedule()))
+    made = rebuilt(bench.tokenizer, real, bench.model.schedule())
     rows = [torch.cat(pair) for pair in zip(real.split(10), made.split(10), strict=True)]
     picture_sheet(torch.cat(rows).numpy(), 10).save(path)
 

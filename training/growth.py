@@ -26,7 +26,7 @@ from .judge import Judge, load_judge, write_judge
 from .loop import Log, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
-from .tokenizer import SIDES, psnr, reconstruct, to_pixels
+from .tokenizer import SIDES, psnr, rebuilt, to_pixels
 from .transformer import WarmRun, export, read
 
 BATCH, PEAK, WARMUP, SEED = 32, 1e-3, 50, 4
@@ -62,12 +62,9 @@ class Pictures:
 def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
     """Mean PSNR in dB of every concept's pictures through the tokenizer, kept at ``path``."""
     if not path.exists():
-        found = []
-        for part in data.pictures.split(64):
-            with torch.autocast("cpu", torch.bfloat16):
-                made = to_pixels(reconstruct(tokenizer, to_model(part), square(SIDES)))
-            found.append(psnr(made, part))
-        each = torch.cat(found)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = rebuilt(tokenizer, data.pictures, square(SIDES))
+        each = psnr(made, data.pictures)
         means = [each[data.concept == concept].mean() for concept in range(len(data.concepts))]
         torch.save(torch.stack(means), path)
     return torch.load(path, weights_only=True)

@@ -119,6 +119,12 @@ def reconstruct(tokenizer: BSQ, pictures: Tensor, schedule: Schedule) -> Tensor:
     return tokenizer.decode(summed(tokenizer, bits, schedule))
 
 
+def rebuilt(tokenizer: BSQ, pictures: Tensor, schedule: Schedule) -> Tensor:
+    """uint8 pictures (N, H, W, 3) through bits and back, 64 at a time."""
+    parts = pictures.split(64)
+    return torch.cat([to_pixels(reconstruct(tokenizer, to_model(p), schedule)) for p in parts])
+
+
 def to_pixels(made: Tensor) -> Tensor:
     """(B, 3, H, W) in about -1..1 -> (B, H, W, 3) uint8."""
     return ((made.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)

@@ -251,18 +251,15 @@ def test_tokens_are_those_of_the_same_weights_kept_plainly(report, family, mode,
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["plain", "dynamic"])
-def test_scales_of_a_quantized_file_are_applied(report, family, mode):
-    found = report[f"{family} quantized {mode}"]
+@pytest.mark.parametrize(
+    "stored, plain", [("quantized", "dequantized"), ("in float8", "of float8")]
+)
+def test_quantized_files_and_files_of_float8_alone_give_their_values(
+    report, family, mode, stored, plain
+):
+    found = report[f"{family} {stored} {mode}"]
     assert not isinstance(found, str), found
-    assert torch.equal(found, report[f"{family} dequantized"])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["plain", "dynamic"])
-def test_a_file_whose_every_tensor_is_float8_is_read(report, family, mode):
-    found = report[f"{family} in float8 {mode}"]
-    assert not isinstance(found, str), found
-    assert torch.equal(found, report[f"{family} of float8"])
+    assert torch.equal(found, report[f"{family} {plain}"])
 
 
 @pytest.mark.parametrize("encoder", ["t5 quantized", "t5 scaled", "t5 headed"])
