@@ -36,17 +36,15 @@ from ..diversevar_core.checkpoints.loading import (
     read_model,
 )
 from ..diversevar_core.images import to_pil
-from ..diversevar_core.methods.starts import TOGETHER
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
-from ..diversevar_core.models.family import Family
 from ..diversevar_core.models.pairing import patch_of
 from ..diversevar_core.models.resize import area
 from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN, Chain
-from ..diversevar_core.sampling.run import Step, drawn_maps
+from ..diversevar_core.sampling.job import PLAIN, Chain, room
+from ..diversevar_core.sampling.run import Step
 from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.sampling.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.known import unseen
 from ..diversevar_core.vae.autoencoder import to_image
@@ -357,48 +355,14 @@ def to_device(
 ) -> None:
     """Load both models to the device, with free memory for a batch.
 
-    chain: ScaleKV needs less memory; diverse starts draw more images, but only their first maps;
-    travel decodes an image. (The candidates of a path search share their caches.) sources: number
-    of source images, 1 where all images share one.
+    sources: number of source images, 1 where all images share one.
     """
-    guided = any(g != 1 for g, _ in guidance(settings, schedule))
-    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
-    stages = [(batch, drawn)]
-    if starts and starts.chooses(batch):
-        first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
-        stages.append((min(starts.candidates, TOGETHER), first))
-    share = min((method.cached for method in chain.methods), default=1.0)
-    source = sources * schedule[-1].tokens
-    stored = sum(method.stored(schedule, model.model.depth) for method in chain.methods)
-    room = max(room_of(model.model, maps, guided, n, share, source, stored) for n, maps in stages)
+    need = room(model.model, schedule, settings, batch, chain, sources)
     if chain.travel:
         sides = (patch_of(model.model, vae.tokenizer) * side for side in schedule[-1].full)
         shape = (1, vae.tokenizer.token_kind.channels, *sides)
-        room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
-    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
-
-
-def room_of(
-    network: Family,
-    maps: Schedule,
-    guided: bool,
-    batch: int,
-    share: float,
-    source: int,
-    stored: int,
-) -> float:
-    """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
-
-    share: of the keys and values that are kept. source: number of tokens of all source images.
-    stored: number of tokens whose features methods store for each row.
-    """
-    width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
-    cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = (32 * last + 4 * stored) * rows * width  # float32
-    if source:  # one block's keys and values, joined with the source's
-        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
-    return cache + work
+        need = max(need, vae.memory_used_decode(shape, vae.vae_dtype))
+    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=need)
 
 
 def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from ..methods.starts import Starts, choose_starts
+from ..methods.starts import TOGETHER, Starts, choose_starts
 from ..methods.travel import sample_and_travel
 from ..models.family import Family
 from ..vae.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from .conditions import Condition
 from .run import Method, Step, drawn_maps, once
 from .sampler import sample
 from .schedule import Schedule
-from .settings import Settings
+from .settings import Settings, guidance
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,52 @@ def draw(
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, tokenizer, schedule, chain.methods, chain.travel)
     return Draw(seeds, 2 * maps, steps)
+
+
+def room(
+    model: Family,
+    schedule: Schedule,
+    settings: Settings,
+    batch: int,
+    chain: Chain = PLAIN,
+    sources: int = 0,
+) -> float:
+    """Bytes that a batch needs besides the weights, which a host keeps free for it.
+
+    chain: ScaleKV needs less memory; diverse starts draw more images, but only their first maps.
+    (The candidates of a path search share their caches.) sources: number of source images, 1 if
+    all images share one.
+    """
+    guided = any(g != 1 for g, _ in guidance(settings, schedule))
+    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
+    stages = [(batch, drawn)]
+    if starts and starts.chooses(batch):
+        first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
+        stages.append((min(starts.candidates, TOGETHER), first))
+    share = min((method.cached for method in chain.methods), default=1.0)
+    source = sources * schedule[-1].tokens
+    stored = sum(method.stored(schedule, model.depth) for method in chain.methods)
+    return max(room_of(model, maps, guided, n, share, source, stored) for n, maps in stages)
+
+
+def room_of(
+    model: Family,
+    maps: Schedule,
+    guided: bool,
+    batch: int,
+    share: float,
+    source: int,
+    stored: int,
+) -> float:
+    """``room`` for these maps: keys and values, and the last map's activations.
+
+    share: of the keys and values that are kept. source: number of tokens of all source images.
+    stored: number of tokens whose features methods store for each row.
+    """
+    width, last, cached = model.width, maps[-1].tokens, maps[-1].begin
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
+    cache = 2 * kept * width * model.depth * model.dtype.itemsize
+    work = (32 * last + 4 * stored) * rows * width  # float32
+    if source:  # one block's keys and values, joined with the source's
+        work += 2 * rows * (cached + 2 * last) * width * model.dtype.itemsize
+    return cache + work
