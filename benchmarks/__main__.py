@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diversevar_core.sampling.schedule import PIXELS
+from diversevar_core.schedule import PIXELS
 
 from . import growth, memory, spectral, speed
 from .shapes import SHAPES

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.images import captioned_rows, sheet, to_pil
+from diversevar_core.job import PLAIN, Chain, draw
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
@@ -26,12 +28,10 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import PLAIN, Chain, draw
-from diversevar_core.sampling.presets import PRESETS, Preset
+from diversevar_core.presets import PRESETS, Preset
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"

@@ -29,9 +29,9 @@ sys.path[:0] = (str(Path(__file__).parents[1] / part) for part in ("", "tests"))
 from comfy_host import HOW_TO, Host, find  # noqa: E402
 from prompts import graph  # noqa: E402
 
-from diversevar_core.checkpoints.convert import convert, write  # noqa: E402
 from diversevar_core.checkpoints.files import Checkpoint  # noqa: E402
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer  # noqa: E402
+from diversevar_core.convert import convert, write  # noqa: E402
 from diversevar_core.models.infinity import Infinity, InfinityConfig  # noqa: E402
 from diversevar_core.text.encoder import load_text_encoder  # noqa: E402
 from diversevar_core.text.t5 import T5Config, T5Encoder  # noqa: E402

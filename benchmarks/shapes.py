@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Condition, Labels, Text
 from diversevar_core.models.family import Family
 from diversevar_core.models.infinity import Infinity, InfinityConfig
 from diversevar_core.models.var import RELEASED_SIDES, VAR, VARConfig
-from diversevar_core.sampling.conditions import Condition, Labels, Text
-from diversevar_core.sampling.schedule import Scale
+from diversevar_core.schedule import Scale
 from diversevar_core.vae.autoencoder import AutoencoderConfig
 from diversevar_core.vae.bsq import BSQ
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import Tokenizer
 from diversevar_core.vae.vqvae import VQVAE, VQVAEConfig
 
 PROMPT = 32  # tokens

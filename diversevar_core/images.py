@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quote import quote
+from .errors import quote
 
 FEATHER = 2  # pixels; a softened edge is 2 * FEATHER + 1 wide
 BAND = 256  # rows or columns that are resized at once, to save memory

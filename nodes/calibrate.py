@@ -7,9 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of
 from ..diversevar_core.analysis.front import front_plot
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.conditions import Text
-from ..diversevar_core.sampling.presets import calibration_path
+from ..diversevar_core.conditions import Text
+from ..diversevar_core.errors import quote
+from ..diversevar_core.presets import calibration_path
 from . import host, inputs
 from .imagenet import labelled
 from .measure import features_of

@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import Chain
+from ..diversevar_core.errors import quote
+from ..diversevar_core.job import Chain
 from ..diversevar_core.text.encoder import check_characters
 
 # socket type -> whether an object is of that type

@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.models.pairing import check_pair, image_size
-from ..diversevar_core.sampling.job import PLAIN
+from ..diversevar_core.job import PLAIN
+from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
 from .sample import draw, not_known, settings_of, text

@@ -4,8 +4,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.models.pairing import check_pair, patch_of
-from ..diversevar_core.sampling.schedule import PIXELS
+from ..diversevar_core.sampling.pairing import check_pair, patch_of
+from ..diversevar_core.schedule import PIXELS
 from . import host, inputs
 
 # width:height -> height / width as in the schedules

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.models.pairing import check_pair, image_size
+from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 
 

@@ -13,7 +13,7 @@ import folder_paths
 from ..diversevar_core.checkpoints import included
 from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
 from ..diversevar_core.checkpoints.loading import is_model, is_tokenizer
-from ..diversevar_core.quote import quote
+from ..diversevar_core.errors import quote
 from ..diversevar_core.text.encoder import is_t5
 
 Accepts = Callable[[Iterable[str]], bool]  # tensor names -> whether a file is of a kind

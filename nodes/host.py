@@ -35,22 +35,22 @@ from ..diversevar_core.checkpoints.loading import (
     load_tokenizer,
     read_model,
 )
+from ..diversevar_core.errors import quote
 from ..diversevar_core.images import to_pil
+from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.starts import TOGETHER
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import patch_of
-from ..diversevar_core.models.resize import area
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN, Chain
+from ..diversevar_core.resize import area
+from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.sampling.run import Step, drawn_maps
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.known import unseen
 from ..diversevar_core.vae.autoencoder import to_image
-from ..diversevar_core.vae.tokenizer import Tokenizer
+from ..diversevar_core.vae.vae import Tokenizer
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 TILE_SIDE = 512  # pixels

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.sampling.presets import CALIBRATION, PRESETS
+from ..diversevar_core.presets import CALIBRATION, PRESETS
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
 Method = io.Custom("DIVERSEVAR_METHOD")

@@ -5,7 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..diversevar_core.models.infinity import TASKS
-from ..diversevar_core.sampling.presets import calibrated_preset
+from ..diversevar_core.presets import calibrated_preset
 from . import folders, host
 from .inputs import VARModel
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..diversevar_core.checkpoints.files import read_tensors
-from ..diversevar_core.quote import quote
+from ..diversevar_core.errors import quote
 from . import folders, host, inputs
 
 # prefixes that training tools and torch add to a layer's name

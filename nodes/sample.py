@@ -9,18 +9,18 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..diversevar_core.conditions import Condition, Labels, Text
+from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.presets import Preset, preset_named
 from ..diversevar_core.sampling import job
-from ..diversevar_core.sampling.conditions import Condition, Labels, Text
-from ..diversevar_core.sampling.job import PLAIN, Chain
-from ..diversevar_core.sampling.presets import Preset, preset_named
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings
+from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
-from ..diversevar_core.vae.tokenizer import Tokenizer
+from ..diversevar_core.vae.vae import Tokenizer
 from . import host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL

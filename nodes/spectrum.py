@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.spectra import Spectra
 from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.ssr_sar import PAPER, DiverseVAR
-from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
 from .sample import condition_of

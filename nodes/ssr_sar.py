@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.errors import quote
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.ssr_sar import PAPER, SITES, DiverseVAR
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.models.blocks import Attend, Rotary
 from diversevar_core.models.infinity import Infinity
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.resize import area
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import Schedule
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import Schedule
+from diversevar_core.settings import Settings
 from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load

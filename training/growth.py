@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
+from diversevar_core.schedule import square
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.schedule import SQUARE_SIDES, square
+from diversevar_core.schedule import SQUARE_SIDES, square
 
 from . import layouts_data
 from .data import to_model

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import ResnetBlock
 from diversevar_core.vae.bsq import BSQ

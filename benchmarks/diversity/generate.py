@@ -14,16 +14,16 @@ from torch import Tensor
 
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import Tokenizer
 
 from .features import digest
 

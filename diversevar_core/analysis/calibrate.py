@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError, read_object
+from ..conditions import Condition
+from ..diversity import mean_distance, pixel_features
+from ..errors import quote
+from ..job import Chain, draw
 from ..models.family import Family
-from ..quote import quote
-from ..sampling.conditions import Condition
-from ..sampling.job import Chain, draw
-from ..sampling.presets import PRESETS, Preset, preset_of
-from ..sampling.schedule import Schedule
-from ..sampling.settings import Settings
+from ..presets import PRESETS, Preset, preset_of
+from ..schedule import Schedule
+from ..settings import Settings
 from ..vae.autoencoder import to_image
-from ..vae.tokenizer import Tokenizer
-from .diversity import mean_distance, pixel_features
+from ..vae.vae import Tokenizer
 from .judge import self_alignment
 
 CANDIDATES = (

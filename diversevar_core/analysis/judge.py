@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..conditions import Condition
 from ..methods.path_search import log_likelihood
 from ..models.family import Family
-from ..sampling.conditions import Condition
-from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
+from ..schedule import Schedule
+from ..vae.vae import Tokenizer
 
 
 class Judged(NamedTuple):

@@ -32,7 +32,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..quote import quote
+from ..errors import quote
+from ..models.infinity import TASKS
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
@@ -40,7 +41,6 @@ INDEXES = (".safetensors.index.json", ".bin.index.json")
 LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's: 0.2M
 OPCODES = 1_000_000  # of a pickle's program that are searched for names; training files': 0.1M
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
-TASKS = ("generate", "edit")
 SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}", re.DOTALL)  # a file's name without its suffix
 # what DDP and torch.compile add to tensors' names
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")

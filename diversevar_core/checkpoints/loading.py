@@ -11,12 +11,12 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ..errors import quote
 from ..models import FAMILIES, layers
 from ..models.attention import Attention, sdpa
 from ..models.family import Family
-from ..quote import quote
 from ..vae import TOKENIZERS
-from ..vae.tokenizer import Tokenizer
+from ..vae.vae import Tokenizer
 from .files import Checkpoint, CheckpointError, naming, read
 
 # buffers of the original modules that are not needed

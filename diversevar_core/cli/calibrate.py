@@ -12,10 +12,10 @@ import torch
 from ..analysis.calibrate import Task, calibrate, choose, labels_of
 from ..analysis.front import front_plot
 from ..checkpoints.files import version_of
+from ..conditions import Labels, Text
+from ..errors import quote
 from ..images import to_pil
-from ..quote import quote
-from ..sampling.conditions import Labels, Text
-from ..sampling.presets import calibration_path
+from ..presets import calibration_path
 from ..text.encoder import load_text_encoder
 from .load import device_of, load_pair
 from .options import add_model_options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints.convert import DTYPES, check_out, convert
+from ..convert import DTYPES, check_out, convert
 from .output import place
 
 

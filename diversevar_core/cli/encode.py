@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoints.loading import load_tokenizer
 from ..images import open_image, resized
-from ..sampling.schedule import checked_sides, square
+from ..schedule import checked_sides, square
 from ..vae.autoencoder import to_image
 from .options import integers
 from .output import IMAGE_SUFFIXES, place, save_image, save_trace

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoints.loading import load_model, load_tokenizer
+from ..conditions import Condition, Labels, Text
+from ..errors import quote
 from ..images import into_square, open_image, out_of_square
+from ..job import PLAIN, Chain, draw
 from ..models.compiled import compile_blocks
 from ..models.family import Family
 from ..models.packed import fastest_dtype, pack
-from ..models.pairing import check_pair, image_size
-from ..quote import quote
-from ..sampling.conditions import Condition, Labels, Text
-from ..sampling.job import PLAIN, Chain, draw
+from ..sampling.pairing import check_pair, image_size
 from ..sampling.run import Step, drawn_maps
-from ..sampling.schedule import Schedule
-from ..sampling.settings import Settings
+from ..schedule import Schedule
+from ..settings import Settings
 from ..text.encoder import load_text_encoder
 from ..vae.autoencoder import to_image
-from ..vae.tokenizer import Tokenizer
+from ..vae.vae import Tokenizer
 
 
 @dataclass(frozen=True)

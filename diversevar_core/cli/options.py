@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoints import included
 from ..models.infinity import TASKS
-from ..sampling.schedule import PIXELS
+from ..schedule import PIXELS
 
 
 def numbers(text: str) -> tuple[float, ...]:

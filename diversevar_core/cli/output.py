@@ -10,10 +10,10 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints.convert import unwritable
+from ..convert import unwritable
 from ..images import to_pil
-from ..models.family import TokenKind
-from ..sampling.schedule import Schedule
+from ..schedule import Schedule
+from ..tokens import TokenKind
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

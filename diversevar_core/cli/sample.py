@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from ..images import sheet
+from ..job import Chain
 from ..methods.adaptive import AdaptiveScaling
 from ..methods.fastvar import FastVAR
 from ..methods.path_search import PathSearch
@@ -15,8 +16,7 @@ from ..methods.scalekv import ScaleKV
 from ..methods.ssr_sar import SITES, DiverseVAR
 from ..methods.starts import Starts
 from ..methods.text_noise import TextNoise
-from ..sampling.job import Chain
-from ..sampling.presets import CALIBRATION, PRESETS, preset_named
+from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options, integers
 from .output import IMAGE_SUFFIXES, place, save_image, save_trace

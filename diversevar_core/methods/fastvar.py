@@ -16,9 +16,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..models.resize import area
+from ..resize import area
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale, Schedule
+from ..schedule import Scale, Schedule
 
 WHOLE_TO = 1 / 2  # of the last map's side; smaller maps are computed whole
 PRUNED_BLOCKS = 3 / 32, 28 / 32  # of the depth; Infinity-2B: blocks 3 to 27

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.resize import area
+from ..resize import area
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 
 @dataclass(frozen=True, eq=False)

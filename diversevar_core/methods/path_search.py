@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..schedule import Scale
+from ..settings import Guidance
 
 
 @dataclass(frozen=True)

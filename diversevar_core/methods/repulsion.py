@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.run import Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 
 @dataclass(frozen=True)

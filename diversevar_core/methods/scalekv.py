@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
 from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..schedule import Scale
+from ..settings import Guidance
 
 GRID = 4  # patches along a map's side; the middle token of each is in the window
 POOL = 5  # neighbours whose largest score each token takes

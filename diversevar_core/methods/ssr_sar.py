@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("block", "model", "features")

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..analysis.diversity import most_different
+from ..conditions import Condition
+from ..diversity import most_different
 from ..models.family import Family
-from ..models.resize import area
-from ..sampling.conditions import Condition
+from ..resize import area
 from ..sampling.run import Method, Step
 from ..sampling.sampler import sample
-from ..sampling.schedule import Schedule
-from ..sampling.settings import Settings
-from ..vae.tokenizer import Tokenizer
+from ..schedule import Schedule
+from ..settings import Settings
+from ..vae.vae import Tokenizer
 
 TOGETHER = 16  # candidates drawn at once; they need memory for the first maps only
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..sampling.conditions import Condition, Text
+from ..conditions import Condition, Text
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, so that the tokens' stream is not used
 

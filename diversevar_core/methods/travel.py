@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ..sampling.run import Method, Step
-from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
+from ..schedule import Schedule
+from ..vae.vae import Tokenizer
 from .keep import Keep
 from .text_noise import TextNoise
 

@@ -9,27 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..sampling.conditions import Condition
-from ..sampling.schedule import Scale, Schedule
-from ..sampling.settings import Settings
+from ..conditions import Condition
+from ..schedule import Scale, Schedule
+from ..settings import Settings
+from ..tokens import TokenKind
 from .blocks import KVCache
 
 Change = Callable[[Tensor, Scale], Tensor]  # a feature map (rows, n, C) -> another one
-
-
-class TokenKind(NamedTuple):
-    """How many choices a token (or bit) has, and how many channels a token's features have.
-
-    VAR: (4096, 32), a row of the codebook; Infinity: (2, 32), a bit per channel.
-    """
-
-    choices: int
-    channels: int
-
-    def __str__(self) -> str:
-        if self.choices == 2:
-            return f"{self.channels} bits a token"
-        return f"a codebook of {self.choices} rows of {self.channels}"
 
 
 def shape_of(state_dict: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checkpoints.files import TASKS
-from ..quote import quote
-from ..sampling.conditions import Text
-from ..sampling.schedule import (
+from ..conditions import Text
+from ..errors import quote
+from ..resize import area
+from ..schedule import (
     MAPS,
     PIXELS,
     Scale,
@@ -35,7 +35,8 @@ from ..sampling.schedule import (
     nearest_aspect,
     square,
 )
-from ..sampling.settings import Settings
+from ..settings import Settings
+from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import (
     EPS,
@@ -49,9 +50,9 @@ from .blocks import (
     Terms,
     terms_of,
 )
-from .family import Family, State, TokenKind, depth_of, shape_of
-from .resize import area
+from .family import Family, State, depth_of, shape_of
 
+TASKS = ("generate", "edit")
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M

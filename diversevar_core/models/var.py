@@ -14,12 +14,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..sampling.conditions import Labels
-from ..sampling.schedule import Scale, Schedule, checked_sides, fixed, square
-from ..sampling.settings import Settings
+from ..conditions import Labels
+from ..schedule import Scale, Schedule, checked_sides, fixed, square
+from ..settings import Settings
+from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
-from .family import Family, State, TokenKind, depth_of, shape_of
+from .family import Family, State, depth_of, shape_of
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..conditions import Condition
 from ..models.family import State
-from .conditions import Condition
-from .schedule import Scale, Schedule
-from .settings import Guidance
+from ..schedule import Scale, Schedule
+from ..settings import Guidance
 
 
 class Step(NamedTuple):

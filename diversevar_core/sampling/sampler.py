@@ -14,15 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..finite import not_finite
+from ..conditions import Condition
 from ..models.family import Family
-from ..models.pairing import check_pair
-from ..vae.tokenizer import Tokenizer
-from .conditions import Condition
+from ..schedule import Scale, Schedule
+from ..settings import Guidance, Settings, guidance
+from ..vae.vae import Tokenizer
+from .finite import not_finite
+from .pairing import check_pair
 from .random import PerImage, Shared, Stream, mixture, pick, truncate
 from .run import Context, Method, Run, Step, check_methods, drawn_maps
-from .schedule import Scale, Schedule
-from .settings import Guidance, Settings, guidance
 
 
 def sample(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import BoundedFile, CheckpointError, naming, reading
 from ..checkpoints.loading import compute_dtype, filled, read_kind
-from ..quote import quote
+from ..errors import quote
 from .known import unseen
 from .t5 import T5Config, T5Encoder, read_config
 

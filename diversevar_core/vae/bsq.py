@@ -17,11 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.family import TokenKind
-from ..models.resize import area
-from ..sampling.schedule import Scale, Schedule
+from ..resize import area
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 from .autoencoder import AutoencoderConfig, Decoder, Encoder, read_config
-from .tokenizer import Tokenizer
+from .vae import Tokenizer
 
 # the inner name of a wrapped layer, as in conv1.conv.weight (downsample.conv.weight is not wrapped)
 WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)\.(weight|bias)$")

@@ -17,12 +17,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.family import TokenKind
-from ..models.resize import area
-from ..sampling.schedule import Scale, Schedule
+from ..resize import area
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 from .autoencoder import AutoencoderConfig, Decoder, Encoder
 from .autoencoder import read_config as read_autoencoder_config
-from .tokenizer import Tokenizer
+from .vae import Tokenizer
 
 SMOOTHING = 0.5  # weight of the convolution in phi
 

@@ -20,8 +20,8 @@ from PIL import Image
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.methods.starts import Starts, choose_starts
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image

@@ -9,7 +9,7 @@ from cases import REFERENCE, Case, write_case, write_text_encoder
 from diversevar_core.__main__ import main
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
 from diversevar_core.models.family import Family
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import Tokenizer
 
 
 @pytest.fixture(scope="session")

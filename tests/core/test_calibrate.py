@@ -20,19 +20,19 @@ from diversevar_core.analysis.calibrate import (
     saved_at,
     write,
 )
-from diversevar_core.analysis.diversity import pixel_features
 from diversevar_core.analysis.front import front_plot
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import pixel_features
+from diversevar_core.job import Chain
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.job import Chain
-from diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset, calibration_path
+from diversevar_core.presets import PRESETS, Preset, calibrated_preset, calibration_path
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 
 FREE = Settings(cfg=(1.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)

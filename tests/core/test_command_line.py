@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from diversevar_core.checkpoints import included
 from diversevar_core.images import open_image
-from diversevar_core.sampling.presets import Preset
+from diversevar_core.presets import Preset
 
 ROOT = Path(__file__).parents[2]
 

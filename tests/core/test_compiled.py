@@ -4,11 +4,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels
 from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.models.compiled import compile_blocks
-from diversevar_core.sampling.conditions import Labels
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 
 
 def test_compiled_blocks_draw_the_same_tokens_and_are_compiled_once(var_case, monkeypatch):

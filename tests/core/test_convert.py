@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from diversevar_core.__main__ import parser
-from diversevar_core.checkpoints.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.checkpoints.files import CheckpointError
 from diversevar_core.checkpoints.loading import compute_dtype, load_model, load_tokenizer
 from diversevar_core.cli.load import prepare
+from diversevar_core.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.text.encoder import load_text_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -303,7 +303,7 @@ def test_files_of_killed_conversions_are_removed_and_of_running_ones_kept(infini
     script = """
 import os, signal, sys
 from pathlib import Path
-from diversevar_core.checkpoints.convert import replacing
+from diversevar_core.convert import replacing
 with replacing(Path(sys.argv[1])) as unfinished:
     unfinished.write_bytes(b"much")
     print("written", flush=True)
@@ -341,7 +341,7 @@ def test_a_wrongly_written_file_is_noticed(infinity_case, tmp_path):
 PEAK = """
 import sys, threading, time
 import torch
-from diversevar_core.checkpoints.convert import convert
+from diversevar_core.convert import convert
 def held():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) // 1024

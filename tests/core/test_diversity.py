@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diversevar_core.analysis.diversity import (
+from diversevar_core.diversity import (
     mean_distance,
     most_different,
     pixel_features,

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Text
 from diversevar_core.images import into_square, out_of_square, to_pil
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 from training.edits import Teacher, forward
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diversevar_core.checkpoints.loading import load_tokenizer
 from diversevar_core.sampling.random import pick, truncate
-from diversevar_core.sampling.schedule import infinity_schedule, square
+from diversevar_core.schedule import infinity_schedule, square
 from diversevar_core.vae.autoencoder import to_image
 
 TIE = 1e-5  # the encoder's features are of size 1 and come from sums as below

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from diversevar_core import models as families
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.sampling.sampler import sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from diversevar_core.conditions import Text
 from diversevar_core.methods.fastvar import FastVAR
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.run import Context
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import MAPS, infinity_schedule, square
-from diversevar_core.sampling.settings import Guidance, Settings
+from diversevar_core.schedule import MAPS, infinity_schedule, square
+from diversevar_core.settings import Guidance, Settings
 
 SEEDS = (3, 4)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.job import PLAIN, Chain, draw
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.starts import TOGETHER, Starts
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.job import PLAIN, Chain, draw
 
 
 def text(*seeds) -> Text:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from diversevar_core.conditions import Text
 from diversevar_core.methods.keep import Keep
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
 

@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from diversevar_core.analysis.diversity import pixel_features, vendi_score
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.analysis.spectra import Spectra
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import pixel_features, vendi_score
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.ssr_sar import DiverseVAR, reweight
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.resize import area
 from diversevar_core.sampling.sampler import sample
 
 METAL, CPU = torch.device("mps"), torch.device("cpu")

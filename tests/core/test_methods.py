@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from diversevar_core.analysis.diversity import mean_distance, similarity
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import mean_distance, similarity
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -17,11 +18,10 @@ from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.methods.travel import sample_and_travel
-from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
 EACH = {

@@ -7,9 +7,9 @@ import torch
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import draw
-from diversevar_core.sampling.presets import PRESETS
+from diversevar_core.conditions import Text
+from diversevar_core.job import draw
+from diversevar_core.presets import PRESETS
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 from training.judge import read_judge

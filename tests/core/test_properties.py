@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.job import Chain, draw
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -22,8 +24,6 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.job import Chain, draw
 
 FAMILIES = {"var": "var_shared", "infinity": "infinity_plain", "varedit": "varedit_plain"}
 METHODS = (

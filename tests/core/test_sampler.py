@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.methods.ssr_sar import DiverseVAR
-from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.random import PerImage, pick, truncate
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=900, top_p=0.97)
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.scalekv import CompressedCache, ScaleKV, window_of
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.run import Context, Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import MAPS, PIXELS, infinity_schedule, square
-from diversevar_core.sampling.settings import Guidance, Settings
+from diversevar_core.schedule import MAPS, PIXELS, infinity_schedule, square
+from diversevar_core.settings import Guidance, Settings
 
 SEEDS = (3, 4)
 # budgets/*.json of StargazerX0/ScaleKV: blocks that keep more, and tokens for maps 9 to 13

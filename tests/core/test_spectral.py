@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diversevar_core.conditions import Labels
 from diversevar_core.methods.ssr_sar import MAX_EXPONENT, DiverseVAR, reweight
-from diversevar_core.sampling.conditions import Labels
 from diversevar_core.sampling.run import Context
-from diversevar_core.sampling.schedule import square
+from diversevar_core.schedule import square
 
 SIZES = [(1, 64), (4, 64), (16, 256), (36, 256), (16, 2048), (36, 2048), (144, 2048), (144, 64)]
 RATES = [-0.25, -1.0, -2.0, -6.0, 0.25, 1.0, 3.0]

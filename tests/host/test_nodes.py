@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from diversevar_core.checkpoints.included import TOKENIZER
 from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.schedule import square
+from diversevar_core.schedule import square
 from diversevar_core.vae.autoencoder import to_image
 
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
-from .family import Family
+from ..models.family import Family
+from ..schedule import Schedule
+from ..vae.vae import Tokenizer
 
 
 def check_pair(model: Family, tokenizer: Tokenizer) -> None:

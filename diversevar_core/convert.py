@@ -28,11 +28,18 @@ except ImportError:  # Windows, which does not remove a file that is open
 import torch
 from torch import Tensor
 
-from ..quote import quote
-from ..text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
-from ..vae.bsq import BSQ
-from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
-from .loading import BUFFERS, describe, is_model, is_quantized, is_tokenizer
+from .checkpoints.files import (
+    Checkpoint,
+    CheckpointError,
+    parse,
+    read,
+    read_header,
+    read_safetensors,
+)
+from .checkpoints.loading import BUFFERS, describe, is_model, is_quantized, is_tokenizer
+from .errors import quote
+from .text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
+from .vae.bsq import BSQ
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 NAMES = {  # of types in safetensors headers

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from ..models.family import TokenKind
-from ..sampling.schedule import Scale, Schedule
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 
 
 class Tokenizer(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from ..quote import quote
+from .errors import quote
 
 
 class Scale(NamedTuple):

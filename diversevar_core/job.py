@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from ..methods.starts import Starts, choose_starts
-from ..methods.travel import sample_and_travel
-from ..models.family import Family
-from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
-from .run import Method, Step, drawn_maps, once
-from .sampler import sample
+from .methods.starts import Starts, choose_starts
+from .methods.travel import sample_and_travel
+from .models.family import Family
+from .sampling.run import Method, Step, drawn_maps, once
+from .sampling.sampler import sample
 from .schedule import Schedule
 from .settings import Settings
+from .vae.vae import Tokenizer
 
 
 @dataclass(frozen=True)

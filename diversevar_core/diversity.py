@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.resize import area
+from .resize import area
 
 THUMBNAIL = 32  # side in pixels of the small copies that are compared without better features
 CROWD = 25  # a chosen image should resemble one in so many others

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .models.family import Family
-from .quote import quote
-from .sampling.conditions import Condition, Text
-from .sampling.run import Method
-from .sampling.schedule import Scale
+from ..conditions import Condition, Text
+from ..errors import quote
+from ..models.family import Family
+from ..schedule import Scale
+from .run import Method
 
 
 def not_finite(

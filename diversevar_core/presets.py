@@ -6,12 +6,12 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.files import CheckpointError, read_object
-from ..methods.repulsion import Repulsion
-from ..methods.ssr_sar import PAPER, DiverseVAR
-from ..methods.starts import Starts
-from ..quote import quote
+from .checkpoints.files import CheckpointError, read_object
+from .errors import quote
 from .job import PLAIN, Chain
+from .methods.repulsion import Repulsion
+from .methods.ssr_sar import PAPER, DiverseVAR
+from .methods.starts import Starts
 from .settings import Settings
 
 
