@@ -64,14 +64,14 @@ class DiverseSeeds(io.ComfyNode):
     def execute(cls, candidates, side, compare, method=PLAIN) -> io.NodeOutput:
         if compare["compare"] == BY_MAP:
             return io.NodeOutput(method.with_starts(Starts(candidates, side)))
-        tokenizer, clip_vision = host.tokenizer_of(compare["vae"]), compare.get("clip_vision")
+        core_vae, clip_vision = host.core_vae(compare["vae"]), compare.get("clip_vision")
 
         def features(step: Step) -> torch.Tensor:
             small = area(step.f_hat, step.scale.h, step.scale.w)
-            images = torch.cat([tokenizer.decode(one) for one in small.split(1)])
+            images = torch.cat([core_vae.decode(one) for one in small.split(1)])
             return features_of(to_image(images).movedim(1, -1), clip_vision)
 
-        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, tokenizer)))
+        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, core_vae)))
 
 
 NODES = [DiverseSeeds]

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.analysis.judge import Judged, self_alignment
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.conditions import Text
 from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.job import PLAIN, Chain, draw
@@ -363,7 +363,7 @@ def main() -> None:
     known = [i for i in order.tolist() if data.concepts[i].prompt in text.prompts]
     bench = Bench(
         load_model(args.models / "transformer.safetensors"),
-        load_tokenizer(args.models / "tokenizer.safetensors"),
+        load_vae(args.models / "tokenizer.safetensors"),
         text,
         judge,
         data,

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     if args.trace:
         maps, others = [step.tokens for step in steps], {"f_hat": steps[-1].f_hat, "image": image}
         others |= {f"logits.{step.scale.k}": step.logits for step in steps}
-        save_trace(args.trace, job.tokenizer.token_kind, job.schedule, maps, others)
+        save_trace(args.trace, job.vae.token_kind, job.schedule, maps, others)
     image = job.as_source(image)
     save_image(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
 

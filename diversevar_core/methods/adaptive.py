@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sampling.run import Context, Method
 from ..schedule import Scale
 
@@ -34,7 +35,7 @@ class AdaptiveScaling(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise ValueError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
+            raise UserError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
 
     def begin(self, context: Context) -> AdaptiveScaling:
         return replace(self, choices=context.choices)

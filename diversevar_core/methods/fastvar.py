@@ -16,6 +16,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from ..errors import UserError
 from ..resize import area
 from ..sampling.run import Context, Method
 from ..schedule import Scale, Schedule
@@ -40,7 +41,7 @@ class FastVAR(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.prune < 1 or self.skip < 0:
-            raise ValueError(
+            raise UserError(
                 "FastVAR prunes a share of 0 or more and below 1, and skips 0 maps or more; "
                 f"not {self.prune} and {self.skip}."
             )

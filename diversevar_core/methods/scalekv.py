@@ -17,6 +17,7 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UserError
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
 from ..sampling.run import Advance, Context, Method, Run, Step
@@ -51,7 +52,7 @@ class ScaleKV(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
-            raise ValueError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
+            raise UserError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
 
     @property
     def cached(self) -> float:

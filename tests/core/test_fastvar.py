@@ -19,9 +19,9 @@ def text(images):
 
 
 def run(pair, method, cfg=(4.0,), seeds=SEEDS, **options):
-    model, tokenizer = pair
+    model, vae = pair
     settings = Settings(cfg=cfg, cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
-    how = (model, tokenizer, text(len(seeds)), model.schedule(), settings, seeds)
+    how = (model, vae, text(len(seeds)), model.schedule(), settings, seeds)
     return list(sample(*how, methods=[method], **options))
 
 
