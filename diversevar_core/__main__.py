@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .cli import calibrate, compare, convert, encode, sample
+from .errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that cannot be encoded
     try:
         args.run(args)
-    except (ValueError, OSError) as error:  # OSError: such as a full disk
+    except (UserError, OSError) as error:  # OSError: such as a full disk
         sys.exit(f"error: {error}")
 
 

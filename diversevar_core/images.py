@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quote import quote
+from .errors import UserError, quote
 
 FEATHER = 2  # pixels; a softened edge is 2 * FEATHER + 1 wide
 BAND = 256  # rows or columns that are resized at once, to save memory
@@ -68,7 +68,7 @@ def caption(text: str, height: int, width: int) -> Tensor:
 def open_image(path: str | Path) -> Image.Image:
     """An image file as RGB, rotated as its EXIF data says.
 
-    16-bit grey is scaled from its full range, as in ComfyUI's Load Image. Raises ValueError where
+    16-bit grey is scaled from its full range, as in ComfyUI's Load Image. Raises UserError if
     the file is missing or not an image.
     """
     try:
@@ -78,9 +78,9 @@ def open_image(path: str | Path) -> Image.Image:
             image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
     except FileNotFoundError as error:
-        raise ValueError(f"There is no image {quote(path)}; check the name.") from error
+        raise UserError(f"There is no image {quote(path)}; check the name.") from error
     except Exception as error:  # a broken file can raise anything
-        raise ValueError(f"{quote(path)} is not an image that can be read.") from error
+        raise UserError(f"{quote(path)} is not an image that can be read.") from error
 
 
 def resized(image: Image.Image, width: int, height: int) -> Tensor:

@@ -7,9 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of
 from ..diversevar_core.analysis.front import front_plot
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.conditions import Text
-from ..diversevar_core.sampling.presets import calibration_path
+from ..diversevar_core.conditions import Text
+from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.presets import calibration_path
 from . import host, inputs
 from .imagenet import labelled
 from .measure import features_of
@@ -66,15 +66,15 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
+        network, core_vae = model.model, host.core_vae(vae)
         schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
-            raise ValueError("There are no prompts; write a few, one per line.")
+            raise UserError("There are no prompts; write a few, one per line.")
         if clip is not None:
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         elif network.reads is Text:
-            raise ValueError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
+            raise UserError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
         else:
             encoded = [labelled(label) for label in labels_of(lines)]
         conditions = [
@@ -82,7 +82,7 @@ class Calibrate(io.ComfyNode):
         ]
         task = Task(
             network,
-            tokenizer,
+            core_vae,
             conditions,
             schedule,
             network.defaults(),

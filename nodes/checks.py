@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import Chain
+from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.job import Chain
 from ..diversevar_core.text.encoder import check_characters
 
 # socket type -> whether an object is of that type
@@ -53,7 +53,7 @@ def check_all(inputs: Sequence[io.Input], values: dict[str, object]) -> None:
 
 
 def check(given: io.Input, value: object) -> None:
-    """Raise ValueError where a value does not fit its input."""
+    """Raise UserError if a value does not fit its input."""
     match given:
         case io.Int.Input():
             check_number(given, value, Integral, "a whole number")
@@ -61,14 +61,14 @@ def check(given: io.Input, value: object) -> None:
             check_number(given, value, Real, "a number")
         case io.Boolean.Input():
             if not isinstance(value, Integral):
-                raise ValueError(f"{given.id} must be true or false, not {quote(value)}.")
+                raise UserError(f"{given.id} must be true or false, not {quote(value)}.")
         case io.Combo.Input():
             check_choice(given.id, value, given.options)
         case io.DynamicCombo.Input():
             check_dynamic(given, value)
         case io.String.Input():
             if not isinstance(value, str):
-                raise ValueError(f"{given.id} must be a text, not {quote(value)}.")
+                raise UserError(f"{given.id} must be a text, not {quote(value)}.")
             check_characters(given.id, value)
         case _:
             check_object(given, value)
@@ -83,27 +83,27 @@ def check_dynamic(given: io.DynamicCombo.Input, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: list[str]) -> None:
-    """Raise ValueError where a value is not one of the choices."""
+    """Raise UserError if a value is not one of the choices."""
     if not (isinstance(value, str) and value in choices):
         listed = ", ".join(map(quote, choices[:LISTED]))
         more = ", ..." if len(choices) > LISTED else ""
-        raise ValueError(f"{name} has no {quote(value)}, only {listed}{more}.")
+        raise UserError(f"{name} has no {quote(value)}, only {listed}{more}.")
 
 
 def check_number(given: io.Input, value: object, kind: type, words: str) -> None:
-    """Raise ValueError where a value is not a number of this kind in the input's range."""
+    """Raise UserError if a value is not a number of this kind in the input's range."""
     if not isinstance(value, kind):
-        raise ValueError(f"{given.id} must be {words}, not {quote(value)}.")
+        raise UserError(f"{given.id} must be {words}, not {quote(value)}.")
     if not given.min <= value <= given.max:
-        raise ValueError(f"{given.id} must be from {given.min} to {given.max}, not {value}.")
+        raise UserError(f"{given.id} must be from {given.min} to {given.max}, not {value}.")
 
 
 def check_object(given: io.Input, value: object) -> None:
-    """Raise ValueError where an object is not of its socket's type, or empty."""
+    """Raise UserError if an object is not of its socket's type, or empty."""
     kind = given.io_type
     if not SOCKETS.get(kind, lambda value: True)(value):
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{given.id} takes {kind}, but something else is connected ({what}).")
+        raise UserError(f"{given.id} takes {kind}, but something else is connected ({what}).")
     tensor = value["samples"] if kind == "LATENT" else value
     if isinstance(tensor, Tensor) and tensor.numel() == 0:
-        raise ValueError(f"{given.id} is empty (shape {list(tensor.shape)}); connect another.")
+        raise UserError(f"{given.id} is empty (shape {list(tensor.shape)}); connect another.")

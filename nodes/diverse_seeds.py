@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.starts import Starts
-from ..diversevar_core.models.resize import area
-from ..diversevar_core.sampling.job import PLAIN
+from ..diversevar_core.resize import area
 from ..diversevar_core.sampling.run import Step
 from ..diversevar_core.vae.autoencoder import to_image
 from . import host, inputs
@@ -64,14 +64,14 @@ class DiverseSeeds(io.ComfyNode):
     def execute(cls, candidates, side, compare, method=PLAIN) -> io.NodeOutput:
         if compare["compare"] == BY_MAP:
             return io.NodeOutput(method.with_starts(Starts(candidates, side)))
-        tokenizer, clip_vision = host.tokenizer_of(compare["vae"]), compare.get("clip_vision")
+        core_vae, clip_vision = host.core_vae(compare["vae"]), compare.get("clip_vision")
 
         def features(step: Step) -> torch.Tensor:
             small = area(step.f_hat, step.scale.h, step.scale.w)
-            images = torch.cat([tokenizer.decode(one) for one in small.split(1)])
+            images = torch.cat([core_vae.decode(one) for one in small.split(1)])
             return features_of(to_image(images).movedim(1, -1), clip_vision)
 
-        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, tokenizer)))
+        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, core_vae)))
 
 
 NODES = [DiverseSeeds]

@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from comfy_api.latest import io, ui
 
+from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.models.pairing import check_pair, image_size
-from ..diversevar_core.sampling.job import PLAIN
+from ..diversevar_core.job import PLAIN
+from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
 from .sample import draw, not_known, settings_of, text
@@ -91,15 +92,15 @@ class Edit(io.ComfyNode):
         mask=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
+        network, core_vae = model.model, host.core_vae(vae)
         if not network.edits:
-            raise ValueError(
+            raise UserError(
                 "This model cannot edit an image; load an editing model (VAREdit), or, if it is "
                 "one, set task to edit in Load VAR Model."
             )
-        check_pair(network, tokenizer)
+        check_pair(network, core_vae)
         if len(image) not in (1, batch_size):
-            raise ValueError(
+            raise UserError(
                 f"image is a batch of {len(image)} and batch_size is {batch_size}; connect "
                 "one, or as many as batch_size."
             )
@@ -107,7 +108,7 @@ class Edit(io.ComfyNode):
         height, width = image.shape[2:]
         if mask is not None:
             mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
-        _, side = image_size(network, tokenizer, schedule)
+        _, side = image_size(network, core_vae, schedule)
         squares = torch.cat([into_square(to_pil(one), side) for one in image])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 

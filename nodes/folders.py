@@ -12,8 +12,8 @@ import folder_paths
 
 from ..diversevar_core.checkpoints import included
 from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
-from ..diversevar_core.checkpoints.loading import is_model, is_tokenizer
-from ..diversevar_core.quote import quote
+from ..diversevar_core.checkpoints.loading import is_model, is_vae
+from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.text.encoder import is_t5
 
 Accepts = Callable[[Iterable[str]], bool]  # tensor names -> whether a file is of a kind
@@ -33,9 +33,7 @@ class Kind:
 MODELS = Kind(
     ("diffusion_models", "checkpoints", OWN), is_model, included.all_of("transformer.safetensors")
 )
-TOKENIZERS = Kind(
-    ("vae", "checkpoints", OWN), is_tokenizer, included.all_of("tokenizer.safetensors")
-)
+VAES = Kind(("vae", "checkpoints", OWN), is_vae, included.all_of("vae.safetensors"))
 TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
 # file -> (inode, size, time) and the kinds that it can be of, to read each file once
@@ -60,35 +58,35 @@ def choices(kind: Kind) -> list[str]:
 
 
 def path_of(kind: Kind, name: str) -> Path:
-    """The path of a name from ``choices``; ValueError where it is missing."""
+    """The path of a name from ``choices``; UserError if it is missing."""
     if name in kind.included:
         return kind.included[name]
     for folder in kind.folders:
         for path in find(folder, name):
             if fits(kind, path):
                 return path
-    raise ValueError(
+    raise UserError(
         f"There is no {quote(name)} in models/{kind.folders[0]} any more; refresh and choose again."
     )
 
 
-model_path, tokenizer_path, text_encoder_path = (
-    partial(path_of, kind) for kind in (MODELS, TOKENIZERS, TEXT_ENCODERS)
+model_path, vae_path, text_encoder_path = (
+    partial(path_of, kind) for kind in (MODELS, VAES, TEXT_ENCODERS)
 )
 
 
 def lora_path(name: str) -> Path:
-    """The path of a LoRA from ComfyUI's list; ValueError where it is missing."""
+    """The path of a LoRA from ComfyUI's list; UserError if it is missing."""
     for path in find("loras", name):
         return path
-    raise ValueError(f"There is no {quote(name)} in models/loras any more; choose again.")
+    raise UserError(f"There is no {quote(name)} in models/loras any more; choose again.")
 
 
 def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
     """For ``validate_inputs``: True, or why the name is not valid. A linked name is None here."""
     try:
         return name is None or bool(path_of(name))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 
@@ -140,5 +138,5 @@ def verdict(path: Path) -> frozenset[Accepts] | None:
     names = names_in(path)
     if names is None:
         return None
-    kinds = (MODELS, TOKENIZERS, TEXT_ENCODERS)
+    kinds = (MODELS, VAES, TEXT_ENCODERS)
     return frozenset(kind.accepts for kind in kinds if kind.accepts(names))

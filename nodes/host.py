@@ -32,23 +32,23 @@ from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, ver
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
-    load_tokenizer,
     read_model,
 )
+from ..diversevar_core.checkpoints.loading import load_vae as load_core_vae
+from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.images import to_pil
+from ..diversevar_core.job import PLAIN, Chain, room
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
-from ..diversevar_core.models.pairing import patch_of
-from ..diversevar_core.models.resize import area
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN, Chain, room
+from ..diversevar_core.resize import area
+from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.sampling.run import Step
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.known import unseen
 from ..diversevar_core.vae.autoencoder import to_image
-from ..diversevar_core.vae.tokenizer import Tokenizer
+from ..diversevar_core.vae.vae import VAE
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 TILE_SIDE = 512  # pixels
@@ -91,7 +91,7 @@ def load_transformer(
     in place of what the file says. compiled: use torch.compile, which needs all weights loaded.
     disable_dynamic: load all weights at once, without ComfyUI's Dynamic VRAM. The types of storage
     and computation come from ComfyUI, so its command-line flags apply. Raises CheckpointError, or
-    ValueError where torch cannot compile.
+    UserError if torch cannot compile.
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
@@ -162,43 +162,43 @@ def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
 
 
 class Autoencoder(nn.Module):
-    """A tokenizer with the interface of ComfyUI's VAE code: images <-> features."""
+    """A VAE with the interface of ComfyUI's VAE code: images <-> features."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, core: VAE):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.core = core
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.tokenizer.features(image)
+        return self.core.features(image)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        return self.tokenizer.decode(f_hat)
+        return self.core.decode(f_hat)
 
 
-class TokenizerVAE(comfy.sd.VAE):
-    """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work with it."""
+class VARVAE(comfy.sd.VAE):
+    """A VAE as ComfyUI's class, so that the stock encode, decode and tiled nodes work with it."""
 
-    def __init__(self, tokenizer: Tokenizer, disable_dynamic: bool = False):
+    def __init__(self, core: VAE, disable_dynamic: bool = False):
         logging.root.addFilter(without_warning)
         try:
             super().__init__(sd={})
         finally:
             logging.root.removeFilter(without_warning)
-        self.tokenizer = tokenizer
-        self.first_stage_model = Autoencoder(tokenizer).eval()
-        self.latent_channels = tokenizer.token_kind.channels
-        self.downscale_ratio = self.upscale_ratio = tokenizer.stride
+        self.core = core
+        self.first_stage_model = Autoencoder(core).eval()
+        self.latent_channels = core.token_kind.channels
+        self.downscale_ratio = self.upscale_ratio = core.stride
         # ComfyUI's estimate is for its own autoencoder of stride 8, which is similar
-        own, strides = self.memory_used_decode, (tokenizer.stride / 8) ** 2
+        own, strides = self.memory_used_decode, (core.stride / 8) ** 2
         self.memory_used_decode = lambda shape, dtype: own(shape, dtype) * strides
         self.device = comfy.model_management.vae_device()
-        self.vae_dtype = tokenizer.dtype
+        self.vae_dtype = core.dtype
         self.output_device = comfy.model_management.intermediate_device()
         self.patcher = patcher_class(disable_dynamic)(
             self.first_stage_model, self.device, comfy.model_management.vae_offload_device()
         )
-        for part in (tokenizer.encoder, tokenizer.decoder):
-            store(part, tokenizer.dtype, self.patcher.is_dynamic())
+        for part in (core.encoder, core.decoder):
+            store(part, core.dtype, self.patcher.is_dynamic())
         self.model_size()
 
     def decode_tiled_(self, samples: Tensor, *sizes: int, **options: int) -> Tensor:
@@ -207,7 +207,7 @@ class TokenizerVAE(comfy.sd.VAE):
         ComfyUI calls it without sizes where the whole image does not fit the memory.
         """
         if not sizes and not options:
-            side = TILE_SIDE // self.tokenizer.stride
+            side = TILE_SIDE // self.core.stride
             sizes = side, side, side // 4
         return super().decode_tiled_(samples, *sizes, **options)
 
@@ -217,22 +217,22 @@ def without_warning(record: logging.LogRecord) -> bool:
     return "No VAE weights detected" not in record.getMessage()
 
 
-def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
-    """The tokenizer in a VAE; ValueError where it is a diffusion model's."""
-    if not isinstance(vae, TokenizerVAE):
-        raise ValueError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
-    return vae.tokenizer
+def core_vae(vae: comfy.sd.VAE) -> VAE:
+    """The core's VAE in ComfyUI's; UserError if it is a diffusion model's."""
+    if not isinstance(vae, VARVAE):
+        raise UserError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
+    return vae.core
 
 
-def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
-    """Load a tokenizer file as a VAE. Raises CheckpointError."""
+def load_vae(path: Path, disable_dynamic: bool = False) -> VARVAE:
+    """Load a VAE's file. Raises CheckpointError."""
     device = comfy.model_management.vae_device()
     dtype = torch.float32
     if not comfy.model_management.is_device_cpu(device):
         dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
     offload = comfy.model_management.vae_offload_device()
-    tokenizer = load_tokenizer(path, offload, dtype, comfy.ops.manual_cast)
-    vae = TokenizerVAE(tokenizer, disable_dynamic)
+    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast)
+    vae = VARVAE(core, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
     vae.patcher.set_attachments(FILE, path)
     return vae
@@ -252,17 +252,17 @@ class GivenTokenizer:
 
 
 class Tokens(dict):
-    """Encoder name -> tokens; ValueError for encoders of other models (as some nodes ask for)."""
+    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for)."""
 
     def __missing__(self, name: str):
-        raise ValueError(
+        raise UserError(
             "This node is for a diffusion model with other text encoders (it asks for "
             f"{quote(name)}), and a VAR model has only T5; use CLIP Text Encode."
         )
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """The tokenizer of ComfyUI's CLIP object; ValueError for text that the model cannot read."""
+    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read."""
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
@@ -346,7 +346,7 @@ def fit(images: Tensor, height: int, width: int, resize: str = "lanczos") -> Ten
 
 def to_device(
     model: comfy.model_patcher.ModelPatcher,
-    vae: TokenizerVAE,
+    vae: VARVAE,
     schedule: Schedule,
     settings: Settings,
     batch: int,
@@ -359,10 +359,33 @@ def to_device(
     """
     need = room(model.model, schedule, settings, batch, chain, sources)
     if chain.travel:
-        sides = (patch_of(model.model, vae.tokenizer) * side for side in schedule[-1].full)
-        shape = (1, vae.tokenizer.token_kind.channels, *sides)
-        need = max(need, vae.memory_used_decode(shape, vae.vae_dtype))
-    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=need)
+        sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
+        shape = (1, vae.core.token_kind.channels, *sides)
+        room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
+    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
+
+
+def room_of(
+    network: Family,
+    maps: Schedule,
+    guided: bool,
+    batch: int,
+    share: float,
+    source: int,
+    stored: int,
+) -> float:
+    """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
+
+    share: of the keys and values that are kept. source: number of tokens of all source images.
+    stored: number of tokens whose features methods store for each row.
+    """
+    width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
+    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
+    cache = 2 * kept * width * network.depth * network.dtype.itemsize
+    work = (32 * last + 4 * stored) * rows * width  # float32
+    if source:  # one block's keys and values, joined with the source's
+        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
+    return cache + work
 
 
 def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
@@ -407,7 +430,7 @@ def watch(
     model: comfy.model_patcher.ModelPatcher,
     steps: Iterator[Step],
     schedule: Schedule,
-    vae: TokenizerVAE,
+    vae: VARVAE,
 ) -> Tensor:
     """Run the sampler with ComfyUI's progress bar and previews; returns f_hat (B, D, H, W).
 
@@ -430,10 +453,10 @@ def watch(
     return step.f_hat.to(comfy.model_management.intermediate_device())
 
 
-def preview(step: Step, vae: TokenizerVAE):
+def preview(step: Step, vae: VARVAE):
     """Decode the first image so far at the size of the current map, or smaller."""
     f_hat = step.f_hat[:1]
     h, w = step.scale.h, step.scale.w
     shrink = min(PREVIEW_SIDE / max(h, w), 1)
     small = area(f_hat, *(max(round(side * shrink), 1) for side in (h, w)))
-    return to_pil(to_image(vae.tokenizer.decode(small))[0])
+    return to_pil(to_image(vae.core.decode(small))[0])

@@ -3,7 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.sampling.presets import CALIBRATION, PRESETS
+from ..diversevar_core.errors import UserError
+from ..diversevar_core.presets import CALIBRATION, PRESETS
 
 VARModel = io.Custom("DIVERSEVAR_MODEL")
 Method = io.Custom("DIVERSEVAR_METHOD")
@@ -16,7 +17,7 @@ def model(tooltip: str = "From Load VAR Model.") -> io.Input:
 
 
 def vae() -> io.Input:
-    """The model's tokenizer, which is a VAE to ComfyUI."""
+    """The model's VAE."""
     return io.Vae.Input("vae", tooltip="From Load VAR VAE: the one of this model.")
 
 
@@ -209,7 +210,7 @@ def rgb(socket: str, images: torch.Tensor) -> torch.Tensor:
     """ComfyUI's images (B, H, W, C) as RGB without alpha, (B, 3, H, W); grey is repeated."""
     channels = images.shape[-1]
     if channels not in (1, 3, 4):
-        raise ValueError(
+        raise UserError(
             f"{socket} has {channels} channels, and an image has 1 (grey), 3 (colour) or 4 (with "
             "transparency); connect an image."
         )

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..diversevar_core.checkpoints.files import read_tensors
-from ..diversevar_core.quote import quote
+from ..diversevar_core.errors import UserError, quote
 from . import folders, host, inputs
 
 # prefixes that training tools and torch add to a layer's name
@@ -79,40 +79,40 @@ class LoadLora(io.ComfyNode):
 def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
     """Read a LoRA file: weight name -> ComfyUI's patch.
 
-    Raises ValueError where the file is broken, or was made for another model.
+    Raises UserError if the file is broken, or was made for another model.
     """
     tensors = {PREFIXES.sub("", name): tensor for name, tensor in read_tensors(path).items()}
     for name, tensor in tensors.items():
         if name.endswith(".alpha") and tensor.numel() != 1:
-            raise ValueError(f"{quote(path)}: {quote(name)} has {tensor.numel()} numbers, not one.")
+            raise UserError(f"{quote(path)}: {quote(name)} has {tensor.numel()} numbers, not one.")
         if 0 in tensor.shape:
-            raise ValueError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
+            raise UserError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
         if not tensor.float().isfinite().all():
-            raise ValueError(f"{quote(path)}: {quote(name)} contains NaN or infinity.")
+            raise UserError(f"{quote(path)}: {quote(name)} contains NaN or infinity.")
     named = layers(model)
     try:
         patches = comfy.lora.load_lora(tensors, named)
     except KeyError as error:
-        raise ValueError(
+        raise UserError(
             f"{quote(path)} lacks {quote(error.args[0])}, half of a layer; it is broken."
         ) from error
     held = model.model.state_dict()
     patches = {name: patch for name, patch in patches.items() if name in held}
     if not patches:
-        raise ValueError(
+        raise UserError(
             f"{quote(path)} has no weights for this model; choose a LoRA that was trained on it."
         )
     for name in tensors:
         layer, lora, _ = name.partition(".lora")
         if lora and layer in named and named[layer] not in patches:
-            raise ValueError(f"{quote(path)} has {quote(name)} without its other half.")
+            raise UserError(f"{quote(path)} has {quote(name)} without its other half.")
     for name, patch in patches.items():
         shape = comfy.utils.get_attr(model.model, name).shape  # a quantized one's before packing
         if not fits(patch, shape, name):
             has = " and ".join(
                 str(list(part.shape)) for part in host.parts_of(patch) if isinstance(part, Tensor)
             )
-            raise ValueError(
+            raise UserError(
                 f"{quote(path)} was made for another model: for {name} it has {has}, and this "
                 f"model's is {list(shape)}; choose a LoRA that was trained on it."
             )

@@ -9,18 +9,19 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..diversevar_core import job
+from ..diversevar_core.conditions import Condition, Labels, Text
+from ..diversevar_core.errors import UserError
+from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
-from ..diversevar_core.sampling import job
-from ..diversevar_core.sampling.conditions import Condition, Labels, Text
-from ..diversevar_core.sampling.job import PLAIN, Chain
-from ..diversevar_core.sampling.presets import Preset, preset_named
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings
+from ..diversevar_core.presets import Preset, preset_named
+from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
-from ..diversevar_core.vae.tokenizer import Tokenizer
+from ..diversevar_core.vae.vae import VAE
 from . import host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
@@ -120,14 +121,14 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
-            raise ValueError("This model edits images; use VAR Edit Image in place of the sampler.")
+            raise UserError("This model edits images; use VAR Edit Image in place of the sampler.")
         chosen = preset_of(preset, model)
         chain = chosen.chain(method)
-        tokenizer = host.tokenizer_of(vae)
-        check_pair(network, tokenizer)
+        core_vae = host.core_vae(vae)
+        check_pair(network, core_vae)
         samples = latent_image["samples"]
         batch = len(samples)
-        schedule = schedule_of_latent(network, tokenizer, samples)
+        schedule = schedule_of_latent(network, core_vae, samples)
         settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
         condition = condition_of(network, positive, negative, batch, model.load_device)
         ready = partial(host.to_device, model, vae, schedule, settings, batch, chain)
@@ -135,12 +136,12 @@ class Sampler(io.ComfyNode):
         if image:
             ready()
             if mask is not None:
-                mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
+                mask = fit_mask(mask, batch, *image_size(network, core_vae, schedule))
             features = samples[:1] if (samples == samples[:1]).all() else samples
-            maps = tokenizer.quantize_maps(features.to(model.load_device).float(), schedule)
+            maps = core_vae.quantize_maps(features.to(model.load_device).float(), schedule)
             chain = chain.add(Keep(maps, keep_side, mask))
         elif keep_side > 0 or mask is not None:
-            raise ValueError(
+            raise UserError(
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
             )
@@ -180,7 +181,7 @@ def not_known(positive: list) -> list[str]:
 
 def draw(
     model: ModelPatcher,
-    vae: host.TokenizerVAE,
+    vae: host.VARVAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -191,33 +192,33 @@ def draw(
 ) -> tuple[torch.Tensor, list[int]]:
     """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
-    how = (model.model, vae.tokenizer, condition, schedule, settings, seed, chain)
+    how = (model.model, vae.core, condition, schedule, settings, seed, chain)
     options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
     drawn = job.draw(*how, **options)
     return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
 
 
 def preset_of(preset: dict, model: ModelPatcher) -> Preset:
-    """Read the preset widget; ValueError for my calibration where the model has none."""
+    """Read the preset widget; UserError for my calibration where the model has none."""
     if preset["preset"] == inputs.CUSTOM:
         return Preset(preset["guidance_start"], preset["starts"], preset["ssr"], preset["sar"])
     return preset_named(preset["preset"], model.get_attachment(host.FILE))
 
 
-def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
-    """The token maps of a latent (B, D, H, W); ValueError where it is not this model's."""
-    channels = tokenizer.token_kind.channels
+def schedule_of_latent(network: Family, core_vae: VAE, samples: torch.Tensor) -> Schedule:
+    """The token maps of a latent (B, D, H, W); UserError if it is not this model's."""
+    channels = core_vae.token_kind.channels
     if samples.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
             "have 4); connect one of a VAR model."
         )
     if samples.shape[1] != channels:
-        raise ValueError(
+        raise UserError(
             f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
             "comes from another kind of model: connect Empty Latent (VAR) or VAR VAE Encode."
         )
-    patch = patch_of(network, tokenizer)
+    patch = patch_of(network, core_vae)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
 
 
@@ -244,18 +245,18 @@ def condition_of(
     batch: int,
     device: torch.device,
 ) -> Condition:
-    """The condition of a batch from conditionings; ValueError where the model cannot read them."""
+    """The condition of a batch from conditionings; UserError if the model cannot read them."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
     features, extras = one_of(positive, "positive")
     if LABEL not in extras:
-        raise ValueError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
+        raise UserError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
     if features.flatten().tolist() != [extras[LABEL]]:
-        raise ValueError(
+        raise UserError(
             "positive mixes classes, and a VAR model takes one; connect an ImageNet Class (VAR)."
         )
     if negative is not None:
-        raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
+        raise UserError("This VAR model reads no negative prompt; disconnect negative.")
     return Labels(torch.full((batch,), extras[LABEL], device=device))
 
 
@@ -263,7 +264,7 @@ def text(positive: list, negative: list | None, batch: int, device: torch.device
     """The text of a batch from conditionings; an empty negative is the model's learned one."""
     features = one_prompt(positive, "positive")
     if len(features) == 1:
-        raise ValueError("The prompt is empty; write what the image should show.")
+        raise UserError("The prompt is empty; write what the image should show.")
     steered = None if negative is None else one_prompt(negative, "negative")
     if steered is None or len(steered) == 1:  # only the end token
         return Text([features.to(device)] * batch)
@@ -274,16 +275,16 @@ def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
     features, extras = one_of(conditioning, socket)
     if LABEL in extras:
-        raise ValueError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
+        raise UserError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
     check_length(len(features))
     return features.float()
 
 
 def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
-    """The features (length, Ct) and extras of a single conditioning; ValueError for others."""
+    """The features (length, Ct) and extras of a single conditioning; UserError for others."""
     count = sum(len(features) for features, _ in conditioning)
     if count != 1:
-        raise ValueError(
+        raise UserError(
             f"{socket} has {count} conditionings and a VAR model reads one; use Conditioning "
             "Concat or Average in place of Combine, or one class."
         )
@@ -292,7 +293,7 @@ def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
     if extras.get("start_percent", 0.0) > 0 or extras.get("end_percent", 1.0) < 1:
         asks.append("a range of steps")
     if asks:
-        raise ValueError(
+        raise UserError(
             f"{socket} asks for {asks[0]}, and a VAR model draws the whole image at every step; "
             "remove the node that sets it."
         )

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from comfy_api.latest import io, ui
 
+from ..diversevar_core.errors import UserError
+
 SEED = "diversevar_seed"  # the seed's key in a file's metadata
 
 
@@ -40,7 +42,7 @@ class Save(io.ComfyNode):
     def execute(cls, images, seeds, filename_prefix) -> io.NodeOutput:
         numbers = [number.strip() for number in seeds.split(",")]
         if len(numbers) != len(images) or not all(number.isdecimal() for number in numbers):
-            raise ValueError(
+            raise UserError(
                 f"seeds must be {len(images)} numbers with commas, one for each image; connect "
                 "the seeds output that goes with these images."
             )

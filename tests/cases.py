@@ -31,7 +31,7 @@ class Case:
     about: dict
     expected: dict[str, Tensor]
     model: Path
-    tokenizer: Path
+    vae: Path
 
     @property
     def runs(self) -> list[dict]:
@@ -53,9 +53,9 @@ def write_case(name: str, folder: Path) -> Case:
         save_file(state_dict(shapes), paths[network])
         facts = about["config"] | ({"task": "edit"} if about["family"] == "varedit" else {})
         paths[network].with_suffix(".json").write_text(json.dumps(facts))
-    tokenizer = paths.pop("vae")
+    vae = paths.pop("vae")
     (model,) = paths.values()
-    return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, tokenizer)
+    return Case(name, about, load_file(REFERENCE / f"{name}.safetensors"), model, vae)
 
 
 def listed(value) -> str:
@@ -66,7 +66,7 @@ def listed(value) -> str:
 def arguments(case: Case, i: int, folder: Path) -> list:
     """The command line of a case's run i."""
     run = case.runs[i]
-    shown = ["--model", case.model, "--vq", case.tokenizer, "--rng", "shared"]
+    shown = ["--model", case.model, "--vae", case.vae, "--rng", "shared"]
     shown += ["--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
     shown += ["--cfg", listed(run["cfg"]), "--seed", run.get("seed", run.get("g_seed"))]
     if "labels" in case.about:

@@ -77,7 +77,7 @@ def load(name: str, **options):
 
 
 def file(family: str) -> str:
-    """The choice of a family's transformer, or tokenizer."""
+    """The choice of a family's transformer, or vae."""
     return family if family == "emoji" else f"{family}.safetensors"
 
 
@@ -89,7 +89,7 @@ def text(encoder: str) -> list:
 
 @cache
 def others(family: str, lazily: bool) -> tuple:
-    """The family's tokenizer and a condition; lazily: loaded under Dynamic VRAM."""
+    """The family's vae and a condition; lazily: loaded under Dynamic VRAM."""
     assert lazily == comfy.memory_management.aimdo_enabled
     condition = (
         node("ImageNetClass", class_name="3 tiger shark")[0] if family == "var" else text(family)
@@ -100,7 +100,7 @@ def others(family: str, lazily: bool) -> tuple:
 def image(family: str, model, loaded=lambda patchers, room: None, **numbers) -> torch.Tensor:
     """The latent of one image: the sum of its tokens' codes, the same only for the same tokens.
 
-    The family's tokenizer and text encoder have its name. loaded: called whenever the host has
+    The family's vae and text encoder have its name. loaded: called whenever the host has
     loaded models, with their patchers and the memory required. numbers: inputs of the sampler.
     """
     vae, positive = others(family, comfy.memory_management.aimdo_enabled)

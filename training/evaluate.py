@@ -29,8 +29,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.analysis.judge import Judged, self_alignment
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.images import captioned_rows, to_pil
+from diversevar_core.job import PLAIN, Chain, draw
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.repulsion import Repulsion
@@ -38,11 +40,9 @@ from diversevar_core.methods.ssr_sar import SITES, DiverseVAR
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.models.infinity import Infinity
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import PLAIN, Chain, draw
-from diversevar_core.sampling.presets import PRESETS
+from diversevar_core.presets import PRESETS
 from diversevar_core.sampling.run import Method
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
@@ -363,7 +363,7 @@ def main() -> None:
     known = [i for i in order.tolist() if data.concepts[i].prompt in text.prompts]
     bench = Bench(
         load_model(args.models / "transformer.safetensors"),
-        load_tokenizer(args.models / "tokenizer.safetensors"),
+        load_vae(args.models / "tokenizer.safetensors"),
         text,
         judge,
         data,

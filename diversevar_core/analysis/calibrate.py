@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files import CheckpointError, read_object
+from ..conditions import Condition
+from ..diversity import mean_distance, pixel_features
+from ..errors import UserError, quote
+from ..job import Chain, draw
 from ..models.family import Family
-from ..quote import quote
-from ..sampling.conditions import Condition
-from ..sampling.job import Chain, draw
-from ..sampling.presets import PRESETS, Preset, preset_of
-from ..sampling.schedule import Schedule
-from ..sampling.settings import Settings
+from ..presets import PRESETS, Preset, preset_of
+from ..schedule import Schedule
+from ..settings import Settings
 from ..vae.autoencoder import to_image
-from ..vae.tokenizer import Tokenizer
-from .diversity import mean_distance, pixel_features
+from ..vae.vae import VAE
 from .judge import self_alignment
 
 CANDIDATES = (
@@ -71,7 +71,7 @@ class Task:
     """
 
     model: Family
-    tokenizer: Tokenizer
+    vae: VAE
     conditions: Sequence[Condition]
     schedule: Schedule
     settings: Settings
@@ -80,9 +80,9 @@ class Task:
 
 
 def labels_of(lines: Sequence[str]) -> list[int]:
-    """The class labels in lines of text; ValueError where a line is not one."""
+    """The class labels in lines of text; UserError if a line is not one."""
     if not all(line.isdecimal() and len(line) < 10 for line in lines):
-        raise ValueError("This model takes classes; write their numbers, one per line.")
+        raise UserError("This model takes classes; write their numbers, one per line.")
     return [int(line) for line in lines]
 
 
@@ -92,21 +92,21 @@ def measure(
     """Yield diversity, alignment and likelihood of each prompt under a preset.
 
     ready: loads the models to the device; called before they compute, with the preset's chain.
-    Raises ValueError where a number is not finite.
+    Raises UserError if a number is not finite.
     """
     settings, chain = preset.settings(task.settings), preset.chain()
     for i, condition in enumerate(task.conditions):
-        models = (task.model, task.tokenizer, condition.repeat(task.seeds), task.schedule)
+        models = (task.model, task.vae, condition.repeat(task.seeds), task.schedule)
         drawn = draw(*models, settings, 1000 * i, chain, ready=partial(ready, chain))
         steps = list(drawn.steps)
         with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
-            decoded = [task.tokenizer.decode(one) for one in steps[-1].f_hat.split(1)]
+            decoded = [task.vae.decode(one) for one in steps[-1].f_hat.split(1)]
         images = to_image(torch.cat(decoded))
         judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
         distance = mean_distance(task.features(images))
         found = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
         if not all(map(isfinite, found)):
-            raise ValueError(
+            raise UserError(
                 f"With {preset} the likelihood of prompt {i + 1} is NaN or infinite; the weights "
                 "of the model or of a LoRA are broken, or their type is too narrow."
             )
@@ -185,7 +185,7 @@ def content(
 
 
 def write(path: Path, saved: dict[str, object]) -> None:
-    """Save a calibration atomically; ValueError where the folder cannot be written to.
+    """Save a calibration atomically; UserError if the folder cannot be written to.
 
     The temporary file has a random name, so that several processes can write at once.
     """
@@ -197,7 +197,7 @@ def write(path: Path, saved: dict[str, object]) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"The calibration cannot be saved to {quote(path)} ({error}).") from error
+        raise UserError(f"The calibration cannot be saved to {quote(path)} ({error}).") from error
 
 
 def choose(measured: Sequence[Measured]) -> Measured:

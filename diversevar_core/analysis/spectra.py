@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 MODEL = -1  # the block number that stands for the whole transformer
 

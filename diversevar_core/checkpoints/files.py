@@ -32,7 +32,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..quote import quote
+from ..errors import UserError, quote
+from ..models.infinity import TASKS
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
@@ -40,7 +41,6 @@ INDEXES = (".safetensors.index.json", ".bin.index.json")
 LIMIT = 16 * 2**20  # bytes of a header, index, sidecar or pickle's program; Infinity-8B's: 0.2M
 OPCODES = 1_000_000  # of a pickle's program that are searched for names; training files': 0.1M
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
-TASKS = ("generate", "edit")
 SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}", re.DOTALL)  # a file's name without its suffix
 # what DDP and torch.compile add to tensors' names
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
@@ -62,7 +62,7 @@ NOT_CHECKPOINTS = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file cannot be used; the message says in one sentence why, and what to do."""
 
 
@@ -236,7 +236,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def check_whole(file: Path) -> None:
-    """Raise CheckpointError where a file is one shard of several."""
+    """Raise CheckpointError if a file is one shard of several."""
     if is_shard(file):
         raise CheckpointError(
             f"{quote(file)} is one of several parts of a model; put all of them and their "
@@ -297,7 +297,7 @@ def read_file(file: Path) -> tuple[Mapping, dict[str, object]]:
 
 
 def check_kind(file: Path) -> None:
-    """Raise CheckpointError where a file's suffix or first bytes show that it is no checkpoint."""
+    """Raise CheckpointError if a file's suffix or first bytes show that it is no checkpoint."""
     if file.suffix.lower() == ".json":
         raise CheckpointError(
             f"{quote(file)} is a JSON file, not a checkpoint; choose the checkpoint's file, or the "
@@ -339,7 +339,7 @@ def read_header(file: Path) -> dict[str, object]:
     with reading(file), BoundedFile(file) as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         if not isinstance(header, dict):
-            raise ValueError("the header is not an object")
+            raise UserError("the header is not an object")
         return header
 
 

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[2] / "models"
 NAME = "emoji"  # the default model
 
 MODEL = FOLDER / NAME / "transformer.safetensors"
-TOKENIZER = FOLDER / NAME / "tokenizer.safetensors"
+VAE = FOLDER / NAME / "vae.safetensors"
 TEXT_ENCODER = FOLDER / NAME / "text_encoder.safetensors"
 
 

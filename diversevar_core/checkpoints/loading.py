@@ -11,12 +11,12 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ..errors import quote
 from ..models import FAMILIES, layers
 from ..models.attention import Attention, sdpa
 from ..models.family import Family
-from ..quote import quote
-from ..vae import TOKENIZERS
-from ..vae.tokenizer import Tokenizer
+from ..vae import VAES
+from ..vae.vae import VAE
 from .files import Checkpoint, CheckpointError, naming, read
 
 # buffers of the original modules that are not needed
@@ -29,17 +29,17 @@ def is_model(keys: Collection[str]) -> bool:
     return any(family.recognises(keys) for family in FAMILIES)
 
 
-def is_tokenizer(keys: Collection[str]) -> bool:
-    """Whether these tensors are a tokenizer's that ``load_tokenizer`` can load."""
-    return any(kind.recognises(keys) for kind in TOKENIZERS)
+def is_vae(keys: Collection[str]) -> bool:
+    """Whether these tensors are a VAE's that ``load_vae`` can load."""
+    return any(kind.recognises(keys) for kind in VAES)
 
 
 def describe(keys: Collection[str]) -> str:
     """What kind of model these tensors seem to be, for an error message."""
     if is_model(keys):
         return "a VAR transformer"
-    if is_tokenizer(keys):
-        return "a VAR tokenizer"
+    if is_vae(keys):
+        return "a VAR VAE"
     if any("lora_" in key for key in keys):
         return "a LoRA"
     diffusion = ("model.diffusion_model.", "double_blocks.", "joint_blocks.", "input_blocks.")
@@ -61,7 +61,7 @@ def is_quantized(keys: Collection[str]) -> bool:
 def read_kind(
     path: str | Path, recognise: Callable[[Collection[str]], bool], wanted: str
 ) -> Checkpoint:
-    """``read``; CheckpointError where the file is of another kind than the ``wanted``."""
+    """``read``; CheckpointError if the file is of another kind than the ``wanted``."""
     file = read(path, recognise)
     if not recognise(file.tensors):
         raise CheckpointError(f"{quote(path)} is {describe(file.tensors)}, not {wanted}.")
@@ -118,21 +118,21 @@ def build_model(
     return filled(build, blocks, operations, tensors, device, path)
 
 
-def load_tokenizer(
+def load_vae(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
-) -> Tokenizer:
-    """Load VAR's or Infinity's tokenizer, as ``build_model`` does. Raises CheckpointError."""
-    file = read_kind(path, is_tokenizer, "VAR's or Infinity's tokenizer; choose one of those")
-    kind = next(kind for kind in TOKENIZERS if kind.recognises(file.tensors))
+) -> VAE:
+    """Load VAR's or Infinity's VAE, as ``build_model`` does. Raises CheckpointError."""
+    file = read_kind(path, is_vae, "VAR's or Infinity's VAE; choose one of those")
+    kind = next(kind for kind in VAES if kind.recognises(file.tensors))
     tensors = kind.rename(file.tensors)
     with naming(path):
         config = kind.read_config(tensors)
     dtype = dtype or compute_dtype(tensors, device)
 
-    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Tokenizer:
+    def build(operations: ModuleType, device: torch.device | str, depth: int) -> VAE:
         return kind(config, operations, device=device, dtype=dtype)
 
     return filled(build, ("", 1), operations, tensors, device, path)
@@ -213,7 +213,7 @@ def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, 
 def check_tensors(
     tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise CheckpointError where a tensor of ``places`` is missing or has another shape."""
+    """Raise CheckpointError if a tensor of ``places`` is missing or has another shape."""
     for name in tensors.keys() & places.keys():
         has, needs = tensors[name].shape, places[name].shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:

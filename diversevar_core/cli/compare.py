@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..images import captioned_rows
-from ..sampling.presets import CALIBRATION, PRESETS, preset_named
+from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options
 from .output import IMAGE_SUFFIXES, place, save_image

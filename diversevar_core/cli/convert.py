@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints.convert import DTYPES, check_out, convert
+from ..convert import DTYPES, check_out, convert
 from .output import place
 
 
@@ -14,7 +14,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "convert",
         help="any checkpoint -> one safetensors file",
-        description="Write a transformer, tokenizer or text encoder as one safetensors file that "
+        description="Write a transformer, VAE or text encoder as one safetensors file that "
         "can be loaded alone.",
     )
     command.set_defaults(run=run)

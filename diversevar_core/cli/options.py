@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints import included
+from ..errors import UserError
 from ..models.infinity import TASKS
-from ..sampling.schedule import PIXELS
+from ..schedule import PIXELS
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -24,7 +25,7 @@ def aspect(text: str) -> float:
     """``4:3`` or ``1.333`` -> height / width."""
     height, _, width = text.partition(":")
     if width and float(width) == 0:
-        raise ValueError("there is no width")
+        raise UserError("there is no width")
     return float(height) / float(width or 1)
 
 
@@ -32,7 +33,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add options for models, devices and types."""
     files = command.add_argument_group("models")
     files.add_argument("--model", default=included.MODEL, help="transformer: file or folder")
-    files.add_argument("--vq", default=included.TOKENIZER, help="its tokenizer")
+    files.add_argument("--vae", default=included.VAE, help="its VAE")
     files.add_argument(
         "--text-encoder",
         default=included.TEXT_ENCODER,

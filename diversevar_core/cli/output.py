@@ -10,10 +10,11 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints.convert import unwritable
+from ..convert import unwritable
+from ..errors import UserError
 from ..images import to_pil
-from ..models.family import TokenKind
-from ..sampling.schedule import Schedule
+from ..schedule import Schedule
+from ..tokens import TokenKind
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -21,11 +22,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def place(path: Path, *suffixes: str) -> Path:
     """Prepare an output path: add the first suffix if it has none of them, and create its folder.
 
-    Raises ValueError where the file cannot be written; call it before the long work.
+    Raises UserError if the file cannot be written; call it before the long work.
     """
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is not a file; choose another path")
+            raise UserError("it is not a file; choose another path")
         if path.suffix.lower() not in suffixes:
             path = path.with_name(path.name + suffixes[0])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from ..images import sheet
+from ..job import Chain
 from ..methods.adaptive import AdaptiveScaling
 from ..methods.fastvar import FastVAR
 from ..methods.path_search import PathSearch
@@ -15,8 +16,7 @@ from ..methods.scalekv import ScaleKV
 from ..methods.ssr_sar import SITES, DiverseVAR
 from ..methods.starts import Starts
 from ..methods.text_noise import TextNoise
-from ..sampling.job import Chain
-from ..sampling.presets import CALIBRATION, PRESETS, preset_named
+from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
 from .options import add_sampling_options, integers
 from .output import IMAGE_SUFFIXES, place, save_image, save_trace
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     if args.trace:
         maps, others = [step.tokens for step in steps], {"f_hat": steps[-1].f_hat, "image": image}
         others |= {f"logits.{step.scale.k}": step.logits for step in steps}
-        save_trace(args.trace, job.tokenizer.token_kind, job.schedule, maps, others)
+        save_trace(args.trace, job.vae.token_kind, job.schedule, maps, others)
     image = job.as_source(image)
     save_image(args.out, sheet(image, math.ceil(math.sqrt(len(image)))), seeds)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, for the first maps
 LARGEST, STEPS = 8.0, 20  # largest temperature, and steps of the bisection
@@ -34,7 +35,7 @@ class AdaptiveScaling(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise ValueError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
+            raise UserError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
 
     def begin(self, context: Context) -> AdaptiveScaling:
         return replace(self, choices=context.choices)

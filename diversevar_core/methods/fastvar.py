@@ -16,9 +16,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..models.resize import area
+from ..errors import UserError
+from ..resize import area
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale, Schedule
+from ..schedule import Scale, Schedule
 
 WHOLE_TO = 1 / 2  # of the last map's side; smaller maps are computed whole
 PRUNED_BLOCKS = 3 / 32, 28 / 32  # of the depth; Infinity-2B: blocks 3 to 27
@@ -40,7 +41,7 @@ class FastVAR(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.prune < 1 or self.skip < 0:
-            raise ValueError(
+            raise UserError(
                 "FastVAR prunes a share of 0 or more and below 1, and skips 0 maps or more; "
                 f"not {self.prune} and {self.skip}."
             )

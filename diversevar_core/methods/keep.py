@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.resize import area
+from ..errors import UserError
+from ..resize import area
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,10 @@ class Keep(Method):
         return all(len(one) == 1 for one in (*self.maps, self.mask) if one is not None)
 
     def begin(self, context: Context) -> Keep:
-        """Raises ValueError where the maps do not fit the schedule or the batch."""
+        """Raises UserError if the maps do not fit the schedule or the batch."""
         ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
         if ours != theirs:
-            raise ValueError(
+            raise UserError(
                 f"The encoded image has token maps of {ours} tokens, but this image's have "
                 f"{theirs}; encode it with this model and the same shape."
             )
@@ -46,7 +47,7 @@ class Keep(Method):
         }
         for what, many in given.items():
             if 1 != len(many) <= max(places):
-                raise ValueError(
+                raise UserError(
                     f"There are {len(many)} {what} to keep and more images are drawn; give one "
                     "for all, or one for each. Diverse starts need one for all."
                 )

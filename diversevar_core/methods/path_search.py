@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..schedule import Scale
+from ..settings import Guidance
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PathSearch(Method):
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.ahead < 0:
-            raise ValueError(
+            raise UserError(
                 "Path search takes 1 candidate or more and looks 0 maps ahead or more; "
                 f"not {self.candidates} and {self.ahead}."
             )

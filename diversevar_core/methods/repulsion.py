@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sampling.run import Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Repulsion(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"The strength of repulsion is a number of 0 or more, not {self.strength}."
             )
 

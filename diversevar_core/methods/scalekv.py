@@ -17,11 +17,12 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UserError
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
 from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..schedule import Scale
+from ..settings import Guidance
 
 GRID = 4  # patches along a map's side; the middle token of each is in the window
 POOL = 5  # neighbours whose largest score each token takes
@@ -51,7 +52,7 @@ class ScaleKV(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
-            raise ValueError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
+            raise UserError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
 
     @property
     def cached(self) -> float:

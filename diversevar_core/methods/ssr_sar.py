@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("block", "model", "features")
@@ -72,9 +73,9 @@ class DiverseVAR(Method):
         for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of 0 or more, not {value}.")
+                raise UserError(f"{name} must be a finite number of 0 or more, not {value}.")
         if self.site not in SITES:
-            raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
+            raise UserError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
 
     @property
     def pushes(self) -> str:
@@ -85,11 +86,11 @@ class DiverseVAR(Method):
         return f"{', '.join(given)}{rates}{where}" if given else ""
 
     def begin(self, context: Context) -> DiverseVAR:
-        """Raises ValueError where a side is not in the schedule."""
+        """Raises UserError if a side is not in the schedule."""
         known = [scale.side for scale in context.schedule]
         for side in self.sides or ():
             if side not in known:
-                raise ValueError(
+                raise UserError(
                     f"This image has no token map of side {side}; "
                     f"its sides are {', '.join(map(str, known))}."
                 )

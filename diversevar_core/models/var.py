@@ -14,12 +14,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..sampling.conditions import Labels
-from ..sampling.schedule import Scale, Schedule, checked_sides, fixed, square
-from ..sampling.settings import Settings
+from ..conditions import Labels
+from ..errors import UserError
+from ..schedule import Scale, Schedule, checked_sides, fixed, square
+from ..settings import Settings
+from ..shapes import depth_of, shape_of
+from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
-from .family import Family, State, TokenKind, depth_of, shape_of
+from .family import Family, State
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -32,7 +35,7 @@ RELEASED_SIDES = {
 class VARConfig:
     """Sizes of a VAR transformer, and the sides of its token maps.
 
-    features: channels D of the tokenizer's features; codebook: its rows V; shared_ada: one
+    features: channels D of the VAE's features; codebook: its rows V; shared_ada: one
     condition projection for all blocks (the 512-pixel release).
     """
 
@@ -129,7 +132,7 @@ class VAR(Family):
         """Read the sizes off an official state dict's shapes, sides from ``facts["patch_nums"]``.
 
         Without that entry, the sides are those of the release with as many maps and tokens. Raises
-        ValueError where there is no such release, KeyError where a tensor is missing.
+        UserError if there is no such release, KeyError if a tensor is missing.
         """
         maps, width = shape_of(state_dict, "lvl_embed.weight", 2)
         _, tokens, _ = shape_of(state_dict, "pos_1LC", 3)
@@ -139,13 +142,13 @@ class VAR(Family):
         else:
             sides = checked_sides(sides, "patch_nums")
         if len(sides) != maps or sum(s * s for s in sides) != tokens:
-            raise ValueError(
+            raise UserError(
                 f"no official release has {maps} token maps of {tokens} tokens together; put "
                 '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
         heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
         if not heads or width % heads:
-            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+            raise UserError(f"its {width} channels cannot be divided among {heads} heads")
         return VARConfig(
             width=width,
             depth=depth_of(state_dict),
@@ -171,7 +174,7 @@ class VAR(Family):
         labels, classes = condition.labels, self.config.classes
         if not 0 <= labels.min() <= labels.max() < classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise ValueError(f"There is no class {wrong}; the last is {classes - 1}.")
+            raise UserError(f"There is no class {wrong}; the last is {classes - 1}.")
         if state.guided:
             labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()

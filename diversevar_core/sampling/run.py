@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..conditions import Condition
+from ..errors import UserError
 from ..models.family import State
-from .conditions import Condition
-from .schedule import Scale, Schedule
-from .settings import Guidance
+from ..schedule import Scale, Schedule
+from ..settings import Guidance
 
 
 class Step(NamedTuple):
@@ -87,7 +88,7 @@ class Method:
         return 0
 
     def begin(self, context: Context) -> Method:
-        """The method for this batch. Raises ValueError where the method does not fit it."""
+        """The method for this batch. Raises UserError if the method does not fit it."""
         return self
 
     def text(self, condition: Condition, scale: Scale) -> Condition:
@@ -137,16 +138,16 @@ class Method:
 
 
 def check_methods(methods: Sequence[Method]) -> None:
-    """Raise ValueError where two methods have the same name."""
+    """Raise UserError if two methods have the same name."""
     names = [method.name for method in methods if method.name]
     for name in names:
         if names.count(name) > 1:
             raise once(name)
 
 
-def once(name: str) -> ValueError:
+def once(name: str) -> UserError:
     """The error to raise where a chain has two methods of one kind."""
-    return ValueError(f"{name} is connected twice, and can act only once; remove one of them.")
+    return UserError(f"{name} is connected twice, and can act only once; remove one of them.")
 
 
 def drawn_maps(schedule: Schedule, methods: Sequence[Method]) -> Schedule:

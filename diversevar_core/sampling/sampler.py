@@ -14,20 +14,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..finite import not_finite
+from ..conditions import Condition
 from ..models.family import Family
-from ..models.pairing import check_pair
-from ..vae.tokenizer import Tokenizer
-from .conditions import Condition
+from ..schedule import Scale, Schedule
+from ..settings import Guidance, Settings, guidance
+from ..vae.vae import VAE
+from .finite import not_finite
+from .pairing import check_pair
 from .random import PerImage, Shared, Stream, mixture, pick, truncate
 from .run import Context, Method, Run, Step, check_methods, drawn_maps
-from .schedule import Scale, Schedule
-from .settings import Guidance, Settings, guidance
 
 
 def sample(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -44,10 +44,10 @@ def sample(
     they are sorted. exact_batch: compute each image alone, unless a method needs the batch
     (``together``): matrix products round differently with the number of rows, which can change a
     token, and with this each image is bit for bit the same in every batch. maps: how many maps to
-    draw, None for all. Raises ValueError where models, settings, methods and schedule do not fit
+    draw, None for all. Raises UserError if models, settings, methods and schedule do not fit
     each other, and where logits are not finite.
     """
-    check_pair(model, tokenizer)
+    check_pair(model, vae)
     check_methods(methods)
     choices = model.token_kind.choices
     settings.check(model.depth, choices)
@@ -61,7 +61,7 @@ def sample(
         own = [seeds[i] for i in group]
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
         context = Context(schedule, group, own, part, plan, choices, model.depth)
-        loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
+        loops.append(scale_loop(model, vae, context, settings, stream, methods))
     if len(loops) == 1:
         yield from loops[0]
         return
@@ -73,7 +73,7 @@ def sample(
 @torch.no_grad()
 def scale_loop(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     context: Context,
     settings: Settings,
     stream: Stream,
@@ -82,7 +82,7 @@ def scale_loop(
     """``sample`` for images that are computed together, with random numbers from ``stream``."""
     drawn = context.schedule[: len(context.plan)]
     acting = [method.begin(context) for method in methods]
-    advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
+    advance = partial(step, model, vae, context.condition, settings, stream, acting)
     for method in acting:
         advance = partial(method.step, advance)
     guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
@@ -105,7 +105,7 @@ def scale_loop(
 
 def step(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     settings: Settings,
     stream: Stream,
@@ -156,7 +156,7 @@ def step(
     for method in methods:
         tokens = method.tokens(tokens, scale)
     drawn = mixture(kept(choices).squeeze(-2), stream, scale) if settings.more_smooth else tokens
-    f_hat, features = tokenizer.accumulate(run.f_hat, drawn, scale)
+    f_hat, features = vae.accumulate(run.f_hat, drawn, scale)
     return Run(state, condition, f_hat, features), Step(scale, logits, tokens, f_hat)
 
 

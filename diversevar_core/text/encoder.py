@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import BoundedFile, CheckpointError, naming, reading
 from ..checkpoints.loading import compute_dtype, filled, read_kind
-from ..quote import quote
+from ..errors import UserError, quote
 from .known import unseen
 from .t5 import T5Config, T5Encoder, read_config
 
@@ -75,16 +75,16 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_characters(name: str, text: str) -> None:
-    """Raise ValueError where a text has a lone surrogate, which cannot be encoded as UTF-8."""
+    """Raise UserError if a text has a lone surrogate, which cannot be encoded as UTF-8."""
     half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
     if half:
-        raise ValueError(f"{name} has half a character, {quote(half)}; type it again.")
+        raise UserError(f"{name} has half a character, {quote(half)}; type it again.")
 
 
 def check_length(tokens: int) -> None:
-    """Raise ValueError where a prompt has more tokens than the model reads."""
+    """Raise UserError if a prompt has more tokens than the model reads."""
     if tokens > MAX_TOKENS:
-        raise ValueError(
+        raise UserError(
             f"The prompt is {tokens} tokens long and the model reads at most {MAX_TOKENS}; "
             "shorten it."
         )
@@ -102,7 +102,7 @@ class T5File:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, without padding and truncation.
 
-        Raises CheckpointError where it is not valid, or has more words than the embedding.
+        Raises CheckpointError if it is not valid, or has more words than the embedding.
         """
         text = self.facts.get("tokenizer.json") or read_tokenizer(self.vocabulary)
         try:
@@ -177,13 +177,13 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features (length, Ct) float32 of each prompt, end token included.
 
-        Raises ValueError where a prompt is empty or longer than ``MAX_TOKENS``.
+        Raises UserError if a prompt is empty or longer than ``MAX_TOKENS``.
         """
         features = []
         for prompt in prompts:
             check_characters("The prompt", prompt)
             if not prompt.strip():
-                raise ValueError("The prompt is empty; write what the image should show.")
+                raise UserError("The prompt is empty; write what the image should show.")
             ids = self.tokenizer.encode(prompt).ids
             check_length(len(ids))
             features.append(self.encoder(torch.tensor([ids]))[0])

@@ -16,8 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from ..models import layers
-from ..models.family import depth_of, shape_of
+from ..shapes import depth_of, shape_of
 
 EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; all larger distances share a bucket
@@ -44,14 +45,14 @@ class T5Config:
 def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
     """Read a T5 encoder's sizes off its tensors' shapes.
 
-    Raises KeyError where a tensor is missing, ValueError where a shape is not a T5's.
+    Raises KeyError if a tensor is missing, UserError if a shape is not a T5's.
     """
     layer = "encoder.block.0.layer"
     vocabulary, width = shape_of(tensors, "shared.weight", 2)
     biases = f"{layer}.0.SelfAttention.relative_attention_bias.weight"
     buckets, heads = shape_of(tensors, biases, 2)
     if buckets < 4:
-        raise ValueError(f"it has {buckets} buckets of relative positions, where T5 has 32")
+        raise UserError(f"it has {buckets} buckets of relative positions, where T5 has 32")
     gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
     hidden = f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"
     return T5Config(

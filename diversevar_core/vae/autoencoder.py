@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder that both tokenizers share.
+"""The convolutional encoder and decoder that both VAEs share.
 
 The latent-diffusion autoencoder (CompVis/latent-diffusion, as used by FoundationVision/VAR and, in
 its flux form without attention, by FoundationVision/Infinity). Module names are those of the VAR
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.family import shape_of
+from ..errors import UserError
+from ..shapes import shape_of
 
 ENCODER_BLOCKS = 2  # residual blocks a level; the decoder has one more
 MOST_LEVELS = 9  # releases have 5
@@ -49,13 +50,13 @@ class AutoencoderConfig:
 def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
     """Read the sizes off the shapes of a state dict with this module's names.
 
-    Raises KeyError where a tensor is missing, ValueError where a shape is not an autoencoder's.
+    Raises KeyError if a tensor is missing, UserError if a shape is not an autoencoder's.
     """
     channels = []
     while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
         channels.append(shape_of(state_dict, key, 4)[0])
     if not 1 <= len(channels) <= MOST_LEVELS:
-        raise ValueError(f"its encoder has {len(channels)} levels, where a tokenizer has 5")
+        raise UserError(f"its encoder has {len(channels)} levels, where a VAE has 5")
     return AutoencoderConfig(
         channels=tuple(channels),
         halvings=sum(

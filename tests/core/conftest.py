@@ -7,9 +7,9 @@ import pytest
 from cases import REFERENCE, Case, write_case, write_text_encoder
 
 from diversevar_core.__main__ import main
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.models.family import Family
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import VAE
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def infinity_case(cases) -> Case:
 
 
 @pytest.fixture(scope="module")
-def pair(infinity_case) -> tuple[Family, Tokenizer]:
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+def pair(infinity_case) -> tuple[Family, VAE]:
+    return load_model(infinity_case.model), load_vae(infinity_case.vae)
 
 
 @pytest.fixture(scope="session")

@@ -20,19 +20,20 @@ from diversevar_core.analysis.calibrate import (
     saved_at,
     write,
 )
-from diversevar_core.analysis.diversity import pixel_features
 from diversevar_core.analysis.front import front_plot
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import pixel_features
+from diversevar_core.errors import UserError
+from diversevar_core.job import Chain
 from diversevar_core.methods.repulsion import Repulsion
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.job import Chain
-from diversevar_core.sampling.presets import PRESETS, Preset, calibrated_preset, calibration_path
+from diversevar_core.presets import PRESETS, Preset, calibrated_preset, calibration_path
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 
 FREE = Settings(cfg=(1.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
@@ -41,7 +42,7 @@ ABOUT = {"prompts": ["cat face"], "seeds": 2}
 
 @pytest.fixture(scope="module")
 def emoji():
-    return load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    return load_model(included.MODEL), load_vae(included.VAE)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def read():
 
 def free_likelihood(pair, condition):
     """Tokens drawn at temperature 1 without guidance, and their log-likelihood."""
-    model, tokenizer = pair
+    model, vae = pair
     steps = list(sample(*pair, condition, model.schedule(), FREE, range(len(condition))))
     total = torch.zeros(len(condition), dtype=torch.float64)
     for step in steps:
@@ -78,7 +79,7 @@ def test_alignment_is_against_the_models_own_unconditional_rows(emoji, read):
 
 
 def test_a_class_model_judges_itself_too(var_case):
-    pair = load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+    pair = load_model(var_case.model), load_vae(var_case.vae)
     condition = Labels(torch.tensor([1, 2]))
     maps, total = free_likelihood(pair, condition)
     judged = self_alignment(*pair, maps, condition, pair[0].schedule())
@@ -99,9 +100,9 @@ def test_an_image_follows_its_own_prompt_and_not_another(emoji, read):
 
 @pytest.fixture
 def task(emoji, read):
-    model, tokenizer = emoji
+    model, vae = emoji
     prompts = [Text([text]) for text in read(["cat face", "red apple"])]
-    return Task(model, tokenizer, prompts, model.schedule(), model.defaults(), seeds=3)
+    return Task(model, vae, prompts, model.schedule(), model.defaults(), seeds=3)
 
 
 CANDIDATES = (Preset(), Preset(guidance_start=4), Preset(ssr=8.0, sar=4.0))
@@ -123,7 +124,7 @@ def test_a_cancelled_calibration_goes_on_where_it_stopped(task, tmp_path):
         shares.append(share)
         if measured and len(shares) > 2:
             break  # in the middle of the second one
-    with pytest.raises(ValueError, match="no finished calibration"):
+    with pytest.raises(UserError, match="no finished calibration"):
         calibrated_preset(tmp_path / "emoji.safetensors")
     first = json.loads(path.read_text())["measured"]
     again = list(calibrate(task, path, ABOUT, CANDIDATES[:2]))
@@ -156,8 +157,8 @@ def test_models_are_made_ready_before_every_sampling(task, tmp_path):
 
 
 def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
-    sizes, decode = [], task.tokenizer.decode
-    monkeypatch.setattr(task.tokenizer, "decode", lambda f: sizes.append(len(f)) or decode(f))
+    sizes, decode = [], task.vae.decode
+    monkeypatch.setattr(task.vae, "decode", lambda f: sizes.append(len(f)) or decode(f))
     list(calibrate(task, tmp_path / "x.diversity.json", ABOUT, CANDIDATES[:1]))
     assert sizes == 6 * [1]
 
@@ -167,7 +168,7 @@ def test_a_model_of_nan_is_refused(task, tmp_path, part):
     model = load_model(included.MODEL)
     getattr(model, part).weight.data[:] = torch.nan
     path = tmp_path / "x.diversity.json"
-    with pytest.raises(ValueError, match="NaN or infinite|finite"):
+    with pytest.raises(UserError, match="NaN or infinite|finite"):
         list(calibrate(replace(task, model=model), path, ABOUT, CANDIDATES[:1]))
     assert not path.exists()
 
@@ -284,7 +285,7 @@ def test_a_calibration_that_cannot_be_read_is_refused(tmp_path, content, words):
     model = tmp_path / "model.safetensors"
     if content is not None:
         calibration_path(model).write_text(content)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         calibrated_preset(model)
 
 
@@ -301,7 +302,7 @@ def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
     else:
         with path.open("wb") as file:
             file.truncate(2**30)
-    with pytest.raises(ValueError, match="is not a calibration"):
+    with pytest.raises(UserError, match="is not a calibration"):
         calibrated_preset(model)
     assert saved_at(path) == {}
 

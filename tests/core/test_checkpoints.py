@@ -12,7 +12,7 @@ from cases import state_dict
 from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints.files import CheckpointError
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.text.encoder import load_text_encoder
 
 
@@ -72,7 +72,7 @@ def test_unknown_sides_say_what_is_needed(var_case, tmp_path):
         load_model(tmp_path / "model.safetensors")
 
 
-def test_released_tokenizer_nesting_and_short_names(infinity_case, tmp_path):
+def test_released_vae_nesting_and_short_names(infinity_case, tmp_path):
     long = state_dict(infinity_case.about["shapes"]["vae"])
     short = {
         key.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias").replace(
@@ -85,7 +85,7 @@ def test_released_tokenizer_nesting_and_short_names(infinity_case, tmp_path):
     assert not set(short) & {key for key in long if "conv1" in key}
     extra = {"discriminator.main.0.weight": torch.zeros(3)}
     torch.save({"vae": short | extra, "ema": {}, "step": 7}, tmp_path / "vae.pth")
-    same_weights(load_tokenizer(tmp_path / "vae.pth"), load_tokenizer(infinity_case.tokenizer))
+    same_weights(load_vae(tmp_path / "vae.pth"), load_vae(infinity_case.vae))
 
 
 def test_half_precision_file_computes_in_float32_on_a_cpu(tensors, tmp_path):
@@ -174,20 +174,20 @@ def test_bad_files_are_refused_in_one_sentence(tensors, tmp_path, monkeypatch):
     assert not (tmp_path / "harmed").exists()
 
 
-def test_transformer_and_tokenizer_are_told_apart(infinity_case):
-    with pytest.raises(CheckpointError, match="is a VAR tokenizer, not a VAR or Infinity transf"):
-        load_model(infinity_case.tokenizer)
-    with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's tok"):
-        load_tokenizer(infinity_case.model)
+def test_transformer_and_vae_are_told_apart(infinity_case):
+    with pytest.raises(CheckpointError, match="is a VAR VAE, not a VAR or Infinity transf"):
+        load_model(infinity_case.vae)
+    with pytest.raises(CheckpointError, match="is a VAR transformer, not VAR's or Infinity's VAE"):
+        load_vae(infinity_case.model)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_wrapped_models_load(prefix, infinity_case, var_case, tmp_path):
-    for case, kind in ((infinity_case, "model"), (var_case, "model"), (var_case, "tokenizer")):
+    for case, kind in ((infinity_case, "model"), (var_case, "model"), (var_case, "vae")):
         source, file = getattr(case, kind), tmp_path / "m.safetensors"
         save_file({prefix + key: value for key, value in load_file(source).items()}, file)
         shutil.copy(source.with_suffix(".json"), file.with_suffix(".json"))
-        load = load_model if kind == "model" else load_tokenizer
+        load = load_model if kind == "model" else load_vae
         same_weights(load(file), load(source))
 
 

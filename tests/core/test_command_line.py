@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diversevar_core.checkpoints import included
+from diversevar_core.errors import UserError
 from diversevar_core.images import open_image
-from diversevar_core.sampling.presets import Preset
+from diversevar_core.presets import Preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def common(infinity_case, text_encoder, tmp_path):
     return {
         "--model": infinity_case.model,
-        "--vq": infinity_case.tokenizer,
+        "--vae": infinity_case.vae,
         "--text-encoder": text_encoder,
         "--prompt": "a red apple",
         "--out": tmp_path / "image.png",
@@ -70,14 +71,14 @@ def test_bad_input_is_refused_in_one_sentence(command_line, common, changes, wor
     assert not common["--out"].exists()
 
 
-def test_wrong_tokenizer_names_both(command_line, common, var_case):
-    done = command_line("sample", *options(common, vq=var_case.tokenizer))
-    assert "needs Infinity's tokenizer with 16 bits" in done.stderr
+def test_wrong_vae_names_both(command_line, common, var_case):
+    done = command_line("sample", *options(common, vae=var_case.vae))
+    assert "needs Infinity's VAE with 16 bits" in done.stderr
     assert "was given VAR's with a codebook of 64 rows of 16" in done.stderr
 
 
 def test_an_unknown_class_is_refused(command_line, var_case, tmp_path):
-    files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
+    files = ["--model", var_case.model, "--vae", var_case.vae, "--out", tmp_path / "p.png"]
     done = command_line("sample", *files, "--labels", "3,10")
     assert "There is no class 10; the last is 9" in done.stderr
 
@@ -95,7 +96,15 @@ def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
     out = tmp_path / "again.png"
     sides = "1,2,4,6,8,12,16"
     done = command_line(
-        "encode", "--vq", common["--vq"], "--image", common["--out"], "--sides", sides, "--out", out
+        "encode",
+        "--vae",
+        common["--vae"],
+        "--image",
+        common["--out"],
+        "--sides",
+        sides,
+        "--out",
+        out,
     )
     assert done.returncode == 0, done.stderr
     assert out.exists()
@@ -130,7 +139,7 @@ def test_chosen_seeds_are_in_the_image_and_each_makes_its_own(command_line, tmp_
 
 
 def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_path):
-    for file in (included.MODEL, included.TOKENIZER, included.TEXT_ENCODER):
+    for file in (included.MODEL, included.VAE, included.TEXT_ENCODER):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     prompts, plot, model = tmp_path / "p.txt", tmp_path / "plot.png", tmp_path / included.MODEL.name
     files = ["--model", model, "--out", plot]
@@ -149,7 +158,7 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
 
 @pytest.mark.parametrize("options", [["--labels", "1,2"], ["--labels", "1", "--rng", "shared"]])
 def test_starts_compare_images_of_one_class(command_line, var_case, tmp_path, options):
-    files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--out", tmp_path / "p.png"]
+    files = ["--model", var_case.model, "--vae", var_case.vae, "--out", tmp_path / "p.png"]
     done = command_line("sample", *files, *options, "--batch", "2", "--starts", "8")
     assert "Diverse starts" in done.stderr and "set starts to 1" in done.stderr
 
@@ -180,7 +189,7 @@ def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, co
         "sample": ["--prompt", "octopus", "--model", "nowhere"],
         "compare": ["--model", "nowhere"],
         "calibrate": ["--model", "nowhere", "--prompts", "nowhere"],
-        "encode": ["--vq", "nowhere", "--image", "nowhere", "--sides", "1,2"],
+        "encode": ["--vae", "nowhere", "--image", "nowhere", "--sides", "1,2"],
         "convert": ["nowhere"],
     }[command]
     done = command_line(command, *more, "--out", tmp_path / out)
@@ -195,7 +204,7 @@ def test_a_trace_is_written_with_an_image(command_line, tmp_path):
 
 
 def test_convert_sets_the_suffix_and_makes_the_folder(command_line, tmp_path):
-    done = command_line("convert", included.TOKENIZER, "--out", tmp_path / "new" / "vae")
+    done = command_line("convert", included.VAE, "--out", tmp_path / "new" / "vae")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new" / "vae.safetensors").exists()
 
@@ -203,7 +212,7 @@ def test_convert_sets_the_suffix_and_makes_the_folder(command_line, tmp_path):
 def test_a_path_that_the_output_cannot_print(tmp_path):
     out = tmp_path / "模型.safetensors"
     done = subprocess.run(
-        [sys.executable, "-m", "diversevar_core", "convert", included.TOKENIZER, "--out", out],
+        [sys.executable, "-m", "diversevar_core", "convert", included.VAE, "--out", out],
         cwd=ROOT,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
@@ -217,7 +226,7 @@ def test_a_path_that_the_output_cannot_print(tmp_path):
 def test_sides_of_an_encoded_image(command_line, tmp_path, sides):
     image = tmp_path / "a.png"
     Image.new("RGB", (64, 64)).save(image)
-    files = ["--vq", included.TOKENIZER, "--image", image, "--out", tmp_path / "out.png"]
+    files = ["--vae", included.VAE, "--image", image, "--out", tmp_path / "out.png"]
     done = command_line("encode", *files, f"--sides={sides}")
     assert done.returncode != 0 and "--sides" in done.stderr and "Traceback" not in done.stderr
 
@@ -254,7 +263,7 @@ def test_a_broken_image_is_refused_in_one_sentence(tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
     for content in (b"", b"hello", whole[:60], whole[:2000], whole[:40] + bytes(20) + whole[60:]):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ValueError, match="is not an image that can be read"):
+        with pytest.raises(UserError, match="is not an image that can be read"):
             open_image(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="There is no image"):
+    with pytest.raises(UserError, match="There is no image"):
         open_image(tmp_path / "b.png")

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from diversevar_core.__main__ import parser
-from diversevar_core.checkpoints.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.checkpoints.files import CheckpointError
-from diversevar_core.checkpoints.loading import compute_dtype, load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import compute_dtype, load_model, load_vae
 from diversevar_core.cli.load import prepare
+from diversevar_core.convert import DTYPES, convert, read_whole, target, verify, write
 from diversevar_core.text.encoder import load_text_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -53,9 +53,9 @@ def test_images_stay_bit_for_bit(name, cases, tmp_path):
         {"model": tmp_path / "m.safetensors", "vq": tmp_path / "v.safetensors"},
     )
     convert(case.model, files["model"])
-    convert(case.tokenizer, files["vq"])
+    convert(case.vae, files["vq"])
     same(load_model(files["model"]), load_model(case.model))
-    same(load_tokenizer(files["vq"]), load_tokenizer(case.tokenizer))
+    same(load_vae(files["vq"]), load_vae(case.vae))
     before, after = pixels(case, tmp_path), pixels(case, tmp_path, **files)
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
@@ -133,11 +133,11 @@ def test_facts_keep_their_types(tensors, tmp_path):
 
 
 def test_released_tokenizer(infinity_case, tmp_path):
-    wanted = load_file(infinity_case.tokenizer)
+    wanted = load_file(infinity_case.vae)
     extra = {"discriminator.main.0.weight": torch.zeros(3)}
     torch.save({"vae": wanted | extra, "ema": {}, "step": 7}, tmp_path / "vae.pth")
     convert(tmp_path / "vae.pth", tmp_path / "vae.safetensors")
-    same(load_tokenizer(tmp_path / "vae.safetensors"), load_tokenizer(infinity_case.tokenizer))
+    same(load_vae(tmp_path / "vae.safetensors"), load_vae(infinity_case.vae))
     assert load_file(tmp_path / "vae.safetensors").keys() == {
         key for key in wanted if key.startswith(("encoder.", "decoder."))
     }
@@ -203,7 +203,7 @@ def test_types_of_a_text_encoders_tensors(name, expected, text_encoder):
 def test_types_of_a_tokenizers_tensors(var_case, infinity_case, tmp_path):
     for case in (var_case, infinity_case):
         out = tmp_path / f"{case.name}.safetensors"
-        convert(case.tokenizer, out, FP8)
+        convert(case.vae, out, FP8)
         for name, dtype in types(out).items():
             exact = name.startswith("quantize.") or not name.endswith("weight") or "norm" in name
             assert dtype == (FP32 if exact else BF16), name
@@ -303,7 +303,7 @@ def test_files_of_killed_conversions_are_removed_and_of_running_ones_kept(infini
     script = """
 import os, signal, sys
 from pathlib import Path
-from diversevar_core.checkpoints.convert import replacing
+from diversevar_core.convert import replacing
 with replacing(Path(sys.argv[1])) as unfinished:
     unfinished.write_bytes(b"much")
     print("written", flush=True)
@@ -341,7 +341,7 @@ def test_a_wrongly_written_file_is_noticed(infinity_case, tmp_path):
 PEAK = """
 import sys, threading, time
 import torch
-from diversevar_core.checkpoints.convert import convert
+from diversevar_core.convert import convert
 def held():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) // 1024

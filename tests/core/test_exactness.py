@@ -15,9 +15,9 @@ from cases import REFERENCE, arguments
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.checkpoints.loading import load_vae
 from diversevar_core.sampling.random import pick, truncate
-from diversevar_core.sampling.schedule import infinity_schedule, square
+from diversevar_core.schedule import infinity_schedule, square
 from diversevar_core.vae.autoencoder import to_image
 
 TIE = 1e-5  # the encoder's features are of size 1 and come from sums as below
@@ -72,7 +72,7 @@ def sharpened(case, errors: list[float]) -> float:
     0.0135. Arguments that are off by e move weights by e in all, and so a map's rows by e times the
     codebook's largest number; at the last map (1 + t) / tau is 148.
     """
-    largest = load_file(case.tokenizer)["quantize.embedding.weight"].abs().max().item()
+    largest = load_file(case.vae)["quantize.embedding.weight"].abs().max().item()
     times = [k / (len(errors) - 1) for k in range(len(errors))]
     gains = [(1 + t) / (0.27 * (1 - 0.95 * t)) for t in times]
     return largest * sum(gain * error for gain, error in zip(gains, errors, strict=True))
@@ -125,31 +125,31 @@ def test_run_is_the_originals(cases, name, i, command_line, tmp_path):
         assert ((image * 255).int() - rgb.int()).abs().max() <= 1
 
 
-def test_var_tokenizer_is_the_originals(var_case):
-    tokenizer, expected = load_tokenizer(var_case.tokenizer), var_case.expected
+def test_var_vae_is_the_originals(var_case):
+    vae, expected = load_vae(var_case.vae), var_case.expected
     schedule = square(var_case.about["config"]["patch_nums"])
-    check_encoding(tokenizer, schedule, expected["encode.pixels"], expected, "tokens")
+    check_encoding(vae, schedule, expected["encode.pixels"], expected, "tokens")
 
 
-def test_infinity_tokenizer_is_the_originals(infinity_case):
-    tokenizer, expected = load_tokenizer(infinity_case.tokenizer), infinity_case.expected
+def test_infinity_vae_is_the_originals(infinity_case):
+    vae, expected = load_vae(infinity_case.vae), infinity_case.expected
     small = np.random.RandomState(7).uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
     pixels = torch.nn.functional.interpolate(torch.from_numpy(small), (256, 256), mode="bilinear")
     schedule = infinity_schedule(1.0, "0.06M")
-    check_encoding(tokenizer, schedule, pixels.clamp(-1, 1), expected, "bits")
+    check_encoding(vae, schedule, pixels.clamp(-1, 1), expected, "bits")
 
 
-def check_encoding(tokenizer, schedule, pixels, expected, kind):
+def check_encoding(vae, schedule, pixels, expected, kind):
     with torch.no_grad():
-        features, f_hat = tokenizer.features(pixels), None
-        maps = tokenizer.quantize_maps(features, schedule)
+        features, f_hat = vae.features(pixels), None
+        maps = vae.quantize_maps(features, schedule)
         moved = features + TIE * torch.randn(features.shape, generator=torch.manual_seed(0))
-        assert all(map(torch.equal, maps, tokenizer.quantize_maps(moved, schedule)))
+        assert all(map(torch.equal, maps, vae.quantize_maps(moved, schedule)))
         for scale, tokens in zip(schedule, maps, strict=True):
             want = expected[f"encode.{kind}.{scale.k}"].long()  # nothing here is near a tie
             assert torch.equal(tokens.reshape(want.shape), want)
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
-        image = to_image(tokenizer.decode(f_hat)) * 2 - 1
+            f_hat, _ = vae.accumulate(f_hat, tokens, scale)
+        image = to_image(vae.decode(f_hat)) * 2 - 1
     want = expected["encode.reconstruction"]
     stride = image.shape[-1] // want.shape[-1]
     got = image[..., ::stride, ::stride].reshape(-1)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from diversevar_core.conditions import Text
 from diversevar_core.methods.fastvar import FastVAR
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.run import Context
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import MAPS, infinity_schedule, square
-from diversevar_core.sampling.settings import Guidance, Settings
+from diversevar_core.schedule import MAPS, infinity_schedule, square
+from diversevar_core.settings import Guidance, Settings
 
 SEEDS = (3, 4)
 
@@ -19,9 +19,9 @@ def text(images):
 
 
 def run(pair, method, cfg=(4.0,), seeds=SEEDS, **options):
-    model, tokenizer = pair
+    model, vae = pair
     settings = Settings(cfg=cfg, cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
-    how = (model, tokenizer, text(len(seeds)), model.schedule(), settings, seeds)
+    how = (model, vae, text(len(seeds)), model.schedule(), settings, seeds)
     return list(sample(*how, methods=[method], **options))
 
 

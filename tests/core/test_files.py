@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from diversevar_core.checkpoints.files import CheckpointError, names_in, read, read_tensors
-from diversevar_core.quote import quote
+from diversevar_core.errors import quote
 
 MB = 2**20
 TENSORS = {"a.weight": torch.arange(60.0).reshape(6, 10), "b.bias": torch.arange(7).bfloat16()}

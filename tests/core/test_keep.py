@@ -3,26 +3,27 @@
 import pytest
 import torch
 
+from diversevar_core.conditions import Text
+from diversevar_core.errors import UserError
 from diversevar_core.methods.keep import Keep
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(3.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
 
 
 @pytest.fixture(scope="module")
 def maps(pair):
-    model, tokenizer = pair
+    model, vae = pair
     pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(3)) * 2 - 1
     with torch.no_grad():
-        return tokenizer.quantize_maps(tokenizer.features(pixels), model.schedule())
+        return vae.quantize_maps(vae.features(pixels), model.schedule())
 
 
 def tokens(pair, method):
-    model, tokenizer = pair
+    model, vae = pair
     text = Text([0.2 * torch.randn(5, 256, generator=torch.Generator().manual_seed(1))] * 2)
-    steps = sample(model, tokenizer, text, model.schedule(), SETTINGS, [0, 1], methods=[method])
+    steps = sample(model, vae, text, model.schedule(), SETTINGS, [0, 1], methods=[method])
     return [step.tokens for step in steps]
 
 
@@ -48,19 +49,19 @@ def test_outside_the_mask_tokens_stay_at_every_scale(pair, maps):
 
 
 def test_maps_of_another_shape_are_refused(pair, maps):
-    with pytest.raises(ValueError, match="encode it with this model and the same shape"):
+    with pytest.raises(UserError, match="encode it with this model and the same shape"):
         tokens(pair, Keep(maps[:-1]))
 
 
 def test_fewer_images_or_masks_than_are_drawn_are_refused(pair, maps):
     three = [torch.cat([m] * 3) for m in maps]
-    model, tokenizer = pair
+    model, vae = pair
     text = Text([torch.zeros(3, 256)] * 4)
-    how = (model, tokenizer, text, model.schedule(), SETTINGS, range(4))
+    how = (model, vae, text, model.schedule(), SETTINGS, range(4))
     for method, what in (
         (Keep(three), "images"),
         (Keep(maps, mask=torch.ones(3, 4, 4)), "masks"),
     ):
         for exact in (False, True):
-            with pytest.raises(ValueError, match=f"There are 3 {what} to keep and more"):
+            with pytest.raises(UserError, match=f"There are 3 {what} to keep and more"):
                 list(sample(*how, methods=[method], exact_batch=exact))

@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from diversevar_core.analysis.diversity import mean_distance, similarity
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import mean_distance, similarity
+from diversevar_core.errors import UserError
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -17,11 +19,10 @@ from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.methods.travel import sample_and_travel
-from diversevar_core.sampling.conditions import Labels, Text
 from diversevar_core.sampling.run import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
 EACH = {
@@ -46,7 +47,7 @@ OFF = {
 
 @pytest.fixture(scope="module")
 def var_pair(var_case):
-    return load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+    return load_model(var_case.model), load_vae(var_case.vae)
 
 
 def text(images):
@@ -56,10 +57,10 @@ def text(images):
 
 def run(pair, seeds, methods=(), exact=True, condition=None, maps=5, **settings):
     """Sides 1, 2, 4, 6 and 8 only, unless more are asked for."""
-    model, tokenizer = pair
+    model, vae = pair
     condition = condition or text(len(seeds))
     how = Settings(**{**SETTINGS.__dict__, **settings})
-    models = (model, tokenizer, condition, model.schedule())
+    models = (model, vae, condition, model.schedule())
     return list(sample(*models, how, seeds, methods=methods, exact_batch=exact, maps=maps))
 
 
@@ -84,7 +85,7 @@ def test_two_of_a_kind_are_refused(pair, name):
     """Their order would decide."""
     two = [EACH[name], OFF[name]]
     for methods in (two, two[::-1], [two[0], *OFF.values()]):
-        with pytest.raises(ValueError, match="is connected twice, and can act only once"):
+        with pytest.raises(UserError, match="is connected twice, and can act only once"):
             run(pair, [7], methods)
 
 
@@ -126,14 +127,14 @@ def test_codebooks_take_every_method_but_text_noise(var_pair):
         for methods in ([], [*chain, EACH["path search"]])
     )
     assert not same(plain, changed)
-    with pytest.raises(ValueError, match="this one reads classes"):
+    with pytest.raises(UserError, match="this one reads classes"):
         tokens(var_pair, [0, 1], [TextNoise()], condition=labels)
 
 
 def test_only_the_first_maps_can_be_drawn(pair):
     whole, first = tokens(pair, [1, 2], exact=False), []
-    model, tokenizer = pair
-    for step in sample(model, tokenizer, text(2), model.schedule(), SETTINGS, [1, 2], maps=3):
+    model, vae = pair
+    for step in sample(model, vae, text(2), model.schedule(), SETTINGS, [1, 2], maps=3):
         first.append(step.tokens)
     assert len(first) == 3
     assert same(whole[:3], first)
@@ -266,42 +267,42 @@ class FreshForks(Method):
 
 
 def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
-    model, tokenizer = pair
+    model, vae = pair
     how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
 
     def travelled(methods, side):
         drawn = partial(sample, *how, False)
-        return list(sample_and_travel(drawn, tokenizer, model.schedule(), methods, side))
+        return list(sample_and_travel(drawn, vae, model.schedule(), methods, side))
 
     steps = travelled([TextNoise(1.0)], 4)
     once, again = steps[:7], steps[7:]
     with torch.no_grad():
-        features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
-        maps = tokenizer.quantize_maps(features, model.schedule())
+        features = vae.features(vae.decode(once[-1].f_hat))
+        maps = vae.quantize_maps(features, model.schedule())
     assert same(maps[:3], [step.tokens for step in again[:3]])
     clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
     assert same([step.tokens for step in clean], [step.tokens for step in again])
     whole = travelled([], 16)
     with torch.no_grad():
-        features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
-        maps = tokenizer.quantize_maps(features, model.schedule())
+        features = vae.features(vae.decode(whole[6].f_hat))
+        maps = vae.quantize_maps(features, model.schedule())
     assert same(maps, [step.tokens for step in whole[7:]])  # unchanged: its own tokens
 
 
 def test_travel_decodes_and_encodes_one_image_at_a_time(pair):
-    rows, (model, tokenizer) = [], pair
-    parts = (tokenizer.decoder, tokenizer.encoder)
+    rows, (model, vae) = [], pair
+    parts = (vae.decoder, vae.encoder)
     hooks = [part.register_forward_pre_hook(lambda _, x: rows.append(len(x[0]))) for part in parts]
     drawn = partial(sample, *pair, text(3), model.schedule(), SETTINGS, [3, 4, 5], False)
-    list(sample_and_travel(drawn, tokenizer, model.schedule(), [], 4))
+    list(sample_and_travel(drawn, vae, model.schedule(), [], 4))
     for hook in hooks:
         hook.remove()
     assert rows == [1] * 6
 
 
 def starts(pair, candidates, count, methods=(), **options):
-    model, tokenizer = pair
-    how = (model, tokenizer, text(count), model.schedule(), SETTINGS)
+    model, vae = pair
+    how = (model, vae, text(count), model.schedule(), SETTINGS)
     return choose_starts(Starts(candidates, **options), count, *how, 100, methods)
 
 
@@ -357,5 +358,5 @@ def test_starts_can_be_compared_by_anything(pair):
     ],
 )
 def test_impossible_numbers_are_refused(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         make()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import draw
-from diversevar_core.sampling.presets import PRESETS
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.job import draw
+from diversevar_core.presets import PRESETS
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 from training.judge import read_judge
@@ -53,15 +53,15 @@ def test_what_is_unknown_is_said(text, prompt):
 
 def test_what_is_known_is_recognised_in_six_of_eight_images(text):
     judge, prompts = read_judge(JUDGE)
-    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    model, vae = load_model(included.MODEL), load_vae(included.VAE)
     preset, found = PRESETS["balanced"], {}
     for prompt in KNOWN:
         assert text.unseen(prompt) is None
         condition = Text(text([prompt])).repeat(8)
-        how = (model, tokenizer, condition, model.schedule(), preset.settings(model.defaults()))
+        how = (model, vae, condition, model.schedule(), preset.settings(model.defaults()))
         *_, last = draw(*how, 0, preset.chain()).steps
         with torch.no_grad():
-            images = to_image(tokenizer.decode(last.f_hat))
+            images = to_image(vae.decode(last.f_hat))
             seen = judge(2 * images - 1).concept.argmax(dim=1)
         name = prompt.lower().strip(".").removeprefix("a ").removeprefix("an ").removeprefix("the ")
         found[prompt] = (seen == prompts.index(name)).sum().item()

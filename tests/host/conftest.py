@@ -77,7 +77,7 @@ def host(tmp_path_factory):
 def write_infinity(models: Path) -> None:
     """The reference Infinity with a text encoder of its width, also with the releases' names."""
     case = write_case("infinity_plain", models)
-    for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
+    for path, folder in ((case.model, "diffusion_models"), (case.vae, "vae")):
         for file in (path, path.with_suffix(".json")):
             file.rename(models / folder / f"infinity_tiny{file.suffix}")
     whole = (models / "diffusion_models" / "infinity_tiny.safetensors").read_bytes()
@@ -95,16 +95,16 @@ def write_var(models: Path) -> None:
     about = json.loads((REFERENCE / "var_plain.json").read_text())
     sides = [*about["config"]["patch_nums"], 6]
     about["config"] |= {"num_classes": 1000, "patch_nums": sides}
-    transformer, tokenizer = about["shapes"]["var"], about["shapes"]["vae"]
+    transformer, vae = about["shapes"]["var"], about["shapes"]["vae"]
     transformer["class_emb.weight"][0] = 1001
     transformer["pos_1LC"][1] = sum(side**2 for side in sides)
-    transformer["lvl_embed.weight"][0] = tokenizer["quantize.ema_vocab_hit_SV"][0] = len(sides)
+    transformer["lvl_embed.weight"][0] = vae["quantize.ema_vocab_hit_SV"][0] = len(sides)
     write_release(models / "diffusion_models" / "var_d16.pth", transformer, about["config"])
-    write_release(models / "vae" / "vae_ch160v4096z32.pth", tokenizer, about["config"])
+    write_release(models / "vae" / "vae_ch160v4096z32.pth", vae, about["config"])
 
 
 def write_edit(models: Path) -> None:
-    """The reference VAREdit for infinity_tiny's tokenizer, and one with the releases' names."""
+    """The reference VAREdit for infinity_tiny's vae, and one with the releases' names."""
     for name, file in (("varedit_plain", "edit_tiny.pth"), ("varedit_mixed", "8B-512.pth")):
         about = json.loads((REFERENCE / f"{name}.json").read_text())
         config, shapes = about["config"] | {"task": "edit"}, about["shapes"]

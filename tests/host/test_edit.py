@@ -127,7 +127,7 @@ def edit_model_in_sampler(task: str = "auto", file: str = "edit_tiny.pth") -> di
     return prompt
 
 
-def wrong_tokenizer() -> dict:
+def wrong_vae() -> dict:
     prompt = graph()
     prompt["vae"]["inputs"]["vae_name"] = "vae_ch160v4096z32.pth"
     return prompt
@@ -153,7 +153,7 @@ def no_instruction() -> dict:
         (edit_model_with_task(), "set task to edit"),
         (edit_model_in_sampler(), "use var edit image"),
         (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use var edit image"),
-        (wrong_tokenizer(), "tokenizer"),
+        (wrong_vae(), "VAE"),
         (two_images(), "image is a batch of 2 and batch_size is 3"),
         (masked(0.0), "the mask is empty"),
         (no_instruction(), "empty"),

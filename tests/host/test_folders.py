@@ -25,13 +25,13 @@ for name, path in (("pack", pack), ("pack.nodes", f"{pack}/nodes")):
     sys.modules[name].__path__ = [path]
 from pack.nodes import folders
 folders.register()
-kinds = (folders.MODELS, folders.TOKENIZERS, folders.TEXT_ENCODERS)
+kinds = (folders.MODELS, folders.VAES, folders.TEXT_ENCODERS)
 """
 LISTED = """
 print(json.dumps([folders.choices(kind) for kind in kinds]))
 try:
     folders.path_of(folders.MODELS, "x" * 999 + ".safetensors")
-except ValueError as error:
+except folders.UserError as error:
     print(error)
 """
 NAMES = """
@@ -39,7 +39,7 @@ from pathlib import Path
 def found(name):
     try:
         return str(folders.model_path(name).relative_to(models))
-    except ValueError as error:
+    except folders.UserError as error:
         return str(error)
 print(json.dumps([found(name) for name in json.loads(sys.stdin.read())]))
 """
@@ -92,7 +92,7 @@ def models(tmp_path):
         (tmp_path / folder).mkdir()
     case = write_case("infinity_plain", tmp_path)
     case.model.rename(tmp_path / "diffusion_models" / "good.safetensors")
-    case.tokenizer.rename(tmp_path / "vae" / "good.safetensors")
+    case.vae.rename(tmp_path / "vae" / "good.safetensors")
     write_text_encoder(tmp_path / "text_encoders" / "good")
     return tmp_path
 
@@ -161,7 +161,7 @@ def test_a_choice_has_another_version_after_any_of_its_files_changed(models):
         ["good.safetensors", "model_path", "diffusion_models/good.json"],
         ["many", "model_path", "diffusion_models/many/x.safetensors.index.json"],
         ["many", "model_path", "diffusion_models/many/config.json"],
-        ["good.safetensors", "tokenizer_path", "vae/good.json"],
+        ["good.safetensors", "vae_path", "vae/good.json"],
         ["good", "text_encoder_path", "text_encoders/good/tokenizer.json"],
     ]
     found = json.loads(run_in_host(VERSIONS, models, changes).splitlines()[-1])

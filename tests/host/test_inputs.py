@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from prompts import CLASSES, TOKENIZERS, edit_graph, encoded, graph, pixels
+from prompts import CLASSES, VAES, edit_graph, encoded, graph, pixels
 
 HALF = "\ud800"  # half of a character, which no output can encode
 
@@ -245,9 +245,9 @@ def test_edits_of_several_images_have_no_starts(host):
 def test_small_images_need_the_models_own_tokenizer(host):
     inputs = {"candidates": 8, "compare": "small images", "compare.vae": ["other", 0]}
     prompt = with_node(graph("emoji", batch_size=2), "sampler.method", "DiverseVARSeeds", **inputs)
-    inputs = {"vae_name": TOKENIZERS["var"]}
+    inputs = {"vae_name": VAES["var"]}
     prompt["other"] = {"class_type": "DiverseVARLoadVAE", "inputs": inputs}
-    assert "connect the same tokenizer to both" in fails(host, prompt)
+    assert "connect the same VAE to both" in fails(host, prompt)
 
 
 def test_a_text_encoder_without_its_tokenizer_is_refused(host):

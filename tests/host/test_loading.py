@@ -76,7 +76,7 @@ def write_models(models: Path) -> None:
     files = {"emoji": EMOJI}
     for family in ("infinity", "var"):
         case = write_case(f"{family}_plain", models)
-        for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
+        for path, folder in ((case.model, "diffusion_models"), (case.vae, "vae")):
             for file in (path, path.with_suffix(".json")):
                 file.rename(models / folder / f"{family}{file.suffix}")
         files[family] = models / "diffusion_models" / f"{family}.safetensors"
@@ -299,14 +299,14 @@ def test_a_lora_is_read_under_every_trainers_names(report, spelling):
 @pytest.mark.parametrize("odd", ODD)
 def test_a_broken_lora_is_refused_with_its_reason(report, odd):
     found = report[f"lora {odd}"]
-    assert found.startswith("ValueError: ") and f"{odd}.safetensors'" in found
+    assert found.startswith("UserError: ") and f"{odd}.safetensors'" in found
     assert re.search(ODD[odd], found), found
 
 
 def test_a_lora_has_a_finite_strength_and_a_listed_name(report):
-    assert report["lora nan"] == "ValueError: strength_model must be from -10.0 to 10.0, not nan."
+    assert report["lora nan"] == "UserError: strength_model must be from -10.0 to 10.0, not nan."
     for name in ("", ".", "../vae/var.safetensors"):
-        assert report[f"lora at {name}"].startswith("ValueError: lora_name has no ")
+        assert report[f"lora at {name}"].startswith("UserError: lora_name has no ")
 
 
 def test_what_figures_depend_on_tells_models_apart(report):
@@ -321,9 +321,9 @@ def test_odd_images_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
     for odd in ("2 channels", "no images", "no pixels", "no batch"):
-        words = r"ValueError: images (is empty|takes IMAGE|has 2 channels).*"
+        words = r"UserError: images (is empty|takes IMAGE|has 2 channels).*"
         assert re.fullmatch(words, report[f"{kind} {odd}"])
-    assert re.match("ValueError: Image 1 of 2 cannot be compared", report[f"{kind} nan"])
+    assert re.match("UserError: Image 1 of 2 cannot be compared", report[f"{kind} nan"])
 
 
 def test_a_lora_stays_on_when_comparing_starts_takes_the_models_place(report):
@@ -351,7 +351,7 @@ def test_a_compiled_model_draws_the_same_tokens_also_with_a_lora(report):
 
 
 def test_where_torch_cannot_compile_the_loader_says_so(report):
-    assert report["no compiler"].startswith("ValueError: torch.compile does not work here (")
+    assert report["no compiler"].startswith("UserError: torch.compile does not work here (")
     assert report["no compiler"].endswith("; turn it off.")
 
 

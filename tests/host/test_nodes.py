@@ -8,12 +8,12 @@ import pytest
 import torch
 from comfy_host import Refused
 from PIL import Image
-from prompts import PIXELS, TOKENIZERS, encoded, graph, pixels
+from prompts import PIXELS, VAES, encoded, graph, pixels
 from safetensors.torch import load_file
 
 from diversevar_core.checkpoints.included import TOKENIZER
-from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.schedule import square
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.schedule import square
 from diversevar_core.vae.autoencoder import to_image
 
 SIDES = [1, 2, 4, 6, 8, 12, 16]  # infinity_tiny's token maps
@@ -271,18 +271,18 @@ def test_stock_conditioning_nodes_work(host):
 
 
 def through_tokens(host, family: str) -> np.ndarray:
-    """That image, taken through the tokenizer without the host: (H, W, 3)."""
-    file = host.base / "models" / "vae" / TOKENIZERS[family]
-    tokenizer = load_tokenizer(TOKENIZER if family == "emoji" else file)
+    """That image, taken through the vae without the host: (H, W, 3)."""
+    file = host.base / "models" / "vae" / VAES[family]
+    vae = load_vae(TOKENIZER if family == "emoji" else file)
     schedule, side = square(MAPS[family]), PIXELS[family]
     red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
     image = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
     f_hat = None
     with torch.no_grad():
-        maps = tokenizer.quantize_maps(tokenizer.features(image * 2 - 1), schedule)
+        maps = vae.quantize_maps(vae.features(image * 2 - 1), schedule)
         for scale, tokens in zip(schedule, maps, strict=True):
-            f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
-        image = to_image(tokenizer.decode(f_hat))[0]
+            f_hat, _ = vae.accumulate(f_hat, tokens, scale)
+        image = to_image(vae.decode(f_hat))[0]
     return image.mul(255).movedim(0, -1).numpy()
 
 
@@ -387,9 +387,9 @@ def values(events: list[dict]) -> list[int]:
     return [event["data"]["value"] for event in events if event["type"] == "progress"]
 
 
-def wrong_tokenizer() -> dict:
+def wrong_vae() -> dict:
     prompt = graph("infinity")
-    prompt["vae"]["inputs"]["vae_name"] = TOKENIZERS["var"]
+    prompt["vae"]["inputs"]["vae_name"] = VAES["var"]
     return prompt
 
 
@@ -462,7 +462,7 @@ def two_prompts() -> dict:
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        (wrong_tokenizer(), "tokenizer"),
+        (wrong_vae(), "VAE"),
         (class_for_infinity(), "classes"),
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .errors import UserError
 from .schedule import Schedule
 
 
@@ -28,20 +29,20 @@ class Settings:
     guidance_end: int = 0  # side of the last guided map; 0: the last map
 
     def check(self, depth: int, choices: int) -> None:
-        """Raise ValueError where they are not valid for a model; depth: its number of blocks."""
+        """Raise UserError if they are not valid for a model; depth: its number of blocks."""
         if not -depth < self.cfg_layer <= 0:
-            raise ValueError(
+            raise UserError(
                 f"cfg_layer must be 0 (the logits) or -1 to {1 - depth} (a block, counted from "
                 f"the last), not {self.cfg_layer}."
             )
         if min(self.tau) <= 0:
-            raise ValueError(f"tau must be above 0, not {min(self.tau)}.")
+            raise UserError(f"tau must be above 0, not {min(self.tau)}.")
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise ValueError(
+            raise UserError(
                 f"top_k must be 0 or more and top_p from 0 to 1, not {self.top_k} and {self.top_p}."
             )
         if self.more_smooth and choices == 2:
-            raise ValueError(
+            raise UserError(
                 "more_smooth blends codebook rows, and this model's tokens are bits; turn it off."
             )
 
@@ -63,7 +64,7 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     the tokens and take half the time without the unconditional rows.
     """
     if settings.cfg_schedule not in ("flat", "ramp"):
-        raise ValueError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
+        raise UserError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
     values = []
     for scale, cfg, tau in zip(
         schedule,
@@ -81,11 +82,11 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
 def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
     """One value per scale; values shorter than the schedule repeat their last one."""
     if not 1 <= len(values) <= len(schedule):
-        raise ValueError(
+        raise UserError(
             f"{name} has {len(values)} values, but this image has {len(schedule)} scales; "
             f"give one value, or up to {len(schedule)}."
         )
     for value in values:
         if not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, not {value}.")
+            raise UserError(f"{name} must be a finite number, not {value}.")
     return tuple(values) + (values[-1],) * (len(schedule) - len(values))

@@ -1,8 +1,12 @@
-"""How error messages quote user texts, names and paths."""
+"""What a user did wrong, and how its sentence quotes texts, names and paths."""
 
 from __future__ import annotations
 
 MOST = 240  # characters of a quoted text
+
+
+class UserError(ValueError):
+    """What a user can mend; the message says what, where, and what to do. All else is a bug."""
 
 
 def quote(value: object) -> str:

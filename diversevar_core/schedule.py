@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from ..quote import quote
+from .errors import UserError, quote
 
 
 class Scale(NamedTuple):
@@ -102,7 +102,7 @@ def square(sides: Sequence[int]) -> Schedule:
 
 
 def checked_sides(sides: object, name: str) -> tuple[int, ...]:
-    """Check the sides of a model's own square maps. Raises ValueError, which names ``name``.
+    """Check the sides of a model's own square maps. Raises UserError, which names ``name``.
 
     The first must be 1, none may be smaller than the one before it, and all maps together may have
     at most ``MOST_TOKENS`` tokens (a typing error could otherwise fill the memory).
@@ -114,12 +114,12 @@ def checked_sides(sides: object, name: str) -> tuple[int, ...]:
         and list(sides) == sorted(sides)
     )
     if not good:
-        raise ValueError(
+        raise UserError(
             f"{name} must be whole numbers that start with 1 and do not decrease, such as "
             f"[1, 2, 3, 4], not {quote(sides)}"
         )
     if sum(side * side for side in sides) > MOST_TOKENS:
-        raise ValueError(
+        raise UserError(
             f"{name} {quote(sides)} make more than {MOST_TOKENS} tokens an image; lower them"
         )
     return tuple(sides)
@@ -136,16 +136,16 @@ def infinity_schedule(aspect: float = 1.0, pixels: str = "1M") -> Schedule:
     pixels: the budget, one of ``PIXELS``, which sets how many maps of the 1M schedule are used.
     """
     if pixels not in PIXELS:
-        raise ValueError(f"Unknown pixel budget {pixels!r}; choose one of {', '.join(PIXELS)}.")
+        raise UserError(f"Unknown pixel budget {pixels!r}; choose one of {', '.join(PIXELS)}.")
     if not aspect > 0:
-        raise ValueError(f"The aspect ratio (height to width) must be above 0, not {aspect}.")
+        raise UserError(f"The aspect ratio (height to width) must be above 0, not {aspect}.")
     return schedule_of(MAPS[nearest_aspect(aspect)][: PIXELS[pixels]], SQUARE_SIDES)
 
 
 def fixed(sides: Sequence[int], aspect: float, pixels: str | None) -> Schedule:
-    """The schedule of a model that has only these square maps; ValueError for other requests."""
+    """The schedule of a model that has only these square maps; UserError for other requests."""
     if aspect != 1.0 or pixels is not None:
-        raise ValueError(
+        raise UserError(
             f"This model makes square images of one size (sides {', '.join(map(str, sides))}); "
             "leave the aspect ratio at 1:1 and the pixel budget unset."
         )

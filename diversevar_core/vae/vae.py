@@ -1,4 +1,4 @@
-"""The interface of all tokenizers."""
+"""The interface of all VAEs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from ..models.family import TokenKind
-from ..sampling.schedule import Scale, Schedule
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 
 
-class Tokenizer(nn.Module):
-    """Images <-> token maps; ``vae.TOKENIZERS`` lists all tokenizers.
+class VAE(nn.Module):
+    """Images <-> token maps; ``vae.VAES`` lists all VAEs.
 
     Constructor arguments: the result of ``read_config``, operations (a module with the layer
     classes), device, dtype. Where one token covers p x p positions (Infinity-8B), it has p**2
@@ -24,22 +24,26 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether a state dict with these keys is this tokenizer's."""
+        """Whether a state dict with these keys is this VAE's."""
+        raise NotImplementedError
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys -> the module's; the same unless a tokenizer overrides this."""
+        """Official keys -> the module's; the same unless a VAE overrides this."""
         return dict(state_dict)
 
     @classmethod
     def read_config(cls, state_dict: Mapping[str, Tensor]) -> object:
-        """Read the sizes off a renamed state dict; KeyError where a tensor is missing."""
+        """Read the sizes off a renamed state dict; KeyError if a tensor is missing."""
+        raise NotImplementedError
 
     def features(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in -1..1 -> features before quantization (B, D, h, w), float32."""
+        raise NotImplementedError
 
     def quantize_maps(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
         """Features (B, D, H, W) -> tokens (B, n), or bits (B, n, bits), of every map."""
+        raise NotImplementedError
 
     def accumulate(
         self, f_hat: Tensor | None, tokens: Tensor, scale: Scale
@@ -49,6 +53,8 @@ class Tokenizer(nn.Module):
         f_hat: the sum of the coarser maps (B, D, H, W), None before the first. Returns the new
         sum and the next map's input features (B, n, channels), None at the end.
         """
+        raise NotImplementedError
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """The sum (B, D, h, w) -> image (B, 3, h * stride, w * stride), about -1..1."""
+        raise NotImplementedError

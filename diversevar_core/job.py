@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from ..methods.starts import TOGETHER, Starts, choose_starts
-from ..methods.travel import sample_and_travel
-from ..models.family import Family
-from ..vae.tokenizer import Tokenizer
 from .conditions import Condition
-from .run import Method, Step, drawn_maps, once
-from .sampler import sample
+from .errors import UserError
+from .methods.starts import TOGETHER, Starts, choose_starts
+from .methods.travel import sample_and_travel
+from .models.family import Family
+from .sampling.run import Method, Step, drawn_maps, once
+from .sampling.sampler import sample
 from .schedule import Schedule
 from .settings import Settings, guidance
+from .vae.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         if self.travel is not None and self.travel < 0:
-            raise ValueError(
+            raise UserError(
                 f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
             )
 
@@ -49,13 +50,13 @@ class Chain:
         return replace(self, methods=(*self.methods, method))
 
     def with_starts(self, starts: Starts) -> Chain:
-        """The chain with chosen seeds; ValueError where it already has ``starts``."""
+        """The chain with chosen seeds; UserError if it already has ``starts``."""
         if self.starts is not None:
             raise once("Diverse Seeds")
         return replace(self, starts=starts)
 
     def with_travel(self, side: int) -> Chain:
-        """The chain with scale travel; ValueError where it already has it."""
+        """The chain with scale travel; UserError if it already has it."""
         if self.travel is not None:
             raise once("Scale Travel")
         return replace(self, travel=side)
@@ -74,7 +75,7 @@ class Draw(NamedTuple):
 
 def draw(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -90,19 +91,19 @@ def draw(
 
     ready: loads the models to the device; called before every group of candidates and before the
     images, as comparing candidates may load other models. progress: called with the number of
-    candidates drawn so far. The other arguments are those of ``sample``. Raises ValueError where
+    candidates drawn so far. The other arguments are those of ``sample``. Raises UserError if
     seeds are to be chosen and the images have different conditions.
     """
-    how, count = (model, tokenizer, condition, schedule, settings), len(condition)
+    how, count = (model, vae, condition, schedule, settings), len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
         if shared:
-            raise ValueError(
+            raise UserError(
                 "Diverse starts choose a seed for each image, and a shared stream uses only the "
                 "first; set starts to 1, or draw each image from its own seed."
             )
         if not (condition.alike and all(method.alike for method in chain.methods)):
-            raise ValueError(
+            raise UserError(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
@@ -113,7 +114,7 @@ def draw(
     draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
-    steps = sample_and_travel(draw_all, tokenizer, schedule, chain.methods, chain.travel)
+    steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)
     return Draw(seeds, 2 * maps, steps)
 
 

@@ -6,12 +6,12 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.files import CheckpointError, read_object
-from ..methods.repulsion import Repulsion
-from ..methods.ssr_sar import PAPER, DiverseVAR
-from ..methods.starts import Starts
-from ..quote import quote
+from .checkpoints.files import CheckpointError, read_object
+from .errors import UserError, quote
 from .job import PLAIN, Chain
+from .methods.repulsion import Repulsion
+from .methods.ssr_sar import PAPER, DiverseVAR
+from .methods.starts import Starts
 from .settings import Settings
 
 
@@ -72,25 +72,23 @@ CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 
 def preset_of(saved: object) -> Preset:
-    """Read a preset that was saved as JSON; ValueError where it is not valid."""
+    """Read a preset that was saved as JSON; UserError if it is not valid."""
     if not isinstance(saved, dict):
-        raise ValueError(f"a preset is an object, not {quote(saved)}")
+        raise UserError(f"a preset is an object, not {quote(saved)}")
     for name, value in saved.items():
         if name not in DEFAULTS:
-            raise ValueError(f"there is no strength {quote(name)}")
+            raise UserError(f"there is no strength {quote(name)}")
         least, most = DEFAULTS[name], getattr(MOST, name)
         whole = isinstance(least, int)
         kinds = (int,) if whole else (int, float)
         if type(value) not in kinds or not least <= value <= most:
             kind = "a whole number" if whole else "a number"
-            raise ValueError(
-                f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}"
-            )
+            raise UserError(f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}")
     return Preset(**saved)
 
 
 def preset_named(name: str, model: Path) -> Preset:
-    """One of ``PRESETS``, or the model's calibrated preset; ValueError where it has none."""
+    """One of ``PRESETS``, or the model's calibrated preset; UserError if it has none."""
     return calibrated_preset(model) if name == CALIBRATION else PRESETS[name]
 
 
@@ -100,20 +98,20 @@ def calibration_path(model: Path) -> Path:
 
 
 def calibrated_preset(model: Path) -> Preset:
-    """The preset that calibration chose for the model; ValueError where there is none."""
+    """The preset that calibration chose for the model; UserError if there is none."""
     path = calibration_path(model)
     try:
         chosen = read_object(path)["chosen"] if os.path.lexists(path) else None
     except (CheckpointError, KeyError) as error:
-        raise ValueError(f"{quote(path)} is not a calibration; calibrate again.") from error
+        raise UserError(f"{quote(path)} is not a calibration; calibrate again.") from error
     if chosen is None:
-        raise ValueError(
+        raise UserError(
             f"There is no finished calibration {quote(path)}; run Calibrate Diversity (or the "
             "command calibrate) once for this model."
         )
     try:
         return preset_of(chosen)
-    except ValueError as error:
-        raise ValueError(
+    except UserError as error:
+        raise UserError(
             f"{quote(path)} is of another version ({error}); calibrate again."
         ) from error

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .models.family import Family
-from .quote import quote
-from .sampling.conditions import Condition, Text
-from .sampling.run import Method
-from .sampling.schedule import Scale
+from ..conditions import Condition, Text
+from ..errors import UserError, quote
+from ..models.family import Family
+from ..schedule import Scale
+from .run import Method
 
 
 def not_finite(
     model: Family, condition: Condition, methods: Sequence[Method], scale: Scale
-) -> ValueError:
+) -> UserError:
     """The error to raise for NaN or infinity at a map; it names the likely cause."""
-    return ValueError(
+    return UserError(
         f"From the token map of side {scale.side} on, the image is computed with NaN or "
         f"infinity: {cause(model, condition, methods)}."
     )

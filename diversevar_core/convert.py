@@ -7,7 +7,7 @@ tensor at a time is in memory. (Pickles from before torch 1.6 cannot be mapped a
 convolutions. Vectors (biases, norms, gains) and the layers that compute in float32 (``EXACT``) keep
 their type. float8 has 3 bits of mantissa and no scale here, so only the matrices of the blocks,
 nearly all of the bytes, become float8; embeddings and all other matrices become bfloat16. A
-tokenizer has no such blocks and becomes bfloat16.
+VAE has no such blocks and becomes bfloat16.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ except ImportError:  # Windows, which does not remove a file that is open
 import torch
 from torch import Tensor
 
-from ..quote import quote
-from ..text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
-from ..vae.bsq import BSQ
-from .files import Checkpoint, CheckpointError, parse, read, read_header, read_safetensors
-from .loading import BUFFERS, describe, is_model, is_quantized, is_tokenizer
+from .checkpoints.files import (
+    Checkpoint,
+    CheckpointError,
+    parse,
+    read,
+    read_header,
+    read_safetensors,
+)
+from .checkpoints.loading import BUFFERS, describe, is_model, is_quantized, is_vae
+from .errors import quote
+from .text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
+from .vae.bsq import BSQ
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 NAMES = {  # of types in safetensors headers
@@ -58,9 +65,9 @@ BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
 
 
 def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a transformer, tokenizer or text encoder as one safetensors file.
+    """Write a transformer, VAE or text encoder as one safetensors file.
 
-    source: a file or folder that ``load_model``, ``load_tokenizer`` or ``load_text_encoder`` reads;
+    source: a file or folder that ``load_model``, ``load_vae`` or ``load_text_encoder`` reads;
     of a whole T5, only the encoder is written. dtype: one of ``DTYPES`` (see above), None to keep
     the stored types. The header gets the facts from the source's header, sidecar and name, and a
     text encoder's tokenizer.json. Raises CheckpointError; ``out`` then does not exist.
@@ -75,7 +82,7 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
 
 
 def check_out(out: Path) -> None:
-    """Raise CheckpointError where this is not a path for a new safetensors file."""
+    """Raise CheckpointError if this is not a path for a new safetensors file."""
     if out.suffix.lower() != ".safetensors":
         raise CheckpointError(
             f"{quote(out)} must be a safetensors file; end its name in .safetensors."
@@ -99,13 +106,13 @@ def read_whole(source: Path) -> Checkpoint:
     """Read a source's facts, and its tensors without those that no loader uses."""
 
     def known(keys) -> bool:
-        return is_model(keys) or is_tokenizer(keys) or is_t5(keys)
+        return is_model(keys) or is_vae(keys) or is_t5(keys)
 
     file = read(source, known)
     if not known(file.tensors):
         raise CheckpointError(
             f"{quote(source)} is {describe(file.tensors)}; what can be converted is a VAR or "
-            "Infinity transformer, its tokenizer, or a T5 text encoder."
+            "Infinity transformer, its VAE, or a T5 text encoder."
         )
     if is_quantized(file.tensors):
         raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
@@ -174,7 +181,7 @@ def remove_unlocked(file: Path) -> None:
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a tensor. Raises CheckpointError where a value is out of the type's range."""
+    """Convert a tensor. Raises CheckpointError if a value is out of the type's range."""
     if tensor.dtype == dtype:
         return tensor.detach().contiguous()
     limit = torch.finfo(dtype).max

@@ -40,7 +40,7 @@ class Labels:
 class Text:
     """Text features: a tensor (length, Ct) for each image, without padding.
 
-    source: the images to edit, as the tokenizer's features before quantization (1 or B, d, H, W);
+    source: the images to edit, as the VAE's features before quantization (1 or B, d, H, W);
     one for all, or one for each.
     """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.resize import area
+from .errors import UserError
+from .resize import area
 
 THUMBNAIL = 32  # side in pixels of the small copies that are compared without better features
 CROWD = 25  # a chosen image should resemble one in so many others
@@ -20,12 +21,12 @@ def similarity(features: Tensor) -> Tensor:
     """Cosine similarity of all pairs of features (B, C): (B, B) float64.
 
     Features of zeros only (a mid-grey image) count as equal to each other and unlike all others.
-    Raises ValueError where features are not finite.
+    Raises UserError if features are not finite.
     """
     features = features.cpu().double()
     for i, finite in enumerate(features.isfinite().all(dim=1).tolist()):
         if not finite:
-            raise ValueError(
+            raise UserError(
                 f"Image {i + 1} of {len(features)} cannot be compared: it contains NaN or "
                 "infinity; check the node that made it."
             )
@@ -62,7 +63,7 @@ def most_different(features: Tensor, count: int) -> list[int]:
     subtracted, as an image that no other resembles is often a broken one.
     """
     if not 1 <= count <= len(features):
-        raise ValueError(f"There are {len(features)} images to pick from, so {count} is no choice.")
+        raise UserError(f"There are {len(features)} images to pick from, so {count} is no choice.")
     near = similarity(features)
     own = near.topk(1 + len(features) // CROWD, dim=1).values.mean(dim=1)  # itself among them
     chosen = [int(near.mean(dim=1).argmax())]
