@@ -361,31 +361,8 @@ def to_device(
     if chain.travel:
         sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
         shape = (1, vae.core.token_kind.channels, *sides)
-        room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
-    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
-
-
-def room_of(
-    network: Family,
-    maps: Schedule,
-    guided: bool,
-    batch: int,
-    share: float,
-    source: int,
-    stored: int,
-) -> float:
-    """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
-
-    share: of the keys and values that are kept. source: number of tokens of all source images.
-    stored: number of tokens whose features methods store for each row.
-    """
-    width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
-    cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = (32 * last + 4 * stored) * rows * width  # float32
-    if source:  # one block's keys and values, joined with the source's
-        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
-    return cache + work
+        need = max(need, vae.memory_used_decode(shape, vae.vae_dtype))
+    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=need)
 
 
 def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
