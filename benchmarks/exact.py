@@ -23,7 +23,7 @@ from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.models.family import Family
 from diversevar_core.sampling.random import PerImage, Shared, Stream, pick, truncate
-from diversevar_core.sampling.run import Context, Method, Step
+from diversevar_core.sampling.method import Context, Method, Step
 from diversevar_core.sampling.sampler import sample, scale_loop
 from diversevar_core.schedule import Scale, Schedule
 from diversevar_core.settings import Settings, guidance

@@ -13,7 +13,7 @@ from diversevar_core.job import PLAIN, Chain, room
 from diversevar_core.models.family import Family
 from diversevar_core.models.infinity import Infinity, InfinityConfig
 from diversevar_core.models.var import RELEASED_SIDES, VAR, VARConfig
-from diversevar_core.sampling.run import Method, Step
+from diversevar_core.sampling.method import Method, Step
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.schedule import Schedule
 from diversevar_core.settings import Settings

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from .conditions import Condition
 from .errors import UserError
+from .methods.keep import Keep
 from .methods.starts import TOGETHER, Starts, choose_starts
 from .methods.travel import sample_and_travel
 from .models.family import Family
-from .sampling.run import Method, Step, drawn_maps, once
+from .sampling.method import Method, Methods, Step, twice
 from .sampling.sampler import sample
 from .schedule import Schedule
 from .settings import Settings, guidance
@@ -52,13 +53,13 @@ class Chain:
     def with_starts(self, starts: Starts) -> Chain:
         """The chain with chosen seeds; UserError if it already has ``starts``."""
         if self.starts is not None:
-            raise once("Diverse Seeds")
+            raise twice("Diverse Seeds")
         return replace(self, starts=starts)
 
     def with_travel(self, side: int) -> Chain:
         """The chain with scale travel; UserError if it already has it."""
         if self.travel is not None:
-            raise once("Scale Travel")
+            raise twice("Scale Travel")
         return replace(self, travel=side)
 
 
@@ -102,7 +103,8 @@ def draw(
                 "Diverse starts choose a seed for each image, and a shared stream uses only the "
                 "first; set starts to 1, or draw each image from its own seed."
             )
-        if not (condition.alike and all(method.alike for method in chain.methods)):
+        kept = [method for method in chain.methods if isinstance(method, Keep)]
+        if not (condition.alike and all(keep.alike for keep in kept)):
             raise UserError(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
@@ -110,7 +112,7 @@ def draw(
         seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
-    maps = drawn_maps(schedule, chain.methods)
+    maps = Methods(chain.methods).drawn(schedule)
     draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
@@ -133,35 +135,36 @@ def room(
     all images share one.
     """
     guided = any(g != 1 for g, _ in guidance(settings, schedule))
-    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
+    methods, starts = Methods(chain.methods), chain.starts
+    drawn = methods.drawn(schedule)
     stages = [(batch, drawn)]
     if starts and starts.chooses(batch):
         first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
         stages.append((min(starts.candidates, TOGETHER), first))
-    share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
-    stored = sum(method.stored(schedule, model.depth) for method in chain.methods)
-    return max(room_of(model, maps, guided, n, share, source, stored) for n, maps in stages)
+    return max(room_of(model, schedule, maps, guided, n, methods, source) for n, maps in stages)
 
 
 def room_of(
     model: Family,
+    schedule: Schedule,
     maps: Schedule,
     guided: bool,
     batch: int,
-    share: float,
+    methods: Methods,
     source: int,
-    stored: int,
 ) -> float:
     """``room`` for these maps: keys and values, and the last map's activations.
 
-    share: of the keys and values that are kept. source: number of tokens of all source images.
-    stored: number of tokens whose features methods store for each row.
+    source: number of tokens of all source images.
     """
     width, last, cached = model.width, maps[-1].tokens, maps[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
-    cache = 2 * kept * width * model.depth * model.dtype.itemsize
-    work = (32 * last + 4 * stored) * rows * width  # float32
+    rows = (1 + guided) * batch
+    pair = 2 * width * model.dtype.itemsize  # the key and value of one token in one block
+    token = 4 * rows * width  # the features of one token of every row, float32
+    cache = methods.memory(rows * cached * model.depth * pair, token, schedule, model.depth)
+    cache += (1 + guided) * source * model.depth * pair
+    work = 8 * last * token
     if source:  # one block's keys and values, joined with the source's
-        work += 2 * rows * (cached + 2 * last) * width * model.dtype.itemsize
+        work += rows * (cached + 2 * last) * pair
     return cache + work

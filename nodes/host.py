@@ -41,8 +41,8 @@ from ..diversevar_core.job import PLAIN, Chain, room
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.resize import area
+from ..diversevar_core.sampling.method import Step
 from ..diversevar_core.sampling.pairing import patch_of
-from ..diversevar_core.sampling.run import Step
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
@@ -355,10 +355,10 @@ def to_device(
 ) -> None:
     """Load both models to the device, with free memory for a batch.
 
-    sources: number of source images, 1 where all images share one.
+    sources: number of source images, 1 if all images share one.
     """
     need = room(model.model, schedule, settings, batch, chain, sources)
-    if chain.travel:
+    if chain.travel:  # it decodes an image
         sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
         shape = (1, vae.core.token_kind.channels, *sides)
         need = max(need, vae.memory_used_decode(shape, vae.vae_dtype))
