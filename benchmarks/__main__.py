@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from diversevar_core.errors import UserError
+
 from . import card
 from .shapes import SHAPES
 
@@ -28,4 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     args = parser().parse_args()
-    sys.exit(args.run(args) > 0)
+    try:
+        sys.exit(args.run(args) > 0)
+    except UserError as error:
+        sys.exit(str(error))

@@ -18,11 +18,10 @@ from diversevar_core.models.compiled import compile_blocks
 from diversevar_core.models.packed import pack
 
 from . import meter
-from .card import Card, Line
+from .card import GB, Card, Line
 from .originals import Original, original, shape_of
 from .shapes import Bench, build, condition_of
 
-GB = 1e9
 NOISE = 1e-4  # largest allowed difference of two decoders' images, of a range of 2
 TRIES = 5
 HELD: dict[str, Bench] = {}  # the one model in memory
@@ -78,35 +77,38 @@ def stages(card: Card, shape: str) -> Iterator[Line]:
         yield Line(f"{shape}, batch 1", "skipped", "memory is not enough")
         return
 
+    line = in_batch(card, bench, 1)
+    yield line
+    if not line.numbers:
+        return
+
     def run(measure: Callable[[Callable], float]) -> list[float]:
         steps, last = bench.steps(), []
         figures = [measure(lambda: last.append(next(steps))) for _ in bench.schedule]
         return [*figures, measure(lambda: bench.decode(last[-1].f_hat))]
 
-    yield in_batch(card, bench, 1)
     times = []
     timed(card, lambda: times.append(run(partial(meter.seconds, device=card.device))))
     seconds = [median(column) for column in zip(*times[1:], strict=True)]
     rate = meter.ceilings(card.device, meter.half(card.device))[0]
     names = [f"map {scale.h} x {scale.w}" for scale in bench.schedule] + ["decoder"]
     for name, took, flops in zip(names, seconds, run(meter.flops), strict=True):
-        share = flops / took / rate
-        shown = f"{took:.4f} s, {flops / 1e9:.1f} GFLOP, {share:.0%} of a product's rate"
-        yield Line(f"{shape}, {name}", "figure", shown, {"seconds": took, "GFLOP": flops / 1e9})
+        shown = f"{took:.4f} s"
+        if not card.small:  # where torch counts all
+            shown += f", {flops / GB:.1f} GFLOP, {flops / took / rate:.0%} of a product's rate"
+        yield Line(f"{shape}, {name}", "figure", shown, {"seconds": took})
     launched, waits = meter.launches(bench.sample)
-    shown = f"{sum(seconds[:-1]):.3f} s, {launched} kernels launched, {waits} waits for them"
+    shown = f"{sum(seconds[:-1]):.3f} s; {launched or '?'} kernels launched, {waits} waits for them"
     yield Line(f"{shape}, sampling", "figure", shown, {"seconds": sum(seconds[:-1])})
 
 
 def in_batch(card: Card, bench: Bench, batch: int) -> Line:
     """Images in a batch, decoded one by one."""
     what = f"{bench.name}, batch {batch}"
-    result = meter.fits(
-        lambda: timed(card, lambda: bench.decode(bench.sample(batch)[1])), card.device
-    )
-    if result is None:
-        return Line(what, "figure", "memory is not enough")
-    took = median(result[0])
+    draw = partial(timed, card, lambda: bench.decode(bench.sample(batch)[1]))
+    if (times := meter.fits(draw, card.device)) is None:
+        return Line(what, "skipped", "memory is not enough")
+    took = median(times[0])
     numbers = {"seconds": took, "a minute": 60 * batch / took}
     return Line(what, "figure", f"{took:.2f} s, {60 * batch / took:.1f} images a minute", numbers)
 
@@ -194,28 +196,28 @@ def compared(card: Card, bench: Bench, theirs: Original, batch: int) -> Iterator
 
 
 def compiled(card: Card) -> Iterator[Line]:
-    """torch.compile: kernels of a block, graph by graph, and time."""
+    """torch.compile: time, and kernels launched."""
     HELD.clear()
     meter.free_memory(card.device)
     bench = build(shapes(card)[0], card.device, meter.half(card.device))
-    (plain,) = timed(card, bench.sample)
+    before, (plain,) = meter.launches(bench.sample)[0], timed(card, bench.sample)
     try:
         compile_blocks(bench.model, card.device)
     except UserError as error:
         yield Line(f"{bench.name}, compiled", "skipped", str(error))
         return
-    kernels = ", ".join(map(str, meter.kernels_of_graphs(bench.sample)))
     (changed,) = timed(card, bench.sample)
-    more = 100 * (median(changed) / median(plain) - 1)
-    shown = f"{median(changed):.3f} s, {more:+.0f} % of {median(plain):.3f}; kernels {kernels}"
+    more, after = 100 * (median(changed) / median(plain) - 1), meter.launches(bench.sample)[0]
+    shown = f"{median(changed):.3f} s, {more:+.0f} % of {median(plain):.3f}; "
+    shown += f"{before} kernels launched before, {after} now"
     yield Line(f"{bench.name}, compiled", "figure", shown, {"seconds": median(changed), "%": more})
 
 
 CHECKS = {
     "one image": image,
-    "batches": batches,
-    "methods": methods,
     "the original": against,
+    "methods": methods,
+    "batches": batches,
     "larger": larger,
     "compiled": compiled,
 }
