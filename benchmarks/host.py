@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -93,38 +93,35 @@ def running(card: Card, *options: str) -> Iterator[Host]:
         host.stop()
 
 
+def queue(host: Host, prompt: dict) -> Callable[[], dict]:
+    """Queue a prompt; returns a function that waits for its entry in the history."""
+    number = json.loads(host.fetch("/prompt", {"prompt": host.filled(prompt)}))["prompt_id"]
+    look = lambda: host.get(f"/history/{number}").get(number)  # noqa: E731
+    return partial(host.wait, "The prompt did not end", look)
+
+
 def attempt(
     card: Card, host: Host, what: str, prompt: dict, like: str = "", equal: bool | None = None
 ) -> Line:
     """Run a prompt. like: the first of this name is kept; equal: as which its images must be."""
     try:
-        entry = finished(host, queue(host, prompt))
+        entry = queue(host, prompt)()
     except urllib.error.HTTPError as error:  # refused
         return Line(what, "fail", error.read().decode())
     messages = dict(entry["status"]["messages"])
     if "execution_error" in messages:
         return Line(what, "fail", messages["execution_error"]["exception_message"])
     began, ended = (messages[f"execution_{at}"]["timestamp"] for at in ("start", "success"))
-    seconds = (ended - began) / 1000
     images = np.stack([np.asarray(Image.open(BytesIO(file))) for file in host.images(entry)])
-    shown, result, kept = f"{len(images)} images in {seconds:.1f} s", "pass", card.scratch / like
+    shown = f"{len(images)} images in {(ended - began) / 1000:.1f} s"
+    result, kept = "pass", card.scratch / f"{like}.npy"
     if like and not kept.exists():
         np.save(kept, images)
     elif like:
         share = (np.load(kept) == images).mean()
         shown += f", {share:.1%} of their numbers as before"
         result = "fail" if equal not in (None, share == 1) else "pass"
-    return Line(what, result, shown, {"seconds": seconds})
-
-
-def queue(host: Host, prompt: dict) -> str:
-    """Queue a prompt; returns its number."""
-    return json.loads(host.fetch("/prompt", {"prompt": host.filled(prompt)}))["prompt_id"]
-
-
-def finished(host: Host, number: str) -> dict:
-    """Wait for a prompt; its entry of the history."""
-    return host.wait("The prompt did not end", lambda: host.get(f"/history/{number}").get(number))
+    return Line(what, result, shown, {"seconds": (ended - began) / 1000})
 
 
 def changed(prompt: dict, **inputs: object) -> dict:
@@ -144,30 +141,29 @@ def free_gb(host: Host) -> float:
 
 def with_lora(prompt: dict) -> dict:
     """The prompt with the random LoRA behind the model."""
-    nodes = changed(prompt, model=["lora", 0])
     inputs = {"model": ["1", 0], "lora_name": "random.safetensors"}
-    return nodes | {"lora": {"class_type": "DiverseVARLoadLora", "inputs": inputs}}
+    lora = {"class_type": "DiverseVARLoadLora", "inputs": inputs}
+    return changed(prompt, model=["lora", 0]) | {"lora": lora}
 
 
 def calibrating(prompt: dict) -> dict:
     """A calibration of a copy of the prompt's model, as it is saved next to the file."""
-    nodes = {name: prompt[name] for name in ("1", "2", "3")}
-    links = {name: [node, 0] for node, name in (("1", "model"), ("2", "vae"), ("3", "clip"))}
-    inputs = {"prompts": "octopus", "seeds": 2} | links
-    nodes["calibrate"] = {"class_type": "DiverseVARCalibrate", "inputs": inputs}
-    return changed(nodes, model_name="octopus.safetensors")
+    inputs = {"model": ["1", 0], "vae": ["2", 0], "clip": ["3", 0], "prompts": "octopus"}
+    node = {"class_type": "DiverseVARCalibrate", "inputs": inputs | {"seeds": 2}}
+    loaders = {name: prompt[name] for name in "123"}
+    return changed(loaders | {"4": node}, model_name="octopus.safetensors")
 
 
 def cancel(card: Card, host: Host) -> Line:
     """Cancel a batch while it is drawn."""
-    number = queue(host, changed(LARGE, batch_size=64 if card.small else 8, seed=2))
+    ended = queue(host, changed(LARGE, batch_size=64 if card.small else 8, seed=2))
     host.wait("The prompt did not start", lambda: host.get("/queue")["queue_running"])
     time.sleep(2)
     began = time.time()
     host.interrupt()
-    messages = dict(finished(host, number)["status"]["messages"])
-    result = "pass" if "execution_interrupted" in messages else "fail"
-    return Line("Cancel", result, f"over after {time.time() - began:.1f} s")
+    cancelled = "execution_interrupted" in dict(ended()["status"]["messages"])
+    shown = f"over after {time.time() - began:.1f} s"
+    return Line("Cancel", "pass" if cancelled else "fail", shown)
 
 
 def default(card: Card) -> Iterator[Line]:
@@ -180,18 +176,21 @@ def default(card: Card) -> Iterator[Line]:
         run = partial(attempt, card, host)
         for said in SAYS.findall(host.log):
             yield Line("ComfyUI says", "figure", said)
-        yield run("template 1", SMALL, "small.npy")
+        yield run("template 1", SMALL, "small")
         before = free_gb(host)
-        yield run("Infinity-2B's template", LARGE, "large.npy")
+        yield run("Infinity-2B's template", LARGE, "large")
         tiled = deepcopy(LARGE)
         tiled["7"]["class_type"] = "VAEDecodeTiled"  # of what was drawn just now
-        yield run("its decoder alone, tiled", tiled, "large.npy")
-        yield run("another seed", changed(LARGE, seed=1), "large.npy", equal=False)
-        yield run("with a LoRA", with_lora(LARGE), "large.npy", equal=False)
-        yield run("in float8", changed(LARGE, weight_dtype="fp8_e4m3fn"), "large.npy", equal=False)
+        yield run("its decoder alone, tiled", tiled, "large")
+        for what, prompt in {
+            "another seed": changed(LARGE, seed=1),
+            "with a LoRA": with_lora(LARGE),
+            "in float8": changed(LARGE, weight_dtype="fp8_e4m3fn"),
+        }.items():
+            yield run(what, prompt, "large", equal=False)
         yield run("Calibrate Diversity", calibrating(SMALL))
         yield cancel(card, host)
-        yield run("template 1 after all that", SMALL, "small.npy", equal=True)
+        yield run("template 1 after all that", SMALL, "small", equal=True)
         kept = before - free_gb(host)
         result = "pass" if kept < LEAK else "fail"
         if not card.device.startswith(("cuda", "xpu")):  # the memory is that of all programs
@@ -206,7 +205,7 @@ def otherwise(card: Card, options: Sequence[str]) -> Iterator[Line]:
     with running(card, *options) as host:
         for name, prompt in (("small", SMALL), ("large", LARGE)):
             what = f"the {name} template with {' '.join(options)}"
-            yield attempt(card, host, what, prompt, f"{name}.npy", equal=True)
+            yield attempt(card, host, what, prompt, name, equal=True)
 
 
 CHECKS = {"as it starts": default} | {

@@ -5,7 +5,6 @@ Devices are named as torch names them: cpu, cuda (NVIDIA, AMD), xpu (Intel), mps
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 import time
@@ -21,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Metal's, cuBLAS's and a CPU's own errors, which are plain RuntimeErrors
 FULL = re.compile("out of memory|ALLOC_FAILED|can't allocate memory", re.I)
-M_MMAP_THRESHOLD = -3  # of malloc.h
 Result = TypeVar("Result")
 
 
@@ -94,10 +92,9 @@ def events(work: Callable[[], object]) -> Counter[str]:
 
 
 def launches(work: Callable[[], object]) -> tuple[int, int]:
-    """Kernels that a call launches, and how often the CPU waits for the device.
+    """Kernels that a call launches, and how often the CPU waits for them; the profiler waits too.
 
-    The profiler waits once or twice itself. It sees CUDA's and ROCm's driver only: on other devices
-    no launches, and for waits the numbers that are read.
+    It sees CUDA's and ROCm's driver only. Elsewhere, no launches, and the numbers that are read.
     """
     seen = events(work)
     launched = sum(count for name, count in seen.items() if "LaunchKernel" in name)
@@ -125,19 +122,11 @@ def memory(device: str) -> tuple[int, int]:
     return torch.cuda.mem_get_info()
 
 
-def return_freed_memory() -> None:
-    """Let this process return what it frees to the system at once, so that ``peak`` sees it.
-
-    On Linux, which alone tells a process's peak; it makes a CPU slower.
-    """
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-
-
 def peak(work: Callable[[], object], device: str) -> int:
     """The most bytes that a call holds above those before it.
 
-    On a CPU of the whole process, which must ``return_freed_memory``. On Metal, which keeps no
-    record, of what its allocator has come to hold.
+    On a CPU of the whole process, as Linux tells it. On Metal, which keeps no record, of what its
+    allocator has come to hold.
     """
     free_memory(device)
     if device == "cpu":

@@ -14,7 +14,7 @@ import importlib.util
 import io
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,12 @@ from diversevar_core.settings import guidance
 
 from .shapes import Bench, Labels, Sampled, Text, condition_of
 
-STAND_INS = ("flash_attn", "timm", "torchvision", "imageio", "pytz", "tqdm", "huggingface_hub")
+# package -> its modules that are imported by their full names
+STAND_INS = {
+    "flash_attn": ("flash_attn.ops",),
+    "timm": ("timm.models", "timm.models.layers", "timm.loss"),
+    "torchvision": ("torchvision.transforms",),
+} | dict.fromkeys(("imageio", "pytz", "tqdm", "huggingface_hub"), ())
 
 
 class StandIn(types.ModuleType):
@@ -67,35 +72,18 @@ def flash_attn_varlen_kvpacked_func(
     return torch.cat(mixed)
 
 
-def import_from(checkout: Path, names: list[str]) -> list[types.ModuleType]:
+def import_from(checkout: Path, *names: str) -> list[types.ModuleType]:
     """Import modules of a checkout, with stubs for packages that are not installed."""
-    for package in STAND_INS:
+    for package, below in STAND_INS.items():
         if package not in sys.modules and importlib.util.find_spec(package) is None:
-            for name in (package, *BELOW.get(package, ())):
-                sys.modules[name] = StandIn(name)
-    if isinstance(sys.modules.get("flash_attn"), StandIn):
-        attention = sys.modules["flash_attn"]
+            sys.modules |= {name: StandIn(name) for name in (package, *below)}
+    if isinstance(attention := sys.modules.get("flash_attn"), StandIn):
         attention.flash_attn_func = flash_attn_func
         attention.flash_attn_varlen_kvpacked_func = flash_attn_varlen_kvpacked_func
         for missing in ("layer_norm", "rms_norm", "fused_dense"):
             sys.modules[f"flash_attn.ops.{missing}"] = None  # ImportError, which Infinity catches
     sys.path.insert(0, str(checkout))
     return [importlib.import_module(name) for name in names]
-
-
-# submodules that are imported by their full names
-BELOW = {
-    "timm": ("timm.models", "timm.models.layers", "timm.loss"),
-    "torchvision": ("torchvision.transforms",),
-    "flash_attn": ("flash_attn.ops",),
-}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress output, as the constructors print their arguments."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 class Original(NamedTuple):
@@ -119,7 +107,9 @@ def original(checkout: Path, bench: Bench, batch: int = 1) -> Original:
     condition, dtype = condition_of(bench, batch), bench.model.dtype
     build = var if isinstance(condition, Labels) else infinity
     half = torch.autocast(condition.device.type, dtype, enabled=dtype != torch.float32)
-    return Original(*map(half, build(checkout, bench, condition)))
+    with contextlib.redirect_stdout(io.StringIO()):  # the constructors print their arguments
+        parts = build(checkout, bench, condition)
+    return Original(*map(half, parts))
 
 
 def give(ours: nn.Module, theirs: nn.Module) -> nn.Module:
@@ -132,19 +122,13 @@ def give(ours: nn.Module, theirs: nn.Module) -> nn.Module:
 
 def var(checkout: Path, bench: Bench, condition: Labels) -> tuple[Callable, Callable]:
     """FoundationVision/VAR."""
-    models, device = import_from(checkout, ["models"])[0], condition.device
+    (models,), device = import_from(checkout, "models"), condition.device
     config, settings = bench.model.config, bench.settings
-    with quiet():
-        vae, transformer = models.build_vae_var(
-            device=device,
-            patch_nums=config.sides,
-            V=config.codebook,
-            Cvae=config.features,
-            ch=bench.vae.config.autoencoder.channels[0],
-            num_classes=config.classes,
-            depth=config.depth,
-            shared_aln=config.shared_ada,
-        )
+    vae, transformer = models.build_vae_var(
+        device=device, patch_nums=config.sides, V=config.codebook, Cvae=config.features,
+        ch=bench.vae.config.autoencoder.channels[0], num_classes=config.classes,
+        depth=config.depth, shared_aln=config.shared_ada,
+    )  # fmt: skip
     give(bench.vae, vae), give(bench.model, transformer)
     transformer.rng = torch.Generator(device)
     drawn, handed = [], []
@@ -165,33 +149,31 @@ def var(checkout: Path, bench: Bench, condition: Labels) -> tuple[Callable, Call
 def infinity(checkout: Path, bench: Bench, condition: Text) -> tuple[Callable, Callable]:
     """FoundationVision/Infinity, or HiDream-ai/VAREdit, whose modules have the same names."""
     model, settings = bench.model, bench.settings
-    names = ("infinity", "basic", "bsq_vae.vae")
-    modules = import_from(checkout, [f"infinity.models.{name}" for name in names])
+    at = "infinity.models"
+    modules = import_from(checkout, f"{at}.infinity", f"{at}.basic", f"{at}.bsq_vae.vae")
     infinity_module, basic, vae_module = modules
     if model.dtype == torch.float32:
         basic.torch = types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float32})
     config, autoencoder = model.config, bench.vae.config
     patchify = int(config.bits != autoencoder.latent)
     multiples = [width // 128 for width in autoencoder.channels]
-    with quiet(), torch.no_grad():
-        vae = vae_module.vae_model(
-            {}, "dynamic", autoencoder.latent, 2**autoencoder.latent,
-            patch_size=bench.vae.stride, encoder_ch_mult=multiples, decoder_ch_mult=multiples,
-        )  # fmt: skip
-        transformer = infinity_module.Infinity(
-            vae_local=vae, text_channels=config.text, text_maxlen=config.unconditional,
-            shared_aln=True, checkpointing="full-block", customized_flash_attn=False,
-            fused_norm=True, pad_to_multiplier=128, add_lvl_embeding_only_first_block=1,
-            use_bit_label=1, rope2d_each_sa_layer=1, rope2d_normalized_by_hw=2, pn=config.pixels,
-            apply_spatial_patchify=patchify, inference_mode=True, train_h_div_w_list=[1.0],
-            depth=config.depth, embed_dim=config.width, num_heads=config.heads, mlp_ratio=4,
-            block_chunks=4,
-        )  # fmt: skip
+    vae = vae_module.vae_model(
+        {}, "dynamic", autoencoder.latent, 2**autoencoder.latent, patch_size=bench.vae.stride,
+        encoder_ch_mult=multiples, decoder_ch_mult=multiples,
+    )  # fmt: skip
+    transformer = infinity_module.Infinity(
+        vae_local=vae, text_channels=config.text, text_maxlen=config.unconditional,
+        shared_aln=True, checkpointing="full-block", customized_flash_attn=False,
+        fused_norm=True, pad_to_multiplier=128, add_lvl_embeding_only_first_block=1,
+        use_bit_label=1, rope2d_each_sa_layer=1, rope2d_normalized_by_hw=2, pn=config.pixels,
+        apply_spatial_patchify=patchify, inference_mode=True, train_h_div_w_list=[1.0],
+        depth=config.depth, embed_dim=config.width, num_heads=config.heads, mlp_ratio=4,
+        block_chunks=4,
+    )  # fmt: skip
     give(bench.vae, vae), give(model, transformer)
     vae.to(condition.device), transformer.to(condition.device)
-    if model.dtype != torch.float32:
-        for block in transformer.unregistered_blocks:
-            block.to(model.dtype)
+    for block in transformer.unregistered_blocks:
+        block.to(model.dtype)
     transformer.rng = torch.Generator(condition.device)
     lengths = [len(row) for row in condition.positive]
     ends = torch.tensor([0, *lengths], device=condition.device).cumsum(0).int()
@@ -203,8 +185,7 @@ def infinity(checkout: Path, bench: Bench, condition: Text) -> tuple[Callable, C
     drawn, handed = [], []
     codes = vae.quantizer.lfq.indices_to_codes
     vae.quantizer.lfq.indices_to_codes = lambda bits, **kw: drawn.append(bits) or codes(bits, **kw)
-    decode = vae.decode
-    blank = torch.zeros(1, 3, 1, 1)
+    decode, blank = vae.decode, torch.zeros(1, 3, 1, 1)
     vae.decode = lambda f_hat: handed.append(f_hat) or blank
 
     def sample() -> Sampled:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +26,9 @@ from diversevar_core.vae.vqvae import VQVAE, VQVAEConfig
 PROMPT = 32  # tokens
 TEXT = 2048  # width of flan-t5-xl
 STD = 0.02  # of random weights
-WIDTHS = (128, 256, 512, 512, 512)  # of Infinity's VAE
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Sizes of a transformer and its VAE."""
 
     model: InfinityConfig | VARConfig
@@ -37,37 +36,31 @@ class Shape:
 
 
 def infinity(
-    width: int,
-    depth: int,
-    heads: int,
-    bits: int,
-    pixels: str,
-    edits: bool = False,
-    widths: Sequence[int] = WIDTHS,
+    width: int, depth: int, heads: int, bits: int, edits: bool = False, small: int = 1
 ) -> Shape:
-    """An Infinity that reads flan-t5-xl; from 56 bits on, its tokens are patches of 2 x 2."""
-    patch = 2 if bits >= 56 else 1
+    """An Infinity that reads flan-t5-xl; small: by how much to divide the VAE's widths."""
+    patch = 2 if bits == 56 else 1  # Infinity-8B's tokens are patches of 2 x 2
+    pixels = "1M" if width >= 2048 else "0.06M"
     sizes = width, depth, heads, bits, TEXT, 4 * width, 512, depth, True
-    model = InfinityConfig(*sizes, sides=None, pixels=pixels, edits=edits)
-    widths = tuple(widths)[: 6 - patch]
-    return Shape(model, AutoencoderConfig(widths, len(widths) - 1, bits // patch**2, False))
+    widths = tuple(channels // small for channels in (128, 256, 512, 512, 512)[: 6 - patch])
+    vae = AutoencoderConfig(widths, len(widths) - 1, bits // patch**2, attention=False)
+    return Shape(InfinityConfig(*sizes, sides=None, pixels=pixels, edits=edits), vae)
 
 
 def var(depth: int) -> Shape:
     """A VAR of 256 pixels."""
-    sides = RELEASED_SIDES[10, 680]
-    autoencoder = AutoencoderConfig((160, 160, 320, 320, 640), 4, 32, True)
-    model = VARConfig(64 * depth, depth, depth, 1000, 32, 4096, sides, shared_ada=False)
-    return Shape(model, VQVAEConfig(autoencoder, 4096, 4))
+    vae = AutoencoderConfig((160, 160, 320, 320, 640), 4, 32, attention=True)
+    sizes = 64 * depth, depth, depth, 1000, 32, 4096, RELEASED_SIDES[10, 680]
+    return Shape(VARConfig(*sizes, shared_ada=False), VQVAEConfig(vae, 4096, 4))
 
 
 SHAPES = {
-    "infinity-tiny": infinity(128, 4, 2, 32, "0.06M", widths=(32, 32, 64, 64, 64)),
-    "infinity-125m": infinity(768, 12, 8, 16, "0.06M"),
-    "infinity-2b": infinity(2048, 32, 16, 32, "1M"),
-    "infinity-8b": infinity(3584, 40, 28, 56, "1M"),
-    "varedit-125m": infinity(768, 12, 8, 16, "0.06M", edits=True),
-    "varedit-8b": infinity(3584, 40, 28, 56, "1M", edits=True),
+    "infinity-tiny": infinity(128, 4, 2, 32, small=4),
+    "infinity-125m": infinity(768, 12, 8, 16),
+    "infinity-2b": infinity(2048, 32, 16, 32),
+    "infinity-8b": infinity(3584, 40, 28, 56),
+    "varedit-125m": infinity(768, 12, 8, 16, edits=True),
+    "varedit-8b": infinity(3584, 40, 28, 56, edits=True),
     "var-d16": var(16),
     "var-d30": var(30),
 }
@@ -76,8 +69,7 @@ Sampled = tuple[list[Tensor], Tensor]
 """Tokens or bits of every map, and f_hat."""
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(NamedTuple):
     """A model, its VAE, and how the model is sampled unless a measurement changes it."""
 
     name: str
@@ -90,10 +82,8 @@ class Bench:
         self, batch: int = 1, methods: Sequence[Method] = (), shared: bool = False, **settings
     ) -> Iterator[Step]:
         """Sample; settings: those that differ."""
-        condition = condition_of(self, batch)
-        settings = replace(self.settings, **settings)
-        models = self.model, self.vae, condition
-        return sample(*models, self.schedule, settings, range(batch), shared, methods)
+        how = self.schedule, replace(self.settings, **settings), range(batch), shared, methods
+        return sample(self.model, self.vae, condition_of(self, batch), *how)
 
     def sample(self, *arguments, **options) -> Sampled:
         """``steps``, to the end."""
@@ -116,16 +106,13 @@ class Bench:
 def build(name: str, device: str, dtype: torch.dtype) -> Bench:
     """A model of ``SHAPES`` and its VAE, with small random weights; norms are near identity."""
     shape = SHAPES[name]
-    is_infinity = isinstance(shape.model, InfinityConfig)
-    family, kind = (Infinity, BSQ) if is_infinity else (VAR, VQVAE)
-    model = family(shape.model, device=device, dtype=dtype)
-    vae = kind(shape.vae, device=device, dtype=dtype)
+    kinds = (Infinity, BSQ) if isinstance(shape.model, InfinityConfig) else (VAR, VQVAE)
+    parts = [kinds[i](shape[i], device=device, dtype=dtype) for i in range(2)]
     torch.manual_seed(0)
-    for part in (model, vae):
+    for part in parts:
         for weight, parameter in part.requires_grad_(False).eval().named_parameters():
-            is_norm = "norm" in weight and weight.endswith("weight")
-            parameter.normal_(float(is_norm), STD)
-    return Bench(name, model, vae, model.schedule(), model.defaults())
+            parameter.normal_(float("norm" in weight and weight.endswith("weight")), STD)
+    return Bench(name, *parts, parts[0].schedule(), parts[0].defaults())
 
 
 def condition_of(bench: Bench, batch: int) -> Condition:
@@ -135,7 +122,5 @@ def condition_of(bench: Bench, batch: int) -> Condition:
     if model.reads is Labels:
         return Labels(torch.arange(batch, device=device))
     rows = 0.2 * torch.randn(batch, PROMPT, model.config.text, generator=numbers)
-    source = None
-    if model.edits:
-        source = torch.randn(batch, model.config.bits, last.h, last.w, generator=numbers).to(device)
-    return Text(list(rows.to(device)), source=source)
+    source = torch.randn(batch, model.config.bits, last.h, last.w, generator=numbers)
+    return Text(list(rows.to(device)), source=source.to(device) if model.edits else None)
