@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tokenizers import Tokenizer
@@ -212,9 +212,4 @@ def build_t5(
     dtype: of the layers' computation; None is float32 on a CPU and the stored type elsewhere.
     """
     dtype = dtype or compute_dtype(file.tensors, device)
-
-    def build(operations: ModuleType, device: torch.device | str, depth: int) -> T5Encoder:
-        return T5Encoder(replace(file.config, num_layers=depth), operations, device, dtype)
-
-    blocks = ("encoder.block.", file.config.num_layers)
-    return filled(build, blocks, nn, file.tensors, device, path)
+    return filled(partial(T5Encoder, file.config, dtype=dtype), nn, file.tensors, device, path)
