@@ -21,8 +21,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .checkpoints.files import Checkpoint, CheckpointError, parse
-from .checkpoints.loading import BUFFERS, is_model, is_quantized, is_vae, read_kind
+from .checkpoints.files import Checkpoint, CheckpointError, parse, read
+from .checkpoints.loading import BUFFERS, describe, is_model, is_quantized, is_vae
 from .errors import quote
 from .text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
 from .vae.bsq import BSQ
@@ -80,11 +80,15 @@ def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
 
 def read_whole(source: Path) -> Checkpoint:
     """Read a source's facts, and its tensors without those that no loader uses."""
-    file = read_kind(
-        source,
-        lambda keys: is_model(keys) or is_vae(keys) or is_t5(keys),
-        "what can be converted: a VAR or Infinity transformer, its VAE, or a T5 text encoder",
-    )
+    for recognise in (is_model, is_vae, is_t5):  # a trainer's file has its VAE too
+        file = read(source, recognise)
+        if recognise(file.tensors):
+            break
+    else:
+        raise CheckpointError(
+            f"{quote(source)} is {describe(file.tensors)}; what can be converted is a VAR or "
+            "Infinity transformer, its VAE, or a T5 text encoder."
+        )
     if is_quantized(file.tensors):
         raise CheckpointError(f"{quote(source)} is quantized already; convert the original file.")
     facts, vocabulary = file.facts, tokenizer_path(source)
@@ -161,6 +165,8 @@ def header_facts(checkpoint: Checkpoint) -> dict[str, str]:
     """A checkpoint's facts as header texts, from which ``parse`` reads the same facts."""
     facts = {"format": "pt"} | checkpoint.facts
     return {
-        name: fact if isinstance(fact, str) and parse(name, fact) == fact else json.dumps(fact, default=str)
+        name: fact
+        if isinstance(fact, str) and parse(name, fact) == fact
+        else json.dumps(fact, default=str)
         for name, fact in facts.items()
     }

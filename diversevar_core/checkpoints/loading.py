@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -22,7 +21,6 @@ from .files import Checkpoint, CheckpointError, load_file, naming, read
 
 # buffers of the original modules that are not needed
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
-BITSANDBYTES = re.compile(r"\.SCB\Z|\.weight\.(absmax|quant_map|quant_state|nested_absmax)\b")
 SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
 
 
@@ -72,11 +70,6 @@ def read_kind(
     file = read(path, recognise, load)
     if not recognise(file.tensors):
         raise CheckpointError(f"{quote(path)} is {describe(file.tensors)}, not {wanted}.")
-    if any(BITSANDBYTES.search(key) for key in file.tensors):
-        raise CheckpointError(
-            f"{quote(path)} is quantized by bitsandbytes, which is not supported; choose a file in "
-            "float16, bfloat16 or float32."
-        )
     return file
 
 
