@@ -255,7 +255,7 @@ def without_other_task(facts: dict[str, object], file: Path) -> dict[str, object
 
 
 def facts_of_name(name: str) -> dict[str, object]:
-    """Facts that only the name of a release's file or folder tells: the budget ``pn``, and ``task``.
+    """Facts that only the name of a release's file or folder tells: ``pn`` and ``task``.
 
     The tensors of Infinity-8B's two sizes (``infinity_8b_512x512_weights``) have the same shapes,
     and so have VAREdit's (``8B-512.pth``, ``8B-1024.pth``).
@@ -428,7 +428,8 @@ def tensors_of(mapping: Mapping) -> dict[str, Tensor]:
 
 def version_of(path: Path) -> list[list[object]]:
     """Name, size and time of every file that is read for this file or folder, as JSON values."""
-    files = [path, path.with_suffix(".json"), path.with_name("tokenizer.json")]
+    beside = ("tokenizer.json", "adapter_config.json")
+    files = [path, path.with_suffix(".json"), *map(path.with_name, beside)]
     if os.path.isdir(path):
         files = sorted(path.iterdir())
     stats = [(file.name, os.stat(file)) for file in files if os.path.isfile(file)]
