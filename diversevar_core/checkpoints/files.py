@@ -239,18 +239,11 @@ def read_file(
 
 
 def without_other_task(facts: dict[str, object], file: Path) -> dict[str, object]:
-    """A header's or sidecar's facts without a ``task`` that is not in ``TASKS``.
-
-    Model catalogues use this entry for other values, such as text-to-image.
-    """
-    if facts.get("task", TASKS[0]) in TASKS:
+    """Facts without a ``task`` of another kind, such as text-to-image in model catalogues."""
+    task = facts.get("task", TASKS[0])
+    if task in TASKS:
         return facts
-    logging.info(
-        "The task %s in %s is none of %s, and is ignored.",
-        quote(facts["task"]),
-        quote(file),
-        ", ".join(TASKS),
-    )
+    logging.info("%s: the task %s is ignored; ours are %s.", quote(file), quote(task), TASKS)
     return {name: fact for name, fact in facts.items() if name != "task"}
 
 
