@@ -138,8 +138,8 @@ def reading(file: Path) -> Iterator[None]:
         ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{quote(file)} holds something other than tensors, and code in it is never run; use a "
-            "safetensors version of it, or choose another file."
+            f"{quote(file)} holds something other than tensors, and code in it is never run; "
+            "download it again, or use a safetensors version of it."
         ) from error
     except Exception as error:  # a hostile file can cause any, such as MemoryError
         kind = "safetensors file" if is_safetensors(file) else "checkpoint"
@@ -206,7 +206,7 @@ def read(
         content |= more
         facts |= without_other_task(header, file)
     for sidecar in (path / "config.json", files[0].with_suffix(".json")):
-        if os.path.isfile(sidecar):
+        if os.path.isfile(sidecar) and sidecar.name != "tokenizer.json":  # a vocabulary
             facts |= without_other_task(read_object(sidecar), sidecar)
     tensors = unwrap(content, recognise)
     if any(BITSANDBYTES.search(name) for name in tensors):
@@ -285,7 +285,8 @@ def index_of(folder: Path) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """An index's tensor names -> names of the files that hold them. Raises CheckpointError."""
     names = read_object(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    texts = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not texts or not names:
         raise CheckpointError(f"{quote(index)} lacks its weight_map; download it again.")
     return names
 
@@ -438,5 +439,5 @@ def naming(path: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{quote(path)} lacks the tensor {quote(error.args[0])}; download it again."
         ) from error
-    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
+    except UserError as error:
         raise CheckpointError(f"{quote(path)} cannot be read: {error}.") from error

@@ -147,7 +147,7 @@ def bad_files(folder, tensors):
     save_file(tensors | scale, folder / "quantized.safetensors")
     return {
         "nowhere.pth": "There is no file",
-        "text.pth": "truncated or not a checkpoint",
+        "text.pth": "holds something other than tensors",
         "text.safetensors": "truncated or not a safetensors file",
         "cut.safetensors": "truncated",
         "cut.pth": "truncated",

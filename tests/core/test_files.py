@@ -161,6 +161,7 @@ HOSTILE = {
     "list_index": index("[[1]]"),
     "cut_index": index('{"weight_map": {"a":'),
     "number_index": index('{"weight_map": 3}'),
+    "empty_index": index('{"weight_map": {}}'),
     "numbers_index": index('{"weight_map": {"a.weight": 3}}'),
     "deep_index": index('{"weight_map":' + "[" * 200_000),
     "long_index": index(" " * 20 * MB),
