@@ -13,7 +13,9 @@ VAE has no such blocks and becomes bfloat16.
 from __future__ import annotations
 
 import json
+import os
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -60,14 +62,16 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
     """
     out, checkpoint = Path(out), read_whole(Path(source))
     types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
+    if os.path.lexists(out):
+        raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
+    draft = out.with_name(f".{uuid.uuid4().hex}.part")  # so that no half file is taken for a whole
     try:
-        file = out.open("xb")
         try:
-            with file:
+            with draft.open("xb") as file:
                 write(file, checkpoint, types)
-        except BaseException:
-            out.unlink()
-            raise
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
 
