@@ -60,10 +60,11 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
     text encoder's tokenizer.json. Raises CheckpointError if the source cannot be converted, or
     ``out`` is there already or cannot be written; no half file stays.
     """
-    out, checkpoint = Path(out), read_whole(Path(source))
-    types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
+    out = Path(out)
     if os.path.lexists(out):
         raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
+    checkpoint = read_whole(Path(source))
+    types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
     draft = out.with_name(f".{uuid.uuid4().hex}.part")  # so that no half file is taken for a whole
     try:
         try:

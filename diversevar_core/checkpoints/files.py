@@ -14,6 +14,7 @@ releases.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import logging
@@ -70,19 +71,20 @@ NOT_CHECKPOINTS = (
 )
 
 
-def no_number(*_: object) -> None:
-    """What a numpy scalar in a pickle is read as. No fact is one, so nothing of numpy is called."""
+def scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    """numpy's scalar in a pickle. numpy's own function would make one of gigabytes from no data."""
+    return np.frombuffer(data, dtype, count=1)[0]
 
 
-# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They are
-# added once: a context manager would take them from loads in other threads, and ComfyUI's own away.
+# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They stay
+# allowed for the process: a context manager would take them from another thread's load.
 torch.serialization.add_safe_globals(
     [
         np.dtype,
         *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
-        (no_number, "numpy.core.multiarray.scalar"),  # numpy 1
-        (no_number, "numpy._core.multiarray.scalar"),  # numpy 2
-        (no_number, "_codecs.encode"),  # makes the scalar's bytes
+        (scalar, "numpy.core.multiarray.scalar"),  # numpy 1
+        (scalar, "numpy._core.multiarray.scalar"),  # numpy 2
+        (codecs.encode, "_codecs.encode"),  # makes the scalar's data
     ]
 )
 
