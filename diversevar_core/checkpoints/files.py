@@ -76,8 +76,8 @@ def scalar(dtype: np.dtype, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype, count=1)[0]
 
 
-# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They stay
-# allowed for the process: a context manager would take them from another thread's load.
+# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They
+# stay allowed for the process: a context manager would take them from another thread's load.
 torch.serialization.add_safe_globals(
     [
         np.dtype,
