@@ -116,7 +116,7 @@ def written(content: bytes):
 
 
 END = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 2**32 - 2**20, 2**20, 0)
-HUGE = b"\x80\x02cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\0\0\0V2000000000\x85R"  # its dtype
+HUGE = b"\x80\x02cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\0\0\0V2000000000\x85R"
 NO_BYTES = b"c_codecs\nencode\nX\0\0\0\0X\6\0\0\0latin1\x86R"
 HOSTILE = {
     "empty.safetensors": written(b""),
