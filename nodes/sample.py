@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..diversevar_core import job
 from ..diversevar_core.conditions import Condition, Labels, Text
 from ..diversevar_core.errors import UserError
 from ..diversevar_core.job import PLAIN, Chain
@@ -16,7 +17,6 @@ from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.presets import Preset, preset_named
-from ..diversevar_core.sampling import job
 from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
