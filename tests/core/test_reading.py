@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.files import read_header
+from diversevar_core.convert import convert
 from diversevar_core.errors import UserError
 from diversevar_core.text.encoder import load_text_encoder
-from diversevar_core.text.reading import known_phrases, read
 
 PROMPTS = set(included.prompts())
 
@@ -99,6 +100,11 @@ OTHERS = {
     "dog, cat": "drawn: dog; one thing at a time, so left out: cat",
     "a fox and two owls in a forest": "drawn: fox; new to this model and left out: two, forest; "
     "one thing at a time, so left out: owls",
+    "a red sports car on a beach": without("racing car", "red", "beach"),
+    "a green dragon": without("dragon", "green"),
+    "a blue butterfly": without("butterfly", "blue"),
+    "two cats": without("cat", "two"),
+    "a spaceship over the sea": without("rocket", "sea"),
     "woman with a dog": without("dog", "woman"),
     "a penguin riding a skateboard": without("penguin", "riding", "skateboard"),
     "hot air balloon": without("balloon", "hot", "air"),
@@ -156,6 +162,8 @@ NOTHING_KNOWN = {
     "tractor": {"automobile", "delivery truck", "pickup truck", "minibus", "racing car"},
     "bicycle": {"motor scooter", "kick scooter", "automobile", "skis", "roller skate", "motorized wheelchair"},
     "fruit": {"grapes", "melon", "watermelon", "lemon", "banana", "pear", "peach", "red apple"},
+    "knight on horseback": None,
+    "portrait of a woman": None,
     "zeppelin": None,
     "Superman": None,
     "🤖": None,
@@ -204,3 +212,83 @@ def test_every_prompt_gives_the_tokens_that_it_gave_before(encoder):
 def test_a_trailing_space_changes_nothing(encoder):
     features, other = encoder(["octopus", "octopus "])
     assert torch.equal(features, other)
+
+
+def test_large_models_read_nothing(text_encoder):
+    assert load_text_encoder(text_encoder).read("anything at all ") == ("anything at all ", None)
+
+
+EDITS = {
+    "Make it blue.": ("make it blue", None),
+    "paint it red please": ("paint it red", None),
+    "make the car blue": ("make it blue", without("make it blue", "car")),
+    "green": ("make it green", drawn("make it green")),
+    "把它变成蓝色": ("make it blue", without("make it blue", "把它变成")),
+}
+
+
+@pytest.mark.parametrize("text", EDITS)
+def test_instructions_are_read_too(text):
+    encoder = load_text_encoder(included.FOLDER / "emoji-edit" / "text_encoder.safetensors")
+    assert encoder.read(text) == EDITS[text]
+    with pytest.raises(UserError, match="'make it red', 'make it yellow' and 'make it green'"):
+        encoder.read("turn it into a zeppelin")
+
+
+def test_a_file_lists_phrases_of_prompts_only_and_they_are_small():
+    header = read_header(included.TEXT_ENCODER)["__metadata__"]
+    phrases = json.loads(header["phrases"])
+    assert {prompt for meant in phrases for prompt in meant.split("|")} == PROMPTS
+    assert all(meant.count("|") in (0, 2) for meant in phrases)
+    assert len(header["phrases"].encode()) < 150_000
+
+
+@pytest.mark.parametrize(
+    "changes, listed",
+    [
+        ({"phrases": "[1]"}, False),
+        ({"phrases": '{"octopus": 1}'}, False),
+        ({"prompts": "[1]"}, False),
+        ({"prompts": "[]"}, False),
+        ({"prompts": "octopus"}, False),
+        ({"phrases": "{}"}, True),
+        ({}, True),
+    ],
+)
+def test_broken_lists_are_no_lists(changes, listed, tmp_path):
+    header = read_header(included.TEXT_ENCODER)["__metadata__"] | changes
+    save_file(load_file(included.TEXT_ENCODER), tmp_path / "t5.safetensors", header)
+    shutil.copy(included.TEXT_ENCODER.parent / "tokenizer.json", tmp_path)
+    encoder = load_text_encoder(tmp_path / "t5.safetensors")
+    if listed:
+        assert encoder.read("Octopus!") == ("octopus", None)
+    else:
+        assert encoder.read("Octopus!") == ("Octopus!", None)
+
+
+def test_converted_files_keep_their_lists(tmp_path):
+    convert(included.TEXT_ENCODER, tmp_path / "t5.safetensors")
+    assert load_text_encoder(tmp_path / "t5.safetensors").read("kitten") == ("cat", drawn("cat"))
+
+
+def test_long_texts_are_read_quickly_and_said_shortly(encoder):
+    words = " ".join(f"word{i}" for i in range(20_000))
+    started = time.monotonic()
+    prompt, said = encoder.read(f"octopus {words} 猫" + "犬" * 20_000)
+    assert prompt == "octopus" and len(said) < 500 and said.count("\n") == 0
+    assert time.monotonic() - started < 10  # measured 0.5
+    with pytest.raises(UserError) as caught:
+        encoder.read(words)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_command_line_says_it(command_line, tmp_path):
+    def sample(*arguments):
+        return command_line("sample", *arguments, "--out", tmp_path / "a.png")
+
+    assert sample("--prompt", "octopus").stderr == ""
+    assert sample("--prompt", "a cat on the moon").stderr.strip() == without("cat", "moon")
+    refused = sample("--prompt", "a zeppelin")
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert "This model does not know 'a zeppelin'" in refused.stderr
+    assert sample("--prompt", "octopus", "--negative", "blurry").returncode != 0
