@@ -50,7 +50,7 @@ class Emoji:
 
 def read_emoji(folder: Path) -> list[Emoji]:
     """All emoji in CLDR's order, from the npm package, which is installed into ``folder``."""
-    root = install(folder, "emojibase-data") / "emojibase-data"
+    root = install(folder, "emojibase-data@17") / "emojibase-data"
 
     def content(file: str):
         return json.loads((root / f"{file}.json").read_text())
@@ -69,7 +69,10 @@ def read_emoji(folder: Path) -> list[Emoji]:
         found.append(
             Emoji(
                 key(english["label"]),
-                [english["emoji"].replace("\ufe0f", ""), *(entry["label"] for entry in of.values())],
+                [
+                    english["emoji"].replace("\ufe0f", ""),
+                    *(entry["label"] for entry in of.values()),
+                ],
                 [name.replace("_", " ") for name in said if not name[-1].isdigit()],
                 {language: entry.get("tags", ()) for language, entry in of.items()},
                 order,
@@ -107,9 +110,7 @@ def phrases_for(prompts: Sequence[str], emoji: Sequence[Emoji]) -> dict[str, str
             add(prompt_of[one.name], (word for word in words if word in naming[language]))
     drawn = {*meaning, *(one for phrase in meaning for one in singulars(phrase))}
     for name, phrases, bearers in new_phrases(emoji):
-        near = meaning.get(name) or "|".join(
-            prompt_of[one.name] for one in nearest(bearers, known)
-        )
+        near = meaning.get(name) or "|".join(prompt_of[one.name] for one in nearest(bearers, known))
         if near:
             add(near, (one for one in phrases if not {*heads(key(one))} & drawn))
     return {meant: "|".join(phrases) for meant, phrases in found.items()}

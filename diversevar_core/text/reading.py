@@ -28,17 +28,18 @@ UNIT = re.compile(rf"{EMOJI}|{HAN}|{WORD}(?:['’]{WORD})?|[{MARKS}]|(?<=\w\w)\.
 UNWRITTEN = re.compile(f"[\u0300-\u036f'’{TINT}]")  # accents, apostrophes
 KATAKANA = {hiragana: hiragana + 0x60 for hiragana in range(ord("ぁ"), ord("ゖ") + 1)}
 
-ARTICLES = {"a", "an", "the"}
+UNREAD = {"a", "an", "the", ""}  # "" is a tone of skin alone
 JOINING = {"of", "的", "上", "ノ"}  # the thing comes after these: of a bowl of rice, rice
-# what names no thing: it parts the things of a text, and is not said to be left out
-EMPTY = JOINING | {
-    *MARKS,
-    ".",
-    *"and or with without in on at by for from to into under over near behind between".split(),
-    *"i me my you your he she her his they their we us our it its this that these those some is are be there please draw".split(),
-    *"paint make turn show create generate picture image drawing emoji icon".split(),
-    *"在了里裡和与與跟有是这這一个個只隻张張条條匹朵辆輛座颗顆棵请請画畫ニトデガヲハモヘヤナ絵",
-}
+# What names no thing: it parts the things of a text, and is not said to be left out.
+EMPTY_WORDS = (
+    "and or with without in on at by for from to into under over near behind between i me my you "
+    "your he she her his it its they their we us our this that these those some is are be there "
+    "please draw paint make turn show create generate picture image drawing emoji icon"
+)
+EMPTY_LETTERS = (
+    "在了里裡和与與跟有是这這一个個只隻张張条條匹朵辆輛座颗顆棵请請画畫ニトデガヲハモヘヤナ絵"
+)
+EMPTY = {*JOINING, *MARKS, ".", *EMPTY_WORDS.split(), *EMPTY_LETTERS}
 LISTED = 200  # characters of the words that a sentence lists
 
 
@@ -78,7 +79,7 @@ def read(text: str, known: Known) -> tuple[str, str | None]:
     The prompt is "" if the text has no words. Raises UserError, which names three prompts near in
     meaning, if the model knows nothing in it.
     """
-    text = unicodedata.normalize("NFKC", text).replace("\u200d", "")  # which joins emoji
+    text = unicodedata.normalize("NFKC", text).replace("\u200d", "")  # what joins emoji
     spans = list(spans_of(text, known))
     things = [span for span in spans if span.phrase not in EMPTY]
     if not things:
@@ -180,7 +181,7 @@ def units_of(text: str) -> list[re.Match[str]]:
     An emoji of several (a bear and a snowflake, joined) is several units, so that one that nobody
     knows is read as its parts.
     """
-    return [unit for unit in UNIT.finditer(text) if fold(unit[0]) not in ARTICLES]
+    return [unit for unit in UNIT.finditer(text) if fold(unit[0]) not in UNREAD]
 
 
 def fold(unit: str) -> str:

@@ -1,4 +1,4 @@
-"""What a newcomer types is drawn as a prompt that the small model knows, and what is not is said."""
+"""What is typed is drawn as a prompt that the small model knows, and what is left out is said."""
 
 import json
 import re
@@ -100,7 +100,7 @@ OTHERS = {
     "dog, cat": "drawn: dog; one thing at a time, so left out: cat",
     "a fox and two owls in a forest": "drawn: fox; new to this model and left out: two, forest; "
     "one thing at a time, so left out: owls",
-    "a red sports car on a beach": without("racing car", "red", "beach"),
+    "a red sports car on a beach": without("automobile", "red", "beach"),
     "a green dragon": without("dragon", "green"),
     "a blue butterfly": without("butterfly", "blue"),
     "two cats": without("cat", "two"),
@@ -156,11 +156,28 @@ NOTHING_KNOWN = {
     "girl with red hair": None,
     "my grandmother's kitchen": None,
     "cyberpunk city at night": {"office building", "classical building", "bank", "castle", "house"},
-    "zebra": {"unicorn", "horse", "horse face", "donkey", "giraffe", "deer", "goat", "tiger", "camel"},
+    "zebra": {
+        "unicorn",
+        "horse",
+        "horse face",
+        "donkey",
+        "giraffe",
+        "deer",
+        "goat",
+        "tiger",
+        "camel",
+    },
     "lobster": {"crab", "shrimp", "squid", "oyster", "fried shrimp", "jellyfish"},
     "basketball": {"volleyball", "baseball", "american football", "softball", "tennis", "bowling"},
     "tractor": {"automobile", "delivery truck", "pickup truck", "minibus", "racing car"},
-    "bicycle": {"motor scooter", "kick scooter", "automobile", "skis", "roller skate", "motorized wheelchair"},
+    "bicycle": {
+        "motor scooter",
+        "kick scooter",
+        "automobile",
+        "skis",
+        "roller skate",
+        "motorized wheelchair",
+    },
     "fruit": {"grapes", "melon", "watermelon", "lemon", "banana", "pear", "peach", "red apple"},
     "knight on horseback": None,
     "portrait of a woman": None,
@@ -169,6 +186,7 @@ NOTHING_KNOWN = {
     "🤖": None,
     "👩‍🚀": None,
     "🇯🇵": None,
+    "🤖 🏽": None,
     "机器人": None,
     "ロボット": None,
     "piñata": None,
