@@ -38,7 +38,7 @@ from ..models.infinity import TASKS
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-LIMIT = 8 * 2**20  # bytes of a header, index or sidecar; T5's with its vocabulary: 3.5M
+LIMIT = 8 * 2**20  # bytes of a header, index or sidecar; flan-T5's tokenizer.json: 2.4M
 PROGRAM = 4 * 2**20  # bytes of a pickle without its tensors' data; Infinity-8B's: 0.2M
 TENSORS = 20_000  # in a header; Infinity-8B has 1,000
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
