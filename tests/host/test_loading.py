@@ -341,6 +341,7 @@ def test_a_lora_has_a_finite_strength_and_a_listed_name(report):
         assert report[f"lora at {name}"].startswith("UserError: lora_name has no ")
 
 
+@pytest.mark.parametrize("kind", ["Measure", "Select"])
 def test_odd_images_are_measured_as_rgb_or_refused(report, kind):
     for channels in (1, 3, 4):
         assert not isinstance(found := report[f"{kind} {channels} channels"], str), found
