@@ -50,7 +50,7 @@ LARGER = r"' was made for another model: for blocks\.0.*weight it has \[(\d+), 4
 ODD = {
     "of a larger model": LARGER + r", and this model's is \[\d+, \d+\]; choose",
     "of two ranks": r"it has \[\d+, 3\] and \[4, \d+\], and this model's is",
-    "of rank 0": r"is broken: '.*lora_[AB].weight' has shape \[\d+, 0\]",
+    "of rank 0": r"is broken: '.*lora_[AB].weight' has shape \[0, \d+\]",
     "of scalars": r"it has \[\] and \[\], and this model's is",
     "of nan": "lora_B.weight' contains NaN or infinity",
     "of inf": "lora_A.weight' contains NaN or infinity",
