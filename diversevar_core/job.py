@@ -93,7 +93,7 @@ def draw(
     candidates drawn so far. The other arguments are those of ``sample``. Raises UserError if
     seeds are to be chosen and the images have different conditions.
     """
-    how, count = (model, vae, condition, schedule, settings), len(condition)
+    task, count = (model, vae, condition, schedule, settings), len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
         kept = [method for method in chain.methods if isinstance(method, Keep)]
@@ -102,13 +102,13 @@ def draw(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
-        seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
+        seeds = choose_starts(chain.starts, count, *task, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
     maps = Methods(chain.methods).drawn(schedule)
 
     def draw_all(methods: Sequence[Method]) -> Iterator[Step]:
-        return sample(*how, seeds, methods=methods, exact_batch=exact_batch)
+        return sample(*task, seeds, methods=methods, exact_batch=exact_batch)
 
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
@@ -402,44 +401,6 @@ def room_of(
     if source:  # one block's keys and values, joined with the source's
         work += rows * (cached + 2 * last) * pair
     return cache + work
-
-
-def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
-    """What a model's output depends on, as JSON values: its file, types, and LoRAs."""
-    file = patcher.get_attachment(FILE)
-    layers = set()
-    for layer in patcher.model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor):
-            kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
-            layers.add(f"{type(layer).__qualname__} {kept}")
-    digest = hashlib.sha256()
-    if file is None:  # loaded by another pack's node: identified by its small weights
-        for weight in patcher.model.parameters():
-            digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
-    for name, added in sorted(patcher.patches.items()):
-        for strength, patch, *_ in added:
-            digest.update(f"{name} {strength}".encode())
-            for part in parts_of(patch):
-                digest.update(bytes_of(part))
-    return {
-        "file": file and version_of(file),
-        "layers": sorted(layers),
-        "computes": str(getattr(patcher.model, "dtype", None)),
-        "weights": digest.hexdigest(),
-    }
-
-
-def parts_of(patch: object) -> Sequence[object]:
-    """The tensors and numbers of one of ComfyUI's weight patches (a LoRA's change of a weight)."""
-    return getattr(patch, "weights", None) or patch[-1]
-
-
-def bytes_of(part: object) -> bytes:
-    """The bytes of a tensor, or of another value's repr."""
-    if not isinstance(part, Tensor):
-        return repr(part).encode()
-    return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def watch(

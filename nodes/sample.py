@@ -16,13 +16,13 @@ from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.presets import Preset, preset_named
+from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
 from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.vae import VAE
-from . import host, inputs
+from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
 
@@ -102,6 +102,10 @@ class Sampler(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, preset=None, **others):
+        return folders.calibrations() if CALIBRATION in str(preset) else None
 
     @classmethod
     def execute(

@@ -91,12 +91,12 @@ def choose_starts(
     candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))
-    found = []
+    features = []
     for first in range(0, len(candidates), TOGETHER):
         seeds = candidates[first : first + TOGETHER]
         models = (model, vae, condition.repeat(len(seeds)))
         ready()
         *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
-        found.append(starts.compare(last))
+        features.append(starts.compare(last))
         progress(first + len(seeds))
-    return [candidates[i] for i in most_different(torch.cat(found), count)]
+    return [candidates[i] for i in most_different(torch.cat(features), count)]
