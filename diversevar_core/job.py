@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .conditions import Condition
-from .errors import UserError
+from .errors import UserError, check_range
 from .methods.keep import Keep
 from .methods.starts import Starts, choose_starts
 from .methods.travel import sample_and_travel
@@ -33,10 +33,8 @@ class Chain:
     travel: int | None = None
 
     def __post_init__(self) -> None:
-        if self.travel is not None and self.travel < 0:
-            raise UserError(
-                f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
-            )
+        if self.travel is not None:
+            check_range("The side of scale travel", self.travel, 0)
 
     @property
     def names(self) -> list[str]:

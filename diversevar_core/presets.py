@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .checkpoints.files import CheckpointError, read_object
-from .errors import UserError, quote
+from .errors import UserError, check_range, quote
 from .job import PLAIN, Chain
 from .methods.repulsion import Repulsion
 from .methods.ssr_sar import PAPER, DiverseVAR
@@ -73,17 +73,12 @@ CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 def preset_of(saved: object) -> Preset:
     """Read a preset that was saved as JSON; UserError if it is not valid."""
-    if not isinstance(saved, dict):
-        raise UserError(f"a preset is an object, not {quote(saved)}")
+    if not isinstance(saved, dict) or saved.keys() - DEFAULTS.keys():
+        raise UserError(f"{quote(saved)} is not a preset")
     for name, value in saved.items():
-        if name not in DEFAULTS:
-            raise UserError(f"there is no strength {quote(name)}")
-        least, most = DEFAULTS[name], getattr(MOST, name)
-        whole = isinstance(least, int)
-        kinds = (int,) if whole else (int, float)
-        if type(value) not in kinds or not least <= value <= most:
-            kind = "a whole number" if whole else "a number"
-            raise UserError(f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}")
+        if type(value) not in {int, type(DEFAULTS[name])}:
+            raise UserError(f"{name} is {quote(value)}")
+        check_range(name, value, DEFAULTS[name], getattr(MOST, name))
     return Preset(**saved)
 
 

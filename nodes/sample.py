@@ -153,7 +153,7 @@ class Sampler(io.ComfyNode):
         samples, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
         lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += not_known(positive)
+        lines += said_of(positive)
         if image and keep_side == 0 and mask is None:
             lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
         return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
@@ -178,9 +178,9 @@ def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule,
     return line
 
 
-def not_known(positive: list) -> list[str]:
-    """Sentences on words of the prompt that the model does not know."""
-    return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+def said_of(positive: list) -> list[str]:
+    """Sentences on what of its text a small model draws."""
+    return [extras[host.SAID] for _, extras in positive if host.SAID in extras]
 
 
 def draw(

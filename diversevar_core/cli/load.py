@@ -123,8 +123,8 @@ def condition_of(
     encoder = load_text_encoder(args.text_encoder, device)
     positive = cycle(encoder([args.prompt]), args.batch, device)
     negative = cycle(encoder([args.negative]), len(positive), device) if args.negative else None
-    if sentence := encoder.unseen(args.prompt):
-        print(sentence, file=sys.stderr)
+    if said := encoder.read(args.prompt)[1]:
+        print(said, file=sys.stderr)
     return Text(positive, negative, source)
 
 
