@@ -77,7 +77,7 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     what.add_argument("--prompt", help="text of the image")
     what.add_argument("--negative", help="negative prompt")
     what.add_argument("--source", help="editing models: the image; --prompt says what to change")
-    what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
+    what.add_argument("--labels", type=integers, help="class labels, as in 3,7; 1000 is none")
     what.add_argument(
         "--batch", type=whole(1, 1024), help="images (default: one per prompt or label)"
     )

@@ -89,8 +89,8 @@ def test_wrong_vae_names_both(command_line, common, var_case):
 
 def test_an_unknown_class_is_refused(command_line, var_case, tmp_path):
     files = ["--model", var_case.model, "--vae", var_case.vae, "--out", tmp_path / "p.png"]
-    done = command_line("sample", *files, "--labels", "3,10")
-    assert "There is no class 10; the last is 9" in done.stderr
+    done = command_line("sample", *files, "--labels", "3,11")
+    assert "There is no class 11; the last is 9, and 10 is none." in done.stderr
 
 
 def test_text_features_of_another_width(pair):
