@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from .conditions import Condition
@@ -81,7 +80,6 @@ def draw(
     seed: int,
     chain: Chain = PLAIN,
     *,
-    shared: bool = False,
     exact_batch: bool = False,
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
@@ -96,11 +94,6 @@ def draw(
     task, count = (model, vae, condition, schedule, settings), len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
-        if shared:
-            raise UserError(
-                "Diverse starts choose a seed for each image, and a shared stream uses only the "
-                "first; set starts to 1, or draw each image from its own seed."
-            )
         kept = [method for method in chain.methods if isinstance(method, Keep)]
         if not (condition.alike and all(keep.alike for keep in kept)):
             raise UserError(
@@ -111,7 +104,10 @@ def draw(
     seeds = [seed % 2**64 for seed in seeds]
     ready()
     maps = Methods(chain.methods).drawn(schedule)
-    draw_all = partial(sample, *task, seeds, shared, exact_batch=exact_batch)
+
+    def draw_all(methods: Sequence[Method]) -> Iterator[Step]:
+        return sample(*task, seeds, methods=methods, exact_batch=exact_batch)
+
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)
