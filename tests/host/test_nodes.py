@@ -59,7 +59,7 @@ def test_ssr_and_sar_change_the_image(host):
 def test_a_preset_sets_the_numbers(host):
     (published,) = pixels(host.run(graph("infinity", preset="as published")))
     (off,) = pixels(host.run(graph("infinity", guidance_start=0)))
-    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR as in the paper")))
+    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR (DiverseVAR)")))
     np.testing.assert_array_equal(published, off)
     assert not np.array_equal(published, paper)
 
