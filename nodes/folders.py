@@ -36,8 +36,8 @@ MODELS = Kind(
 VAES = Kind(("vae", "checkpoints", OWN), is_vae, included.all_of("vae.safetensors"))
 TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
-# file or folder -> states of its files and the kinds that it can be of, to read each file once
-verdicts: dict[Path, tuple[list[tuple], frozenset[Accepts] | None]] = {}
+# path -> its version and the kinds that it can be of, to read each file once
+verdicts: dict[Path, tuple[list, frozenset[Accepts] | None]] = {}
 
 
 def register() -> None:
@@ -122,15 +122,13 @@ def paths(folder: str, name: str) -> Iterator[Path]:
 def fits(kind: Kind, path: Path) -> bool:
     """Whether a path can be of this kind; if its names cannot be read, a file can, a folder not."""
     try:
-        files = sorted(path.iterdir()) if os.path.isdir(path) else [path]
-        states = [os.stat(file) for file in files if os.path.isfile(file)]
-    except OSError:  # deleted meanwhile, or permission denied
+        version = version_of(path)  # of a folder's files too, which may still be downloading
+    except OSError:  # missing, or permission denied
         return False
-    now = [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
     before, kinds = verdicts.get(path, (None, None))
-    if before != now:
+    if before != version:
         kinds = verdict(path)
-        verdicts[path] = now, kinds
+        verdicts[path] = version, kinds
     return os.path.isfile(path) if kinds is None else kind.accepts in kinds
 
 

@@ -271,6 +271,6 @@ def test_many_missing_blocks_are_refused_quickly(kind, tensors, text_encoder, tm
         del many["blocks.3.sa.scale_mul_1H11"]
     torch.save(many | rest, tmp_path / "m.pth")
     started = time.process_time()
-    with pytest.raises(CheckpointError, match=r"lacks|has shape|none is blocks.3"):
+    with pytest.raises(CheckpointError, match=r"it has \d+ blocks, and no release"):
         (load_text_encoder if kind == "text encoder" else load_model)(tmp_path / "m.pth")
     assert time.process_time() - started < 10
