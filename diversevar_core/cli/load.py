@@ -133,8 +133,8 @@ def condition_of(
     else:
         encoder = load_text_encoder(args.text_encoder, device)
         given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
-        if sentence := encoder.unseen(args.prompt):
-            print(sentence, file=sys.stderr)
+        if said := encoder.read(args.prompt)[1]:
+            print(said, file=sys.stderr)
     positive = cycle(given.positive, args.batch, device)
     negative = given.negative and cycle(given.negative, len(positive), device)
     return Text(positive, negative, source)
