@@ -26,22 +26,20 @@ from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
 
-# entries of stock nodes in a conditioning that VAR models do not support
+# what stock nodes put into a conditioning and VAR models do not support: entry -> what it asks for,
+# and the value that asks for nothing
 UNREAD = {
-    "area": "an area",
-    "mask": "a mask",
-    "control": "a ControlNet",
-    "hooks": "hooks",
-    "gligen": "GLIGEN boxes",
-    "reference_latents": "reference images",
-    "concat_latent_image": "an image to inpaint",
-    "unclip_conditioning": "an unCLIP image",
-}
-# those of them that ask for nothing if they have this value
-UNREAD_UNLESS = {
-    "start_percent": (0.0, "a range of steps"),
-    "end_percent": (1.0, "a range of steps"),
-    "strength": (1.0, "a strength"),
+    "area": ("an area", None),
+    "mask": ("a mask", None),
+    "control": ("a ControlNet", None),
+    "hooks": ("hooks", None),
+    "gligen": ("GLIGEN boxes", None),
+    "reference_latents": ("reference images", None),
+    "concat_latent_image": ("an image to inpaint", None),
+    "unclip_conditioning": ("an unCLIP image", None),
+    "start_percent": ("a range of steps", 0.0),
+    "end_percent": ("a range of steps", 1.0),
+    "strength": ("a strength", 1.0),
 }
 
 ALIASES = [
@@ -317,10 +315,7 @@ def single(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
             "Concat or Average in place of Combine, or one class."
         )
     features, extras = conditioning[0]
-    asks = [words for name, words in UNREAD.items() if extras.get(name) is not None]
-    asks += [
-        words for name, (off, words) in UNREAD_UNLESS.items() if extras.get(name) not in (None, off)
-    ]
+    asks = [words for name, (words, off) in UNREAD.items() if extras.get(name) not in (None, off)]
     if asks:
         raise UserError(
             f"{socket} asks for {asks[0]}, and a VAR model reads only a prompt or a class, for the "
