@@ -13,7 +13,9 @@ VAE has no such blocks and becomes bfloat16.
 from __future__ import annotations
 
 import json
+import os
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -58,16 +60,19 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
     text encoder's tokenizer.json. Raises CheckpointError if the source cannot be converted, or
     ``out`` is there already or cannot be written; no half file stays.
     """
-    out, checkpoint = Path(out), read_whole(Path(source))
+    out = Path(out)
+    if os.path.lexists(out):
+        raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
+    checkpoint = read_whole(Path(source))
     types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
+    draft = out.with_name(f".{uuid.uuid4().hex}.part")  # so that no half file is taken for a whole
     try:
-        file = out.open("xb")
         try:
-            with file:
+            with draft.open("xb") as file:
                 write(file, checkpoint, types)
-        except BaseException:
-            out.unlink()
-            raise
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
 

@@ -12,7 +12,7 @@ from comfy.weight_adapter import LoHaAdapter, LoRAAdapter, WeightAdapterBase
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.checkpoints.files import naming, read_object, read_tensors
+from ..diversevar_core.checkpoints.files import read_object, read_tensors
 from ..diversevar_core.errors import UserError, quote
 from . import folders, host, inputs
 
@@ -121,17 +121,18 @@ def peft_alphas(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not path.stem.startswith("adapter_model") or not file.is_file():
         return {}
     config, alphas = read_object(file), {}
-    with naming(file):
-        patterns = dict(config.get("alpha_pattern") or {})
-        for name, down in tensors.items():
-            layer, is_down, _ = name.partition(".lora_A")
-            if is_down:
-                alpha = config.get("lora_alpha", 8)  # PEFT's own default
-                for ending in patterns:
-                    if f".{layer}".endswith(f".{ending}"):
-                        alpha = patterns[ending]
-                root = len(down) ** 0.5 if config.get("use_rslora") else 1
-                alphas[f"{layer}.alpha"] = torch.tensor(float(alpha) * root)
+    alpha = config.get("lora_alpha", 8)  # PEFT's own default
+    patterns = config.get("alpha_pattern") or {}  # layers' endings -> their own alpha
+    if not isinstance(patterns, dict) or not all(
+        isinstance(number, (int, float)) for number in (alpha, *patterns.values())
+    ):
+        raise UserError(f"{quote(file)} has an alpha that is not a number; get it again.")
+    for name, down in tensors.items():
+        layer, is_down, _ = name.partition(".lora_A")
+        if is_down:
+            own = (patterns[end] for end in patterns if f".{layer}".endswith(f".{end}"))
+            root = down.shape[:1].numel() ** 0.5 if config.get("use_rslora") else 1
+            alphas[f"{layer}.alpha"] = torch.tensor(next(own, alpha) * root)
     return alphas
 
 

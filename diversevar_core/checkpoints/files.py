@@ -14,6 +14,7 @@ releases.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import logging
@@ -37,7 +38,7 @@ from ..models.infinity import TASKS
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS = (".safetensors", ".sft")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-LIMIT = 8 * 2**20  # bytes of a header, index or sidecar; T5's with its vocabulary: 3.5M
+LIMIT = 8 * 2**20  # bytes of a header, index or sidecar; flan-T5's tokenizer.json: 2.4M
 PROGRAM = 4 * 2**20  # bytes of a pickle without its tensors' data; Infinity-8B's: 0.2M
 TENSORS = 20_000  # in a header; Infinity-8B has 1,000
 PIXELS_OF_SIDE = {"256": "0.06M", "512": "0.25M", "1024": "1M"}
@@ -70,19 +71,20 @@ NOT_CHECKPOINTS = (
 )
 
 
-def no_number(*_: object) -> None:
-    """What a numpy scalar in a pickle is read as. No fact is one, so nothing of numpy is called."""
+def scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    """numpy's scalar in a pickle. numpy's own function would make one of gigabytes from no data."""
+    return np.frombuffer(data, dtype, count=1)[0]
 
 
-# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They are
-# added once: a context manager would take them from loads in other threads, and ComfyUI's own away.
+# Infinity's trainer stores a numpy.float64 among its arguments, which these make readable. They
+# stay allowed for the process: a context manager would take them from another thread's load.
 torch.serialization.add_safe_globals(
     [
         np.dtype,
         *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
-        (no_number, "numpy.core.multiarray.scalar"),  # numpy 1
-        (no_number, "numpy._core.multiarray.scalar"),  # numpy 2
-        (no_number, "_codecs.encode"),  # makes the scalar's bytes
+        (scalar, "numpy.core.multiarray.scalar"),  # numpy 1
+        (scalar, "numpy._core.multiarray.scalar"),  # numpy 2
+        (codecs.encode, "_codecs.encode"),  # makes the scalar's data
     ]
 )
 
@@ -138,8 +140,8 @@ def reading(file: Path) -> Iterator[None]:
         ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{quote(file)} holds something other than tensors, and code in it is never run; use a "
-            "safetensors version of it, or choose another file."
+            f"{quote(file)} holds something other than tensors, and code in it is never run; "
+            "download it again, or use a safetensors version of it."
         ) from error
     except Exception as error:  # a hostile file can cause any, such as MemoryError
         kind = "safetensors file" if is_safetensors(file) else "checkpoint"
@@ -206,7 +208,7 @@ def read(
         content |= more
         facts |= without_other_task(header, file)
     for sidecar in (path / "config.json", files[0].with_suffix(".json")):
-        if os.path.isfile(sidecar):
+        if os.path.isfile(sidecar) and sidecar.name != "tokenizer.json":  # a vocabulary
             facts |= without_other_task(read_object(sidecar), sidecar)
     tensors = unwrap(content, recognise)
     if any(BITSANDBYTES.search(name) for name in tensors):
@@ -285,7 +287,8 @@ def index_of(folder: Path) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """An index's tensor names -> names of the files that hold them. Raises CheckpointError."""
     names = read_object(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    texts = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not texts or not names:
         raise CheckpointError(f"{quote(index)} lacks its weight_map; download it again.")
     return names
 
@@ -438,5 +441,5 @@ def naming(path: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{quote(path)} lacks the tensor {quote(error.args[0])}; download it again."
         ) from error
-    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
+    except UserError as error:
         raise CheckpointError(f"{quote(path)} cannot be read: {error}.") from error

@@ -251,9 +251,9 @@ def refusals(folder: Path, tensors) -> dict[str, tuple[Path, Path, str]]:
     torch.save(tensors | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, folder / "odd.pth")
     (folder / "link.safetensors").symlink_to("nowhere")
     return {
-        "itself": (good, good, "cannot be written: File exists"),
-        "a file that is there": (good, folder / "lora.safetensors", "File exists"),
-        "a link that leads nowhere": (good, folder / "link.safetensors", "File exists"),
+        "itself": (good, good, "There is a file"),
+        "a file that is there": (good, folder / "lora.safetensors", "There is a file"),
+        "a link that leads nowhere": (good, folder / "link.safetensors", "There is a file"),
         "a folder that is not there": (good, folder / "no" / "o.safetensors", "cannot be written"),
         "a LoRA": (folder / "lora.safetensors", out, "is a LoRA; what can be converted"),
         "a quantized file": (folder / "scaled.safetensors", out, "quantized already"),

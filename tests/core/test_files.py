@@ -116,6 +116,8 @@ def written(content: bytes):
 
 
 END = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 2**32 - 2**20, 2**20, 0)
+HUGE = b"\x80\x02cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\0\0\0V2000000000\x85R"
+NO_BYTES = b"c_codecs\nencode\nX\0\0\0\0X\6\0\0\0latin1\x86R"
 HOSTILE = {
     "empty.safetensors": written(b""),
     "null.safetensors": written(safetensors(b"null")),
@@ -146,6 +148,8 @@ HOSTILE = {
     "none.pth": lambda path: zipped(path, {"readme": b"hello"}),
     "opcodes.pth": lambda path: zipped(path, {"m/data.pkl": b"0" * 1000 + b"."}),
     "storage.pth": lambda path: zipped(path, {"m/data.pkl": b"\x80\x02]."}),
+    "scalar.pth": lambda path: zipped(path, {"m/data.pkl": HUGE + b"\x85R."}),
+    "void.pth": lambda path: zipped(path, {"m/data.pkl": HUGE + NO_BYTES + b"\x86R."}),
     "text.pth": written(b"hello"),
     "zeros.pth": lambda path: grown(path, b"", 5 * 2**30),
     "pipe.safetensors": os.mkfifo,
@@ -161,6 +165,7 @@ HOSTILE = {
     "list_index": index("[[1]]"),
     "cut_index": index('{"weight_map": {"a":'),
     "number_index": index('{"weight_map": 3}'),
+    "empty_index": index('{"weight_map": {}}'),
     "numbers_index": index('{"weight_map": {"a.weight": 3}}'),
     "deep_index": index('{"weight_map":' + "[" * 200_000),
     "long_index": index(" " * 20 * MB),
