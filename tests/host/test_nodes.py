@@ -467,7 +467,7 @@ def two_prompts() -> dict:
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        (wrong_vae(), "VAE"),
+        (wrong_vae(), "vae"),
         (class_for_infinity(), "classes"),
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),
