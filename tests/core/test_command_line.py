@@ -121,7 +121,7 @@ def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
 
 def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     out = tmp_path / "rows.png"
-    presets = ["SSR + SAR as in the paper", "most different"]
+    presets = ["SSR + SAR (DiverseVAR)", "most different"]
     done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
     image = np.asarray(Image.open(out).convert("RGB")).astype(float)
