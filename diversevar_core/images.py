@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
     prompt: str  # "" if it is not known
     images: Sequence[Tensor]  # (3, H, W) each, in 0..1
-    labels: Sequence[str]  # of the images, mostly their seeds; as many as images, or none
+    labels: Sequence[str]  # as many as images, or none
 
 
 def contact_sheet(rows: Sequence[Row]) -> Tensor:

@@ -39,10 +39,11 @@ class ContactSheet(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, prompts=(), seeds=()) -> io.NodeOutput:
-        rows = [
-            Row(prompt, [inputs.rgb("images", image)[0] for image in shown], labels)
-            for prompt, shown, labels in rows_of(images, prompts, seeds)
-        ]
+        rows = []
+        for prompt, shown, labels in rows_of(images, prompts, seeds):
+            pictures = [inputs.rgb("images", image)[0] for image in shown]
+            named = [f"seed {label}" if label.isdecimal() else label for label in labels]
+            rows.append(Row(prompt, pictures, named))
         sheet = contact_sheet(rows).movedim(0, -1)[None]
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
