@@ -54,8 +54,7 @@ class Pick(io.ComfyNode):
             raise UserError(f"There is no image {number} in row {row}, only {len(shown)}.")
         image, label = shown[number - 1], labels[number - 1] if labels else ""
         seed = int(label) if label.isdecimal() else unknown("seed")
-        about = ", ".join(filter(None, (prompt, label and f"seed {label}")))
-        preview = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(about).as_dict()
+        preview = ui.PreviewImage(image, cls=cls)
         return io.NodeOutput(image, prompt or unknown("prompt"), seed, ui=preview)
 
 
