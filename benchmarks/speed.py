@@ -16,7 +16,7 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.models.compiled import compile_blocks
 from diversevar_core.models.packed import pack
-from diversevar_core.sampling.run import Step
+from diversevar_core.sampling.method import Step
 from diversevar_core.sampling.sampler import sample
 
 from . import meter

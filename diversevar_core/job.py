@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from .conditions import Condition
 from .errors import UserError
+from .methods.keep import Keep
 from .methods.starts import Starts, choose_starts
 from .methods.travel import sample_and_travel
 from .models.family import Family
-from .sampling.run import Method, Step, drawn_maps, once
+from .sampling.method import Method, Methods, Step, twice
 from .sampling.sampler import sample
 from .schedule import Schedule
 from .settings import Settings
@@ -52,13 +53,13 @@ class Chain:
     def with_starts(self, starts: Starts) -> Chain:
         """The chain with chosen seeds; UserError if it already has ``starts``."""
         if self.starts is not None:
-            raise once("Diverse Seeds")
+            raise twice("Diverse Seeds")
         return replace(self, starts=starts)
 
     def with_travel(self, side: int) -> Chain:
         """The chain with scale travel; UserError if it already has it."""
         if self.travel is not None:
-            raise once("Scale Travel")
+            raise twice("Scale Travel")
         return replace(self, travel=side)
 
 
@@ -102,7 +103,8 @@ def draw(
                 "Diverse starts choose a seed for each image, and a shared stream uses only the "
                 "first; set starts to 1, or draw each image from its own seed."
             )
-        if not (condition.alike and all(method.alike for method in chain.methods)):
+        kept = [method for method in chain.methods if isinstance(method, Keep)]
+        if not (condition.alike and all(keep.alike for keep in kept)):
             raise UserError(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
@@ -110,7 +112,7 @@ def draw(
         seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
-    maps = drawn_maps(schedule, chain.methods)
+    maps = Methods(chain.methods).drawn(schedule)
     draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))

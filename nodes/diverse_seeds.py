@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.resize import area
-from ..diversevar_core.sampling.run import Step
+from ..diversevar_core.sampling.method import Step
 from ..diversevar_core.vae.autoencoder import to_image
 from . import host, inputs
 from .measure import features_of

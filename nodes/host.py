@@ -43,8 +43,8 @@ from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.resize import area
+from ..diversevar_core.sampling.method import Methods, Step
 from ..diversevar_core.sampling.pairing import patch_of
-from ..diversevar_core.sampling.run import Step, drawn_maps
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
@@ -363,15 +363,16 @@ def to_device(
     of source images, 1 where all images share one.
     """
     guided = any(g != 1 for g, _ in guidance(settings, schedule))
-    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
+    methods, starts = Methods(chain.methods), chain.starts
+    drawn = methods.drawn(schedule)
     stages = [(batch, drawn)]
     if starts and starts.chooses(batch):
         first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
         stages.append((min(starts.candidates, TOGETHER), first))
-    share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
-    stored = sum(method.stored(schedule, model.model.depth) for method in chain.methods)
-    room = max(room_of(model.model, maps, guided, n, share, source, stored) for n, maps in stages)
+    room = max(
+        room_of(model.model, schedule, maps, guided, n, methods, source) for n, maps in stages
+    )
     if chain.travel:
         sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
         shape = (1, vae.core.token_kind.channels, *sides)
@@ -381,24 +382,26 @@ def to_device(
 
 def room_of(
     network: Family,
+    schedule: Schedule,
     maps: Schedule,
     guided: bool,
     batch: int,
-    share: float,
+    methods: Methods,
     source: int,
-    stored: int,
 ) -> float:
     """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
 
-    share: of the keys and values that are kept. source: number of tokens of all source images.
-    stored: number of tokens whose features methods store for each row.
+    source: number of tokens of all source images.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
-    cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = (32 * last + 4 * stored) * rows * width  # float32
+    rows = (1 + guided) * batch
+    pair = 2 * width * network.dtype.itemsize  # the key and value of one token in one block
+    token = 4 * rows * width  # the features of one token of every row, float32
+    cache = methods.memory(rows * cached * network.depth * pair, token, schedule, network.depth)
+    cache += (1 + guided) * source * network.depth * pair
+    work = 8 * last * token
     if source:  # one block's keys and values, joined with the source's
-        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
+        work += rows * (cached + 2 * last) * pair
     return cache + work
 
 

@@ -41,7 +41,7 @@ from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.models.infinity import Infinity
 from diversevar_core.presets import PRESETS
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.bsq import BSQ

@@ -18,7 +18,7 @@ from diversevar_core.conditions import Text
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder

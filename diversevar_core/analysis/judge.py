@@ -44,7 +44,7 @@ def self_alignment(
     found = []  # of each map: nats with the prompt, then without it, (2B,)
     f_hat = features = None
     for scale, tokens in zip(schedule, maps, strict=True):
-        x = model.embed(state, features, scale)
+        x = model.embed(state, features) + model.positions(state, scale)
         for i in range(model.depth):
             x = model.block(state, i, scale, x)
         both = (model.logits(state, x), torch.cat((tokens, tokens)))

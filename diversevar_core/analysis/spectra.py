@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale
 
 MODEL = -1  # the block number that stands for the whole transformer

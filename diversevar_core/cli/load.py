@@ -20,8 +20,8 @@ from ..job import PLAIN, Chain, draw
 from ..models.compiled import compile_blocks
 from ..models.family import Family
 from ..models.packed import fastest_dtype, pack
+from ..sampling.method import Methods, Step
 from ..sampling.pairing import check_pair, image_size
-from ..sampling.run import Step, drawn_maps
 from ..schedule import Schedule
 from ..settings import Settings
 from ..text.encoder import load_text_encoder
@@ -48,7 +48,7 @@ class Job:
         how = (self.model, self.vae, self.condition, self.schedule, settings)
         options = {"shared": self.shared, "exact_batch": self.exact_batch}
         drawn = draw(*how, self.seed, chain, **options)
-        return drawn.seeds, list(drawn.steps)[-len(drawn_maps(self.schedule, chain.methods)) :]
+        return drawn.seeds, list(drawn.steps)[-len(Methods(chain.methods).drawn(self.schedule)) :]
 
     @torch.no_grad()
     def image(self, steps: list[Step]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale
 
 TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, for the first maps

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..resize import area
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale, Schedule
 
 WHOLE_TO = 1 / 2  # of the last map's side; smaller maps are computed whole
@@ -46,15 +46,15 @@ class FastVAR(Method):
                 f"not {self.prune} and {self.skip}."
             )
 
-    def drawn(self, schedule: Schedule) -> int:
-        return max(1, len(schedule) - self.skip)
+    def drawn(self, schedule: Schedule) -> Schedule:
+        return schedule[: max(1, len(schedule) - self.skip)]
 
     def begin(self, context: Context) -> Method:
         return self.pruned(context.schedule, len(context.plan), context.depth) or Method()
 
-    def stored(self, schedule: Schedule, depth: int) -> int:
-        acting = self.pruned(schedule, self.drawn(schedule), depth)
-        return acting.whole.tokens * len(acting.blocks) if acting else 0
+    def memory(self, cache: float, token: float, schedule: Schedule, depth: int) -> float:
+        acting = self.pruned(schedule, len(self.drawn(schedule)), depth)
+        return cache + (acting.whole.tokens * len(acting.blocks) * token if acting else 0)
 
     def pruned(self, schedule: Schedule, maps: int, depth: int) -> Pruned | None:
         """What is left out of the schedule's first ``maps``; None: nothing."""
@@ -90,10 +90,10 @@ class Pruned(Method):
             self.changes[i] = out - x
             return out
         kept = x.shape[1] - int(x.shape[1] * self.shares[scale.k])
-        places = pivotal(x, kept)
-        index = repeat(places, "r m -> r m c", c=x.shape[2])
+        kept_index = pivotal(x, kept)
+        index = repeat(kept_index, "r m -> r m c", c=x.shape[2])
         out = x + self.stand_in(i, scale)[: len(x)]
-        return out.scatter_(1, index, run(x.gather(1, index), places))
+        return out.scatter_(1, index, run(x.gather(1, index), kept_index))
 
     def stand_in(self, i: int, scale: Scale) -> Tensor:
         """What block i added to the last whole map, at the size of this one: (rows, n, C)."""

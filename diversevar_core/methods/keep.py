@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..resize import area
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale
 
 
@@ -40,21 +40,21 @@ class Keep(Method):
                 f"The encoded image has token maps of {ours} tokens, but this image's have "
                 f"{theirs}; encode it with this model and the same shape."
             )
-        places = list(context.places)
+        images = list(context.images)
         given = {
             "images": self.maps[0],
             "masks": self.maps[0] if self.mask is None else self.mask,
         }
         for what, many in given.items():
-            if 1 != len(many) <= max(places):
+            if 1 != len(many) <= max(images):
                 raise UserError(
                     f"There are {len(many)} {what} to keep and more images are drawn; give one "
                     "for all, or one for each. Diverse starts need one for all."
                 )
         mask, device = self.mask, context.condition.device
         if mask is not None:
-            mask = (mask if len(mask) == 1 else mask[places]).to(device, torch.float32)
-        maps = [(m if len(m) == 1 else m[places]).to(device) for m in self.maps]
+            mask = (mask if len(mask) == 1 else mask[images]).to(device, torch.float32)
+        maps = [(m if len(m) == 1 else m[images]).to(device) for m in self.maps]
         return replace(self, maps=maps, mask=mask)
 
     def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:

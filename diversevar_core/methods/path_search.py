@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..sampling.run import Advance, Context, Method, Run, Step
+from ..sampling.method import Advance, BatchState, Context, Method, Step
 from ..schedule import Scale
 from ..settings import Guidance
 
@@ -50,14 +50,16 @@ class Search(Method):
         self.settings, self.context = settings, context
         self.chosen: Tensor | None = None  # the current map's tokens, once they are chosen
 
-    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
+    def step(
+        self, advance: Advance, batch: BatchState, scale: Scale, guidance: Guidance
+    ) -> tuple[BatchState, Step]:
         if scale.side > self.settings.side:
-            return advance(run, scale, at)
+            return advance(batch, scale, guidance)
         coming = slice(scale.k + 1, scale.k + 1 + self.settings.ahead)
         coming = list(zip(self.context.schedule[coming], self.context.plan[coming], strict=False))
         best = None
         for _ in range(self.settings.candidates):
-            trial, first = advance(run.fork(), scale, at)
+            trial, first = advance(batch.fork(), scale, guidance)
             energies = [self.energy(first)]
             for later in coming:
                 trial, step = advance(trial, *later)
@@ -70,7 +72,7 @@ class Search(Method):
             chosen = torch.where(better, first.tokens, chosen)
             best = torch.minimum(best, energy)
         self.chosen = chosen  # which ``tokens`` returns for what this last pass draws
-        result = advance(run, scale, at)
+        result = advance(batch, scale, guidance)
         self.chosen = None
         return result
 

@@ -5,14 +5,14 @@ This pack's own method, similar to particle guidance (Corso et al., arXiv 2310.1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..sampling.run import Method
+from ..sampling.method import Method
 from ..schedule import Scale
 
 
@@ -36,13 +36,10 @@ class Repulsion(Method):
                 f"The strength of repulsion is a number of 0 or more, not {self.strength}."
             )
 
-    def draw(
-        self, choose: Callable[..., Tensor], scale: Scale, logits: Tensor, first: int = 0
-    ) -> Tensor:
-        if self.strength == 0 or scale.side > self.side:
-            return choose(logits, first)
-        tokens, times = [], torch.zeros_like(logits[:1])  # times: how often each choice was drawn
-        for i, own in enumerate(logits.split(1)):
-            tokens.append(choose(own - self.strength / max(i, 1) * times, first + i))
-            times.scatter_add_(-1, tokens[-1].unsqueeze(-1), torch.ones_like(times[..., :1]))
-        return torch.cat(tokens)
+    def image_logits(self, logits: Tensor, scale: Scale, before: Sequence[Tensor]) -> Tensor:
+        if self.strength == 0 or scale.side > self.side or not before:
+            return logits
+        times = torch.zeros_like(logits)  # how often each choice was drawn
+        for tokens in before:
+            times.scatter_add_(-1, tokens.unsqueeze(-1), torch.ones_like(times[..., :1]))
+        return logits - self.strength / len(before) * times

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
@@ -76,14 +76,6 @@ class DiverseVAR(Method):
                 raise UserError(f"{name} must be a finite number of 0 or more, not {value}.")
         if self.site not in SITES:
             raise UserError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
-
-    @property
-    def pushes(self) -> str:
-        gains = {"sar": self.sar, "ssr_alpha": self.ssr_alpha - 1, "sar_alpha": self.sar_alpha - 1}
-        given = [f"{name} {getattr(self, name):g}" for name, gain in gains.items() if gain > 0]
-        rates = "" if self.relative else " (absolute)"
-        where = " at every block" if self.site == "block" else ""
-        return f"{', '.join(given)}{rates}{where}" if given else ""
 
     def begin(self, context: Context) -> DiverseVAR:
         """Raises UserError if a side is not in the schedule."""

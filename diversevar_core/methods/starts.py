@@ -19,7 +19,7 @@ from ..diversity import most_different
 from ..errors import UserError
 from ..models.family import Family
 from ..resize import area
-from ..sampling.run import Method, Step
+from ..sampling.method import Method, Step
 from ..sampling.sampler import sample
 from ..schedule import Schedule
 from ..settings import Settings

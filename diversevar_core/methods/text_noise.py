@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..conditions import Condition, Text
 from ..errors import UserError
-from ..sampling.run import Context, Method
+from ..sampling.method import Context, Method
 from ..schedule import Scale
 
 OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, so that the tokens' stream is not used

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..sampling.run import Method, Step
+from ..sampling.method import Method, Step
 from ..schedule import Schedule
 from ..vae.vae import VAE
 from .keep import Keep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,8 +14,6 @@ from ..schedule import Scale, Schedule
 from ..settings import Settings
 from ..tokens import TokenKind
 from .blocks import KVCache
-
-Change = Callable[[Tensor, Scale], Tensor]  # a feature map (rows, n, C) -> another one
 
 
 @dataclass
@@ -103,32 +101,26 @@ class Family(nn.Module):
         """Set what the images show; UserError if the model cannot read it."""
         raise NotImplementedError
 
-    def embed(
-        self, state: State, features: Tensor | None, scale: Scale, changes: Sequence[Change] = ()
-    ) -> Tensor:
+    def embed(self, state: State, features: Tensor | None) -> Tensor:
         """The input of one map, (rows, n, C) float32; features (B, n, D), None for the first map.
 
-        changes: applied before the scale and position embeddings are added.
+        The scale and position embeddings are not in it yet: see ``positions``.
         """
         if features is None:
-            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
-        else:
-            x = self.word_embed(features.to(self.dtype)).float()
-            x = torch.cat((x, x)) if state.guided else x
-        for change in changes:
-            x = change(x, scale)
-        return x + self.embeddings(state, scale)
+            return state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        x = self.word_embed(features.to(self.dtype)).float()
+        return torch.cat((x, x)) if state.guided else x
 
-    def embeddings(self, state: State, scale: Scale) -> Tensor:
-        """What ``embed`` adds for the scale and the positions, ([1,] 1 or n, C) float32."""
+    def positions(self, state: State, scale: Scale) -> Tensor:
+        """The scale and position embeddings of one map, ([1,] 1 or n, C) float32."""
         raise NotImplementedError
 
     def block(
-        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self, state: State, i: int, scale: Scale, x: Tensor, token_index: Tensor | None = None
     ) -> Tensor:
         """Block i on one map, (rows, n, C).
 
-        places: indices (rows, n) of the tokens in the map, None where x has all of them.
+        token_index: (rows, n), of the tokens in the map; None if x has all of them.
         """
         raise NotImplementedError
 

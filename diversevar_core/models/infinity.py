@@ -347,7 +347,7 @@ class Infinity(Family):
             return MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
         return scale.full
 
-    def positions(self, scale: Scale) -> Tensor:
+    def grid_positions(self, scale: Scale) -> Tensor:
         """Row and column of each token of one map, (h * w, 2)."""
         rows, columns = torch.arange(scale.h).float(), torch.arange(scale.w).float()
         if self.config.full_map_positions:
@@ -364,8 +364,8 @@ class Infinity(Family):
         """
         sides = self.config.sides
         maps = infinity_schedule(last.h / last.w) if sides is None else square(sides)
-        source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
-        return torch.cat((source, *(self.positions(scale) for scale in maps)))
+        source = self.grid_positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
+        return torch.cat((source, *(self.grid_positions(scale) for scale in maps)))
 
     def rotary_table(self, positions: Tensor, device: torch.device) -> Rotary:
         """Cosines and sines (n, head_dim / 2, 2) of the rotary angles at positions (n, 2).
@@ -407,7 +407,7 @@ class Infinity(Family):
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
         if state.rotary_table is None:
-            maps = [self.positions(scale) for scale in state.schedule]
+            maps = [self.grid_positions(scale) for scale in state.schedule]
             positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
             state.rotary_table = self.rotary_table(positions, padded.device)
         if text.source is not None and not state.source:
@@ -462,17 +462,22 @@ class Infinity(Family):
             x = self.block(own, i, last, x)
         state.source = [(cache.k, cache.v) for cache in own.caches]
 
-    def embeddings(self, state: InfinityState, scale: Scale) -> Tensor:
+    def positions(self, state: InfinityState, scale: Scale) -> Tensor:
         begin = scale.begin + (state.last.tokens if self.edits else 0)
         state.rotary = state.rotary_table[begin : begin + scale.tokens]
         return self.level(scale, state.condition.device)
 
     def block(
-        self, state: InfinityState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self,
+        state: InfinityState,
+        i: int,
+        scale: Scale,
+        x: Tensor,
+        token_index: Tensor | None = None,
     ) -> Tensor:
         block, rotary = self.blocks[i], state.rotary
-        if places is not None:
-            rotary = rotary[places]
+        if token_index is not None:
+            rotary = rotary[token_index]
         if i not in state.prepared:
             state.prepared[i] = block.prepare(state.terms, state.text)
         if i > 0 and i % self.config.level_every == 0:

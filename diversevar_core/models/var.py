@@ -183,13 +183,13 @@ class VAR(Family):
             state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
 
-    def embeddings(self, state: State, scale: Scale) -> Tensor:
+    def positions(self, state: State, scale: Scale) -> Tensor:
         level = self.lvl_embed(torch.full((1,), scale.k, device=state.condition.device))
         position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens]
         return level.to(state.condition) + position.to(state.condition)
 
     def block(
-        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self, state: State, i: int, scale: Scale, x: Tensor, token_index: Tensor | None = None
     ) -> Tensor:
         if i not in state.prepared:
             state.prepared[i] = self.blocks[i].prepare(state)

@@ -21,7 +21,7 @@ from diversevar_core.images import into_square, out_of_square, to_pil
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
@@ -173,7 +173,7 @@ def test_a_model_with_its_own_sides_positions_the_source_next_to_the_maps(edit_c
     want = torch.tensor([(8 * r + 64, 8 * s + 64) for r in range(8) for s in range(8)])
     positions = model.positions_of_edit(last)
     assert torch.equal(positions[:64], want.float())
-    assert torch.equal(positions[-64:], model.positions(last))
+    assert torch.equal(positions[-64:], model.grid_positions(last))
 
 
 def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_case):

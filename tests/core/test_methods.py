@@ -19,7 +19,7 @@ from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.methods.travel import sample_and_travel
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.schedule import square
 from diversevar_core.settings import Settings
@@ -199,18 +199,18 @@ def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
 
 
 def test_repulsion_lowers_what_earlier_images_drew():
-    """With two equally likely choices and a strong push, images alternate."""
-    logits = torch.zeros(4, 1, 8, 2)
-
-    asked = []
-
-    def choose(choices, first):
-        asked.append((first, len(choices)))
-        return (choices + torch.tensor([0.1, 0.0])).argmax(dim=-1)
-
-    drawn = Repulsion(5.0).draw(choose, scale(0), logits)[:, 0, 0].tolist()
-    assert drawn == [0, 1, 0, 1]
-    assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]  # each image once
+    """A choice's logit falls by the strength times the share of earlier images that drew it."""
+    logits = torch.randn(1, 2, 1, 3, generator=torch.Generator().manual_seed(0))
+    before = [
+        torch.tensor([0, 2]),
+        torch.tensor([0, 1]),
+        torch.tensor([1, 2]),
+        torch.tensor([0, 2]),
+    ]
+    before = [tokens.view(1, 2, 1) for tokens in before]
+    lower = logits - Repulsion(8.0).image_logits(logits, scale(0), before)
+    assert torch.allclose(lower[0, :, 0], torch.tensor([[6.0, 2.0, 0.0], [0.0, 2.0, 6.0]]))
+    assert Repulsion(8.0).image_logits(logits, scale(0), []) is logits
 
 
 def test_repulsion_spreads_a_batch_and_leaves_its_first_image(pair):
@@ -230,6 +230,34 @@ def test_path_search_finds_likelier_maps(pair):
     assert likelihood([PathSearch(8, ahead=0, side=1)]) > likelihood([]) + 2
 
 
+def test_path_search_keeps_the_path_of_the_least_mean_energy(pair):
+    """Energies of all candidates computed again; the largest of a path's means choose otherwise."""
+
+    class Watch(Method):
+        def __init__(self):
+            self.seen = []
+
+        def step(self, advance, batch, scale, guidance):
+            batch, step = advance(batch, scale, guidance)
+            ones = step.logits.double().view(1, -1, 2).diff().squeeze(-1)  # log-odds of a 1
+            bits = torch.distributions.Bernoulli(logits=ones)
+            self.seen.append((step.tokens, -bits.log_prob(step.tokens.view(1, -1).double())))
+            return batch, step
+
+    otherwise = 0
+    for seed in range(6):
+        watch = Watch()
+        run(pair, [seed], [watch, PathSearch(4, ahead=1, side=2)], tau=(1.0,), cfg=(1.0,), maps=3)
+        for k in range(2):  # four candidates with the map after each, then the chosen one
+            drawn = watch.seen[9 * k : 9 * (k + 1)]
+            paths = [torch.cat((drawn[2 * i][1], drawn[2 * i + 1][1]), dim=1) for i in range(4)]
+            best = min(range(4), key=lambda i: paths[i].mean())
+            assert torch.equal(drawn[8][0], drawn[2 * best][0])
+            worst = min(range(4), key=lambda i: paths[i].max())
+            otherwise += not torch.equal(drawn[8][0], drawn[2 * worst][0])
+    assert otherwise
+
+
 @pytest.mark.parametrize("more", [[], [ScaleKV(0.1)], [FastVAR(0.5, skip=0)]])
 def test_candidates_of_a_path_share_one_cache(pair, more):
     """At every map but the first, whose candidates each make theirs and are forgotten."""
@@ -239,9 +267,9 @@ def test_candidates_of_a_path_share_one_cache(pair, more):
             self.places = {}
 
         def step(self, advance, run, scale, at):
-            before = run.state.caches[0].k
+            before = run.model.caches[0].k
             run, left = advance(run, scale, at)
-            after = run.state.caches[0].k
+            after = run.model.caches[0].k
             if before is not None and after is not None:
                 self.places.setdefault(scale.k, []).append(before.data_ptr() == after.data_ptr())
             return run, left
@@ -260,7 +288,7 @@ class FreshForks(Method):
     order = 0
 
     def step(self, advance, run, scale, at):
-        for cache in run.state.caches:
+        for cache in run.model.caches:
             if cache.k is not None:
                 cache.k, cache.v = cache.k.clone(), cache.v.clone()
         return advance(run, scale, at)

@@ -12,7 +12,7 @@ from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.scalekv import CompressedCache, ScaleKV, window_of
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.run import Context, Method
+from diversevar_core.sampling.method import Context, Method
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.schedule import MAPS, PIXELS, infinity_schedule, square
 from diversevar_core.settings import Guidance, Settings
@@ -142,7 +142,7 @@ class Watch(Method):
 
     def step(self, advance, run, scale, at):
         run, left = advance(run, scale, at)
-        keys = [cache.k for cache in run.state.caches if cache.k is not None]
+        keys = [cache.k for cache in run.model.caches if cache.k is not None]
         self.sizes.append([k.untyped_storage().nbytes() // (4 * len(k) * 256) for k in keys])
         return run, left
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from diversevar_core.conditions import Labels
 from diversevar_core.errors import UserError
 from diversevar_core.methods.ssr_sar import MAX_EXPONENT, DiverseVAR, reweight
-from diversevar_core.sampling.run import Context
+from diversevar_core.sampling.method import Context
 from diversevar_core.schedule import square
 
 SIZES = [(1, 64), (4, 64), (16, 256), (36, 256), (16, 2048), (36, 2048), (144, 2048), (144, 64)]
