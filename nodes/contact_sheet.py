@@ -9,6 +9,11 @@ from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import Row, contact_sheet
 from . import inputs
 
+ALIASES = [
+    "xy plot", "image grid", "labelled grid", "labeled grid", "compare seeds", "compare prompts",
+    "montage", "对比图", "图像网格", "對比圖", "影像網格", "比較表",
+]  # fmt: skip
+
 
 class ContactSheet(io.ComfyNode):
     """The images of any model beside each other."""
@@ -21,16 +26,7 @@ class ContactSheet(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Puts images into one: a row for each prompt, a column for each seed, with "
             "captions. It takes the images of any model.",
-            search_aliases=[
-                "xy plot",
-                "image grid",
-                "labelled grid",
-                "labeled grid",
-                "compare seeds",
-                "compare prompts",
-                "contact sheet",
-                "montage",
-            ],  # fmt: skip
+            search_aliases=ALIASES,
             is_input_list=True,
             is_output_node=True,
             inputs=[images(), prompts(), seeds()],

@@ -12,6 +12,12 @@ from . import host
 MOST = 256  # prompts of one text: a few braces too many write out millions
 CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost one
 
+ALIASES = [
+    "clip text encode", "prompt list", "multiple prompts", "prompt matrix", "combinatorial prompts",
+    "wildcards", "batch prompts", "flan t5",
+    "提示词列表", "多个提示词", "提示詞清單", "プロンプトリスト",
+]  # fmt: skip
+
 
 class EncodePrompts(io.ComfyNode):
     """The stock CLIP Text Encode, for a list of prompts."""
@@ -24,18 +30,7 @@ class EncodePrompts(io.ComfyNode):
             category="DiverseVAR",
             description="Encodes prompts, one a line; {red|green} apple is two of them. What "
             "follows runs once for every prompt, with the same seeds.",
-            search_aliases=[
-                "clip text encode",
-                "prompt list",
-                "prompts",
-                "multiple prompts",
-                "prompt matrix",
-                "combinatorial prompts",
-                "wildcard",
-                "batch prompts",
-                "xy plot",
-                "flan t5",
-            ],  # fmt: skip
+            search_aliases=ALIASES,
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load VAR CLIP, or any other model's."),
                 io.String.Input(
