@@ -119,9 +119,10 @@ def read_whole(source: Path) -> Checkpoint:
     facts, vocabulary = file.facts, tokenizer_path(source)
     if is_t5(file.tensors):
         tensors = rename(file.tensors)
-        facts = {name: facts[name] for name in ("tokenizer.json",) if name in facts}
-        if not facts and vocabulary.is_file():
-            facts = {"tokenizer.json": read_tokenizer(vocabulary)}
+        kept = ("tokenizer.json", "prompts", "phrases")
+        facts = {name: facts[name] for name in kept if name in facts}
+        if "tokenizer.json" not in facts and vocabulary.is_file():
+            facts["tokenizer.json"] = read_tokenizer(vocabulary)
     else:
         wanted = ("encoder.", "decoder.") if BSQ.recognises(file.tensors) else ""
         tensors = {

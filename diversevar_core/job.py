@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .conditions import Condition
-from .errors import UserError
+from .errors import UserError, check_range
 from .methods.keep import Keep
 from .methods.starts import Starts, choose_starts
 from .methods.travel import sample_and_travel
@@ -34,10 +34,8 @@ class Chain:
     travel: int | None = None
 
     def __post_init__(self) -> None:
-        if self.travel is not None and self.travel < 0:
-            raise UserError(
-                f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
-            )
+        if self.travel is not None:
+            check_range("The side of scale travel", self.travel, 0)
 
     @property
     def names(self) -> list[str]:
@@ -95,7 +93,7 @@ def draw(
     candidates drawn so far. The other arguments are those of ``sample``. Raises UserError if
     seeds are to be chosen and the images have different conditions.
     """
-    how, count = (model, vae, condition, schedule, settings), len(condition)
+    task, count = (model, vae, condition, schedule, settings), len(condition)
     seeds = list(range(seed, seed + count))
     if chain.starts and chain.starts.chooses(count):
         if shared:
@@ -109,11 +107,11 @@ def draw(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
-        seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
+        seeds = choose_starts(chain.starts, count, *task, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
     maps = Methods(chain.methods).drawn(schedule)
-    draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
+    draw_all = partial(sample, *task, seeds, shared, exact_batch=exact_batch)
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)

@@ -21,7 +21,7 @@ def shape_of(state_dict: Mapping[str, Tensor], name: str, dims: int) -> torch.Si
 def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
     """The number of blocks in these keys, ``<start><number>.*``; UserError if one is missing.
 
-    1 where there are none, so that loading then names the first block's missing tensor.
+    1 if there are none, so that loading then names the first block's missing tensor.
     """
     numbers = {key.removeprefix(start).split(".")[0] for key in keys if key.startswith(start)}
     for i in range(len(numbers)):

@@ -12,7 +12,7 @@ from ..diversevar_core.job import PLAIN
 from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
-from .sample import draw, not_known, settings_of, text
+from .sample import draw, said_of, settings_of, text
 
 ALIASES = [
     "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
@@ -124,7 +124,7 @@ class Edit(io.ComfyNode):
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
         edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
-        shown = "\n".join((f"seeds {seeds}", *not_known(positive)))
+        shown = "\n".join((f"seeds {seeds}", *said_of(positive)))
         return io.NodeOutput(edited, latent, seeds, ui=ui.PreviewText(shown))
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from comfy_api.latest import io, ui
 
 from ..diversevar_core.errors import UserError
-from . import host
+from .sample import said_of
 
 MOST = 256  # prompts of one text: a few braces too many write out millions
 CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost one
@@ -57,12 +57,12 @@ class EncodePrompts(io.ComfyNode):
     def execute(cls, clip, text) -> io.NodeOutput:
         prompts = prompts_of(text)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        unseen = [extras.get(host.UNSEEN) for ((_, extras),) in encoded]
-        said = [sentence for sentence in unseen if sentence]
+        said = ["\n".join(said_of(conditioning)) for conditioning in encoded]
         if len(prompts) > 1:
-            pairs = zip(prompts, unseen, strict=True)
-            said = [f"{prompt}: {sentence}" for prompt, sentence in pairs if sentence]
-            said.append(f"{len(prompts)} prompts: {', '.join(prompts)}")
+            named = [
+                f"{prompt}: {text}" for prompt, text in zip(prompts, said, strict=True) if text
+            ]
+            said = [*named, f"{len(prompts)} prompts: {', '.join(prompts)}"]
         return io.NodeOutput(encoded, prompts, ui=ui.PreviewText("\n".join(said)))
 
 

@@ -14,6 +14,7 @@ from ..diversevar_core.checkpoints import included
 from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
 from ..diversevar_core.checkpoints.loading import is_model, is_vae
 from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.presets import calibration_path
 from ..diversevar_core.text.encoder import is_t5
 
 Accepts = Callable[[Iterable[str]], bool]  # tensor names -> whether a file is of a kind
@@ -93,6 +94,14 @@ def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
 def version(path_of: Callable[[str], Path], name: str | None) -> list[list[object]] | None:
     """For ``fingerprint_inputs``: a value that changes with the file; None for a linked name."""
     return None if name is None else version_of(path_of(name))
+
+
+def calibrations() -> list[list[object]]:
+    """Path and time of every saved calibration, so that samplers with that preset run again."""
+    roots = [root for folder in MODELS.folders for root in folder_paths.get_folder_paths(folder)]
+    pattern = calibration_path(Path("*")).name
+    files = {file for root in (included.FOLDER, *roots) for file in Path(root).rglob(pattern)}
+    return sorted([str(file), file.stat().st_mtime_ns] for file in files)
 
 
 def listed(folder: str) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
@@ -48,7 +47,7 @@ from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
-from ..diversevar_core.text.known import unseen
+from ..diversevar_core.text.reading import Known, read
 from ..diversevar_core.vae.autoencoder import to_image
 from ..diversevar_core.vae.vae import VAE
 
@@ -63,7 +62,7 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 FILE = "diversevar_file"  # a patcher's attachment: the path that it was loaded from
-UNSEEN = "diversevar_unseen"  # a conditioning's entry: a sentence on words new to the model
+SAID = "diversevar_said"  # a conditioning's entry: what of its text a small model draws
 SUMS = "diversevar_sums"  # a latent's entry: a map's side -> the sum so far, at last samples
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: weight -> its name in the file
 
@@ -255,7 +254,12 @@ class GivenTokenizer:
 
 
 class Tokens(dict):
-    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for)."""
+    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for).
+
+    said: a sentence on what of the text is drawn, if that is not all.
+    """
+
+    said: str | None = None
 
     def __missing__(self, name: str):
         raise UserError(
@@ -265,45 +269,56 @@ class Tokens(dict):
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read."""
+    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read.
+
+    known: what a small model knows, onto which texts are read.
+    """
+
+    def __init__(self, known: Known | None, **options):
+        super().__init__(**options)
+        self.known = known
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
-        tokens = super().tokenize_with_weights(text, *arguments, **options)
+        said = None
+        if self.known:
+            text, said = read_weighted(text, self.known)
+        tokens = Tokens(super().tokenize_with_weights(text, *arguments, **options))
         check_length(len(tokens["t5"][0]))
-        return Tokens(tokens)
+        tokens.said = said
+        return tokens
+
+
+def read_weighted(text: str, known: Known) -> tuple[str, str | None]:
+    """``read`` a text with ComfyUI's weights, as in "(red:1.2) apple".
+
+    They stay if all of the text is drawn.
+    """
+    parts = sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
+    prompt, said = read(sd1_clip.unescape_important("".join(part for part, _ in parts)), known)
+    weighted = said is None and any(weight != 1 for _, weight in parts)
+    return (text.strip() if weighted else prompt), said
 
 
 class PromptEncoder(sd1_clip.SD1ClipModel):
-    """The model of ComfyUI's CLIP object.
-
-    prompts: all that a small model was trained on; then conditionings get the entry ``UNSEEN``.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompts: list[str] | None, **options):
-        super().__init__(**options)
-        self.words, self.prompts = tokenizer, prompts
+    """The model of ComfyUI's CLIP object; conditionings get what ``Tokens`` say as ``SAID``."""
 
     def encode_token_weights(self, token_weight_pairs):
-        encoded = super().encode_token_weights(token_weight_pairs)
-        if self.prompts is None:
-            return encoded
-        features, pooled, *extras = encoded
-        ids = [token for token, _ in token_weight_pairs["t5"][0] if isinstance(token, int)]
-        sentence = unseen(self.words.decode(ids), self.prompts)
-        return features, pooled, {**(extras[0] if extras else {}), UNSEEN: sentence}
+        features, pooled, *extras = super().encode_token_weights(token_weight_pairs)
+        if said := getattr(token_weight_pairs, "said", None):
+            extras = [{**(extras[0] if extras else {}), SAID: said}]
+        return features, pooled, *extras
 
 
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
     file = read_t5(path, shipped)
-    words = file.tokenizer()
     config = asdict(file.config) | {"model_type": "t5"}
     config["dense_act_fn"] = "gelu_pytorch_tanh" if file.config.is_gated_act else "relu"
     unpadded = partial(
         sd1_clip.SDTokenizer,
-        words,
+        file.tokenizer(),
         tokenizer_class=GivenTokenizer,
         embedding_size=file.config.d_model,
         embedding_key="t5",
@@ -318,8 +333,8 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         special_tokens={"end": 1, "pad": 0},
         model_class=T5,
     )
-    tokenizer = partial(PromptTokenizer, name="t5", tokenizer=unpadded)
-    encoder = partial(PromptEncoder, words, file.prompts(), name="t5", clip_model=t5)
+    tokenizer = partial(PromptTokenizer, file.known(), name="t5", tokenizer=unpadded)
+    encoder = partial(PromptEncoder, name="t5", clip_model=t5)
     tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
@@ -403,44 +418,6 @@ def room_of(
     if source:  # one block's keys and values, joined with the source's
         work += rows * (cached + 2 * last) * pair
     return cache + work
-
-
-def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
-    """What a model's output depends on, as JSON values: its file, types, and LoRAs."""
-    file = patcher.get_attachment(FILE)
-    layers = set()
-    for layer in patcher.model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor):
-            kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
-            layers.add(f"{type(layer).__qualname__} {kept}")
-    digest = hashlib.sha256()
-    if file is None:  # loaded by another pack's node: identified by its small weights
-        for weight in patcher.model.parameters():
-            digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
-    for name, added in sorted(patcher.patches.items()):
-        for strength, patch, *_ in added:
-            digest.update(f"{name} {strength}".encode())
-            for part in parts_of(patch):
-                digest.update(bytes_of(part))
-    return {
-        "file": file and version_of(file),
-        "layers": sorted(layers),
-        "computes": str(getattr(patcher.model, "dtype", None)),
-        "weights": digest.hexdigest(),
-    }
-
-
-def parts_of(patch: object) -> Sequence[object]:
-    """The tensors and numbers of one of ComfyUI's weight patches (a LoRA's change of a weight)."""
-    return getattr(patch, "weights", None) or patch[-1]
-
-
-def bytes_of(part: object) -> bytes:
-    """The bytes of a tensor, or of another value's repr."""
-    if not isinstance(part, Tensor):
-        return repr(part).encode()
-    return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def watch(

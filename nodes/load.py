@@ -1,12 +1,8 @@
 """Loaders of the transformer, its VAE, and the text encoder."""
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
-from ..diversevar_core.errors import UserError
 from ..diversevar_core.models.infinity import TASKS
-from ..diversevar_core.presets import calibrated_preset
 from . import folders, host
 from .inputs import VARModel
 
@@ -71,8 +67,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name=None, **others):
-        version = folders.version(folders.model_path, model_name)
-        return version and [*version, calibration(folders.model_path(model_name))]
+        return folders.version(folders.model_path, model_name)
 
     @classmethod
     def execute(
@@ -153,14 +148,6 @@ class LoadCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip_name) -> io.NodeOutput:
         return io.NodeOutput(host.load_clip(folders.text_encoder_path(clip_name)))
-
-
-def calibration(path: Path) -> str | None:
-    """The calibrated preset next to the model as a text, so that samplers run again after it."""
-    try:
-        return str(calibrated_preset(path))
-    except UserError:
-        return None
 
 
 NODES = [LoadModel, LoadVAE, LoadCLIP]

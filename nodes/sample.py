@@ -16,13 +16,13 @@ from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.presets import Preset, preset_named
+from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
 from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.vae import VAE
-from . import host, inputs
+from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
 
@@ -104,6 +104,10 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, preset=None, **others):
+        return folders.calibrations() if CALIBRATION in str(preset) else None
+
+    @classmethod
     def execute(
         cls,
         model,
@@ -149,7 +153,7 @@ class Sampler(io.ComfyNode):
         latent, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
         lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += not_known(positive)
+        lines += said_of(positive)
         if image and keep_side == 0 and mask is None:
             lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
         return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
@@ -174,9 +178,9 @@ def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule,
     return line
 
 
-def not_known(positive: list) -> list[str]:
-    """Sentences on words of the prompt that the model does not know."""
-    return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+def said_of(positive: list) -> list[str]:
+    """Sentences on what of its text a small model draws."""
+    return [extras[host.SAID] for _, extras in positive if host.SAID in extras]
 
 
 def draw(

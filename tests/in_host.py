@@ -246,22 +246,6 @@ def loras(report: Report) -> None:
         )
 
 
-def figures(report: Report) -> None:
-    """What a calibration depends on, of several models."""
-    ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
-    found = {way: load("infinity.safetensors", weight_dtype=way) for way in ("default", TYPES[0])}
-    found |= {"again": load("infinity.safetensors"), "var": load("var.safetensors")}
-    plain = found["default"]
-    for name, lora, strength in (
-        ("lora", "official", 0.5),
-        ("stronger", "official", 0.75),
-        ("another lora", "lighter", 0.5),
-    ):
-        inputs = {"model": plain, "lora_name": f"{lora}.safetensors", "strength_model": strength}
-        (found[name],) = node("LoadLora", **inputs)
-    report["figures"] = {name: ours.figures_of(model) for name, model in found.items()}
-
-
 def measured(report: Report) -> None:
     """Measures and errors of odd batches of images."""
     shapes = {f"{c} channels": (2, 8, 8, c) for c in (1, 2, 3, 4)}
@@ -527,7 +511,6 @@ def main() -> None:
             matrix,
             quantized,
             loras,
-            figures,
             measured,
             evicted,
             half_images,

@@ -21,6 +21,6 @@ def all_of(file: str) -> dict[str, Path]:
     return {NAME: found[NAME]} | found
 
 
-def prompts() -> list[str]:
-    """All prompts that the default model was trained on."""
-    return json.loads(read_header(TEXT_ENCODER)["__metadata__"]["prompts"])
+def prompts(text_encoder: Path = TEXT_ENCODER) -> list[str]:
+    """All prompts that an included model was trained on."""
+    return json.loads(read_header(text_encoder)["__metadata__"]["prompts"])

@@ -11,7 +11,6 @@ import torch
 
 from ..analysis.calibrate import Task, calibrate, choose, labels_of
 from ..analysis.front import front_plot
-from ..checkpoints.files import version_of
 from ..conditions import Labels, Text
 from ..errors import UserError, quote
 from ..images import to_pil
@@ -28,8 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "calibrate",
         help="find the strengths that suit a model",
         description="Try several strengths on a few prompts, plot diversity against the model's "
-        "own judgement, and save the best next to the model, for --preset 'my calibration'. When "
-        "it is stopped and started again, it continues.",
+        "own judgement, and save the best next to the model, for --preset 'my calibration'.",
     )
     command.set_defaults(run=run)
     add_model_options(command)
@@ -52,12 +50,8 @@ def run(args: argparse.Namespace) -> None:
         conditions = [Text(encoder([line])) for line in lines]
     path, started = calibration_path(Path(args.model)), time.monotonic()
     task = Task(model, vae, conditions, model.schedule(), model.defaults(), args.seeds)
-    files = [args.model, args.vae, *([] if model.reads is Labels else [args.text_encoder])]
-    about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
-    about["files"] = [version_of(Path(file)) for file in files]
-    about["types"] = [str(model.dtype), str(vae.dtype)]
     begun, measured = 0.0, []
-    for now, done in calibrate(task, path, about):
+    for now, done in calibrate(task, path):
         measured = now
         begun = begun or done
         if begun < done < 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_range
 from ..sampling.method import Advance, BatchState, Context, Method, Step
 from ..schedule import Scale
 from ..settings import Guidance
@@ -33,11 +33,8 @@ class PathSearch(Method):
     name = "Energy Path Search"
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.ahead < 0:
-            raise UserError(
-                "Path search takes 1 candidate or more and looks 0 maps ahead or more; "
-                f"not {self.candidates} and {self.ahead}."
-            )
+        check_range("candidates", self.candidates, 1)
+        check_range("ahead", self.ahead, 0)
 
     def begin(self, context: Context) -> Method:
         return Search(self, context) if self.candidates > 1 else Method()

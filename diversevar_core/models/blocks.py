@@ -198,7 +198,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(rows, n, C) -> (rows, n, C), with attention to the cached tokens too.
 
-        mask: (1, 1, n, m), True where a key is seen; None: all are, as in sampling.
+        mask: (1, 1, n, m), True if a key is seen; None: all are, as in sampling.
         """
         qkv = self.mat_qkv(modulate(x, *norm).to(self.dtype))
         qkv += fixed.bias

@@ -93,7 +93,7 @@ class InfinityState(State):
     rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
     text: Tensor | None = None  # (rows, m, C)
-    text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
+    text_mask: Tensor | None = None  # (rows, 1, 1, m), None if all prompts are equally long
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values of each block
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints.files import BoundedFile, CheckpointError, naming, reading
 from ..checkpoints.loading import compute_dtype, filled, read_kind
 from ..errors import UserError, quote
-from .known import unseen
+from .reading import Known, known_phrases, read
 from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
@@ -121,11 +121,13 @@ class T5File:
         tokenizer.no_padding()
         return tokenizer
 
-    def prompts(self) -> list[str] | None:
-        """All prompts that the model was trained on, None where the file does not list them."""
-        prompts = self.facts.get("prompts")
-        listed = isinstance(prompts, list) and all(isinstance(one, str) for one in prompts)
-        return prompts if listed else None
+    def known(self) -> Known | None:
+        """What a small model knows, None if the file lists no prompts."""
+        prompts, phrases = self.facts.get("prompts"), self.facts.get("phrases", {})
+        if not isinstance(prompts, list) or not isinstance(phrases, dict):
+            return None
+        texts = all(isinstance(text, str) for text in (*prompts, *phrases.values()))
+        return known_phrases(prompts, phrases) if prompts and texts else None
 
 
 def read_tokenizer(path: Path) -> str:
@@ -162,26 +164,26 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
 class TextEncoder:
     """A T5 encoder and its tokenizer; call it with prompts.
 
-    prompts: all that the model was trained on, where its file lists them.
+    known: what a small model knows, onto which prompts are read; None: they are encoded as typed.
     """
 
     def __init__(
         self,
         encoder: Callable[[Tensor], Tensor],
         tokenizer: Tokenizer,
-        prompts: Sequence[str] | None = None,
+        known: Known | None = None,
     ):
-        self.encoder, self.tokenizer, self.prompts = encoder, tokenizer, prompts
+        self.encoder, self.tokenizer, self.known = encoder, tokenizer, known
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features (length, Ct) float32 of each prompt, end token included.
 
-        Raises UserError if a prompt is empty or longer than ``MAX_TOKENS``.
+        Raises UserError if a prompt is empty, longer than ``MAX_TOKENS``, or all new to the model.
         """
         features = []
-        for prompt in prompts:
-            check_characters("The prompt", prompt)
+        for text in prompts:
+            prompt, _ = self.read(text)
             if not prompt.strip():
                 raise UserError("The prompt is empty; write what the image should show.")
             ids = self.tokenizer.encode(prompt).ids
@@ -189,16 +191,17 @@ class TextEncoder:
             features.append(self.encoder(torch.tensor([ids]))[0])
         return features
 
-    def unseen(self, prompt: str) -> str | None:
-        """One sentence that names what of a prompt the model does not know, or None."""
-        return unseen(prompt, self.prompts) if self.prompts else None
+    def read(self, text: str) -> tuple[str, str | None]:
+        """The prompt that is encoded for a text, and a sentence on it, as ``reading.read``."""
+        check_characters("The prompt", text)
+        return read(text, self.known) if self.known else (text, None)
 
 
 def load_text_encoder(path: str | Path, device: torch.device | str = "cpu") -> TextEncoder:
     """Load a T5 encoder and its tokenizer: ``read_t5``, then ``build_t5``."""
     file = read_t5(path)
     tokenizer = file.tokenizer()  # checked before the weights are loaded
-    return TextEncoder(build_t5(file, path, device), tokenizer, file.prompts())
+    return TextEncoder(build_t5(file, path, device), tokenizer, file.known())
 
 
 def build_t5(

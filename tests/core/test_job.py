@@ -81,5 +81,5 @@ def test_a_chain_has_one_choice_of_starts_and_one_travel():
         Chain(starts=Starts(1)).with_starts(Starts(8))
     with pytest.raises(UserError, match="Scale Travel is connected twice"):
         Chain(travel=0).with_travel(4)
-    with pytest.raises(UserError, match="side of 0 or more, not -1"):
+    with pytest.raises(UserError, match="number of 0 or more, not -1"):
         Chain(travel=-1)

@@ -292,3 +292,28 @@ def test_seeds_of_other_images_are_not_saved(host):
         prompt["object"]["inputs"]["code"] = repr(seeds)
         assert "seeds must be 2 numbers" in fails(host, prompt)
     assert not list((host.base / "output").glob("wrong*"))
+
+
+def test_the_node_says_what_of_the_text_is_drawn(host):
+    assert "drawn" not in host.run(graph("emoji", prompt="An octopus. ")).text_of("sampler")
+    moon = host.run(graph("emoji", prompt="a cat on the moon"))
+    said = "drawn: cat; new to this model and left out: moon"
+    assert moon.text_of("sampler").splitlines()[-1] == said
+    (cat,) = pixels(host.run(graph("emoji", prompt="cat")))
+    assert np.array_equal(pixels(moon)[0], cat)
+
+
+@pytest.mark.parametrize("socket", ["positive", "negative"])
+def test_a_text_that_is_all_new_is_refused(host, socket):
+    inputs = {"clip": ["clip", 0], "text": "a zeppelin"}
+    prompt = with_node(graph("emoji"), f"sampler.{socket}", "CLIPTextEncode", **inputs)
+    assert "does not know 'a zeppelin'; it knows" in fails(host, prompt)
+
+
+def test_weights_stay_where_all_of_the_text_is_drawn(host):
+    plain, heavy, spaced, new = (
+        pixels(host.run(graph("emoji", prompt=text)))[0]
+        for text in ("octopus", "(octopus:1.9)", " (Octopus:1.9) ", "(octopus:1.9) on the moon")
+    )
+    assert np.array_equal(heavy, spaced) and not np.array_equal(heavy, plain)
+    assert np.array_equal(new, plain)
