@@ -60,7 +60,7 @@ class EncodePrompts(io.ComfyNode):
         said = ["\n".join(said_of(conditioning)) for conditioning in encoded]
         if len(prompts) > 1:
             named = [
-                f"{prompt}: {text}" for prompt, text in zip(prompts, said, strict=True) if text
+                f"{prompt} ({text})" for prompt, text in zip(prompts, said, strict=True) if text
             ]
             said = [*named, f"{len(prompts)} prompts: {', '.join(prompts)}"]
         return io.NodeOutput(encoded, prompts, ui=ui.PreviewText("\n".join(said)))
