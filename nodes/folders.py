@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..diversevar_core.checkpoints import included
-from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
+from ..diversevar_core.checkpoints.files import names_in, version_of
 from ..diversevar_core.checkpoints.loading import is_model, is_vae
 from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.presets import calibration_path
@@ -37,8 +37,8 @@ MODELS = Kind(
 VAES = Kind(("vae", "checkpoints", OWN), is_vae, included.all_of("vae.safetensors"))
 TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
-# file -> (inode, size, time) and the kinds that it can be of, to read each file once
-verdicts: dict[Path, tuple[tuple[int, ...], frozenset[Accepts] | None]] = {}
+# path -> its version and the kinds that it can be of, to read each file once
+verdicts: dict[Path, tuple[list, frozenset[Accepts] | None]] = {}
 
 
 def register() -> None:
@@ -130,11 +130,9 @@ def places(folder: str, name: str) -> Iterator[Path]:
 def fits(kind: Kind, path: Path) -> bool:
     """Whether a path can be of this kind; if its names cannot be read, a file can, a folder not."""
     try:
-        index = index_of(path) if os.path.isdir(path) else None
-        found = (index or path).stat()
+        version = version_of(path)  # of a folder's files too, which may still be downloading
     except OSError:  # missing, or permission denied
         return False
-    version = (found.st_ino, found.st_size, found.st_mtime_ns)
     before, kinds = verdicts.get(path, (None, None))
     if before != version:
         kinds = verdict(path)

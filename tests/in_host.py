@@ -227,10 +227,11 @@ def loras(report: Report) -> None:
     comfy.model_management.unload_all_models()
     after = weights(model)
     report["lora restores"] = all(torch.equal(before[name], after[name]) for name in before)
-    for file in sorted((models / "loras").glob("*.safetensors")):
-        if (name := f"lora {file.stem}") not in report:
+    for file in sorted((models / "loras").rglob("*.safetensors")):
+        listed = str(file.relative_to(models / "loras"))
+        if (name := f"lora {listed.removesuffix('.safetensors')}") not in report:
             with report.errors(name):
-                (other,) = node("LoadLora", model=model, lora_name=file.name, strength_model=0.5)
+                (other,) = node("LoadLora", model=model, lora_name=listed, strength_model=0.5)
                 report[name] = image("infinity", other)
     with report.errors("lora nan"):
         node("LoadLora", model=model, lora_name="kohya.safetensors", strength_model=float("nan"))

@@ -50,15 +50,16 @@ LARGER = r"' was made for another model: for blocks\.0.*weight it has \[(\d+), 4
 ODD = {
     "of a larger model": LARGER + r", and this model's is \[\d+, \d+\]; choose",
     "of two ranks": r"it has \[\d+, 3\] and \[4, \d+\], and this model's is",
-    "of rank 0": "lora_[AB].weight' is empty; the file is broken",
+    "of rank 0": r"is broken: '.*lora_[AB].weight' has shape \[\d+, 0\]",
     "of scalars": r"it has \[\] and \[\], and this model's is",
     "of nan": "lora_B.weight' contains NaN or infinity",
     "of inf": "lora_A.weight' contains NaN or infinity",
     "of one half": "lacks '.*lora_A.weight', half of a layer; it is broken",
-    "of the other half": "has '.*lora_A.weight' without its other half",
-    "of a vector alpha": "alpha' has 3 numbers, not one",
+    "of the other half": "has 1 tensors that cannot be used .*lora_A.weight'",
+    "of a vector alpha": r"alpha' has shape \[3\]",
     "of a nan alpha": "alpha' contains NaN or infinity",
-    "of wrong dora": "was made for another model",
+    "of peft's dora": "has 1 tensors that cannot be used .*lora_magnitude_vector'",
+    "of saved modules": "has 1 tensors that cannot be used .*'head.weight'",
     "of a wrong difference": r"it has \[3, 3\], and this model's is",
     "of other hadamard factors": r"it has \[4, 4\] and .*, and this model's is",
 }
@@ -158,6 +159,7 @@ def write_loras(models: Path, model: Path) -> None:
         for strength, whole in merged.items():
             whole[name] = tensor + strength * (up @ down.T)
     save_odd_loras(models / "loras", official, kohya)
+    save_peft_loras(models / "loras", official)
     save_file(official, models / "loras" / "official.safetensors")
     save_file(kohya, models / "loras" / "kohya.safetensors")
     write(models, "merged half", merged[0.5], model)
@@ -186,12 +188,13 @@ def save_odd_loras(folder: Path, official: dict, kohya: dict) -> None:
         "of the other half": (None, down),
         "of a vector alpha": (up, down),
         "of a nan alpha": (up, down),
-        "of wrong dora": (up, down),
+        "of peft's dora": (up, down),
+        "of saved modules": (up, down),
     }
     more = {
         "of a vector alpha": {"alpha": torch.ones(3)},
         "of a nan alpha": {"alpha": torch.tensor(torch.nan)},
-        "of wrong dora": {"dora_scale": torch.ones(7)},
+        "of peft's dora": {"lora_magnitude_vector": torch.ones(len(up))},
         "of a wrong difference": {"diff": torch.zeros(3, 3)},
         "of other hadamard factors": {
             f"hada_w{i}_{half}": torch.ones(4, 4) for i in (1, 2) for half in "ab"
@@ -205,7 +208,29 @@ def save_odd_loras(folder: Path, official: dict, kohya: dict) -> None:
         lora = official | {f"{first}.{part}": tensor for part, tensor in tensors.items()}
         for half in {"lora_B.weight", "lora_A.weight"} - tensors.keys():
             del lora[f"{first}.{half}"]
+        if name == "of saved modules":
+            lora["base_model.model.head.weight"] = torch.ones(2, 2)
         save_file(lora, folder / f"{name}.safetensors")
+
+
+def save_peft_loras(folder: Path, official: dict) -> None:
+    """The LoRA as PEFT saves it, each to be scaled by one: its config makes up for the numbers."""
+    name = next(name for name in official if name.endswith("lora_A.weight"))
+    first, rank = name.removeprefix("diffusion_model.").removesuffix(".lora_A.weight"), 4
+    configs = {
+        "alpha": ({"lora_alpha": 16}, 4.0, 4.0),
+        "rslora": ({"lora_alpha": 16, "use_rslora": True}, 8.0, 8.0),
+        "pattern": ({"lora_alpha": 8, "alpha_pattern": {first: 1}}, 2.0, 0.25),
+    }
+    for kind, (config, scale, of_first) in configs.items():
+        (folder / kind).mkdir()
+        tensors = {
+            key.replace("diffusion_model.", "base_model.model."): tensor
+            / (1 if "lora_A" in key else of_first if f".{first}.lora" in key else scale)
+            for key, tensor in official.items()
+        }
+        save_file(tensors, folder / kind / "adapter_model.safetensors")
+        (folder / kind / "adapter_config.json").write_text(json.dumps({"r": rank} | config))
 
 
 def write_wrong(models: Path, model: Path) -> None:
@@ -296,6 +321,13 @@ def test_a_lora_is_read_under_every_trainers_names(report, spelling):
     assert torch.equal(found, report["lora official"])
 
 
+@pytest.mark.parametrize("kind", ["alpha", "rslora", "pattern"])
+def test_pefts_config_says_how_strong_its_lora_is(report, kind):
+    found = report[f"lora {kind}/adapter_model"]
+    assert not isinstance(found, str), found
+    torch.testing.assert_close(found, report["lora official"])
+
+
 @pytest.mark.parametrize("odd", ODD)
 def test_a_broken_lora_is_refused_with_its_reason(report, odd):
     found = report[f"lora {odd}"]
@@ -332,7 +364,9 @@ def test_images_in_half_precision_are_edited_within_a_mask(report):
 
 def test_a_lora_of_another_model_is_refused(report):
     words = report["lora of another model"]
-    assert "kohya.safetensors' has no weights for this model" in words
+    assert re.search(
+        r"kohya.safetensors' has \d+ tensors that cannot be used with this model", words
+    )
 
 
 def test_a_compiled_model_draws_the_same_tokens_also_with_a_lora(report):
