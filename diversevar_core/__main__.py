@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import calibrate, compare, convert, encode, sample
+from .cli import calibrate, compare, convert, encode, explore, sample
 from .errors import UserError
 
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="diversevar_core", description=__doc__)
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True)
-    for command in (sample, compare, calibrate, encode, convert):
+    for command in (sample, compare, explore, calibrate, encode, convert):
         command.add(commands)
     return top
 

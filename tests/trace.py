@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diversevar_core.cli.load import condition_of, cycle, device_of, load_pair, set_in, source_of
-from diversevar_core.cli.options import add_sampling_options
+from diversevar_core.cli.options import add_sampling_options, add_subject_options
 from diversevar_core.cli.output import IMAGE_SUFFIXES, place, save_image
 from diversevar_core.conditions import Labels, Text
 from diversevar_core.images import sheet
@@ -29,6 +29,7 @@ from diversevar_core.vae.autoencoder import to_image
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tests.trace", description=__doc__)
+    add_subject_options(made)
     add_sampling_options(made)
     made.add_argument("--trace", type=Path, required=True, help="safetensors file to write")
     made.add_argument("--rng", choices=("per-image", "shared"), default="per-image")

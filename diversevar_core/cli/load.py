@@ -118,12 +118,12 @@ def condition_of(
             raise UserError(f"{model.name} takes classes; give --labels.")
         labels = cycle([torch.tensor(label) for label in args.labels], args.batch, device)
         return Labels(torch.stack(labels))
-    if args.prompt is None:
+    if args.prompts is None:
         raise UserError(f"{model.name} takes a prompt; give --prompt.")
     encoder = load_text_encoder(args.text_encoder, device)
-    positive = cycle(encoder([args.prompt]), args.batch, device)
+    positive = cycle(encoder(args.prompts), args.batch, device)
     negative = cycle(encoder([args.negative]), len(positive), device) if args.negative else None
-    if said := encoder.read(args.prompt)[1]:
+    for said in filter(None, (encoder.read(prompt)[1] for prompt in args.prompts)):
         print(said, file=sys.stderr)
     return Text(positive, negative, source)
 

@@ -19,7 +19,7 @@ from ..methods.starts import Starts
 from ..methods.text_noise import TextNoise
 from ..presets import CALIBRATION, MOST, PRESETS, Preset, preset_named
 from .load import prepare, set_in
-from .options import add_sampling_options, integers, whole
+from .options import add_sampling_options, add_subject_options, integers, whole
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
@@ -27,6 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     command = commands.add_parser("sample", help="make images", description="Make images.")
     command.set_defaults(run=run)
+    add_subject_options(command)
     add_sampling_options(command)
     add_method_options(command)
 
