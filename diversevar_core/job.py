@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from .conditions import Condition
@@ -82,7 +81,6 @@ def draw(
     chain: Chain = PLAIN,
     *,
     offsets: Sequence[int] | None = None,
-    shared: bool = False,
     exact_batch: bool = False,
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
@@ -98,11 +96,6 @@ def draw(
     task, count = (model, vae, condition, schedule, settings), len(condition)
     seeds = [seed + i for i in (range(count) if offsets is None else offsets)]
     if chain.starts and chain.starts.chooses(count):
-        if shared:
-            raise UserError(
-                "Diverse starts choose a seed for each image, and a shared stream uses only the "
-                "first; set starts to 1, or draw each image from its own seed."
-            )
         kept = [method for method in chain.methods if isinstance(method, Keep)]
         if not (condition.alike and all(keep.alike for keep in kept)):
             raise UserError(
@@ -113,7 +106,10 @@ def draw(
     seeds = [seed % 2**64 for seed in seeds]
     ready()
     maps = Methods(chain.methods).drawn(schedule)
-    draw_all = partial(sample, *task, seeds, shared, exact_batch=exact_batch)
+
+    def draw_all(methods: Sequence[Method]) -> Iterator[Step]:
+        return sample(*task, seeds, methods=methods, exact_batch=exact_batch)
+
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)

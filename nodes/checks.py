@@ -29,8 +29,14 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @classmethod
     @wraps(execute)
     def check_and_execute(cls, **values) -> io.NodeOutput:
-        fields = cls.define_schema().inputs
+        schema = cls.define_schema()
+        fields = schema.inputs
         check_names(fields, values)
+        if schema.is_input_list:
+            for field in fields:
+                for value in values.get(field.id, ()):
+                    check(field, value)
+            return execute(cls, **values)
         checked = check_all([field for field in fields if field.id not in own], values)
         return execute(cls, **{name: values[name] for name in own if name in values}, **checked)
 

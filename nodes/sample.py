@@ -103,7 +103,7 @@ class Sampler(io.ComfyNode):
                 inputs.exact_batch(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Latent.Output(tooltip="For VAE Decode, or VAR VQ Decode."),
                 io.String.Output(
                     display_name="seeds",
                     tooltip="The seed of each image; alone, with starts off, it makes the same "
@@ -159,7 +159,7 @@ class Sampler(io.ComfyNode):
                 "Encode to it."
             )
         offsets = latent_image.get("batch_index")  # of Latent From Batch, as KSampler reads it
-        samples, seeds = draw(
+        latent, seeds = draw(
             model, vae, condition, schedule, settings, seed, chain, exact_batch, ready, offsets
         )
         seeds = ", ".join(map(str, seeds))
@@ -167,7 +167,7 @@ class Sampler(io.ComfyNode):
         lines += said_of(positive)
         if image and keep_side == 0 and mask is None:
             lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
@@ -205,8 +205,8 @@ def draw(
     exact_batch: bool,
     ready: Callable[[], object],
     offsets: Sequence[int] | None = None,
-) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
+) -> tuple[dict[str, object], list[int]]:
+    """``job.draw`` with ComfyUI's progress bar; returns a latent and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
     drawn = job.draw(
         model.model,
