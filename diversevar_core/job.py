@@ -80,19 +80,21 @@ def draw(
     seed: int,
     chain: Chain = PLAIN,
     *,
+    offsets: Sequence[int] | None = None,
     exact_batch: bool = False,
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """Choose the seeds, from ``seed`` on, now; the images are drawn while ``steps`` is iterated.
 
-    ready: loads the models to the device; called before every group of candidates and before the
-    images, as comparing candidates may load other models. progress: called with the number of
-    candidates drawn so far. The other arguments are those of ``sample``. Raises UserError if
-    seeds are to be chosen and the images have different conditions.
+    offsets: image i's seed is ``seed + offsets[i]``, by default ``seed + i``, if starts do not
+    choose it. ready: loads the models to the device; called before every group of candidates and
+    before the images, as comparing candidates may load other models. progress: called with the
+    number of candidates drawn so far. The other arguments are those of ``sample``. Raises UserError
+    if seeds are to be chosen and the images have different conditions.
     """
     task, count = (model, vae, condition, schedule, settings), len(condition)
-    seeds = list(range(seed, seed + count))
+    seeds = [seed + i for i in (range(count) if offsets is None else offsets)]
     if chain.starts and chain.starts.chooses(count):
         kept = [method for method in chain.methods if isinstance(method, Keep)]
         if not (condition.alike and all(keep.alike for keep in kept)):

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--presets",
         nargs="+",
         choices=[*PRESETS, CALIBRATION],
-        default=["SSR + SAR as in the paper", "balanced", "most different"],
+        default=["SSR + SAR (DiverseVAR)", "balanced", "most different"],
     )
     command.set_defaults(prompt="octopus", batch=8)
 

@@ -154,36 +154,7 @@ class Upsample(nn.Module):
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            return doubled_conv(x, self.conv.weight.to(x), self.conv.bias.to(x))
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``Upsample`` with 4/9 of its multiplications: (B, in, h, w) -> (B, out, 2 h, 2 w).
-
-    After nearest-neighbour doubling, the 3 x 3 pixels under a kernel (out, in, 3, 3) have only
-    2 x 2 different values; which of them are equal depends on whether the row and the column are
-    even or odd. So four 2 x 2 convolutions of the small map, whose weights are sums of the
-    kernel's, give the same result.
-    """
-    h, w = x.shape[-2:]
-    out = torch.empty(
-        (len(x), len(weight), 2 * h, 2 * w), dtype=x.dtype, memory_format=torch.channels_last
-    )
-    padded = F.pad(x, (1, 1, 1, 1))
-    for i, rows in enumerate(merged(weight, 2)):
-        for j, kernel in enumerate(merged(rows, 3)):
-            seen = padded[:, :, i : i + h + 1, j : j + w + 1]
-            out[:, :, i::2, j::2] = F.conv2d(seen, kernel, bias)
-    return out
-
-
-def merged(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Three weights along an axis -> two, for the even and the odd rows of a doubled map."""
-    before, at, after = weight.unbind(dim)
-    even, odd = (before, at + after), (before + at, after)
-    return torch.stack(even, dim), torch.stack(odd, dim)
 
 
 def arranged(x: Tensor) -> Tensor:

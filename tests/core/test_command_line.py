@@ -61,7 +61,7 @@ def test_prompt_and_negative_make_an_image(command_line, common):
         ({"starts": 0}, "argument --starts: must be a whole number from 1 to 1024, not '0'."),
         ({"starts": 10**9}, "argument --starts: must be a whole number from 1 to 1024"),
         ({"cfg": "x"}, "argument --cfg: invalid numbers value: 'x'."),
-        ({"ssr": "nan"}, "ssr must be a finite number"),
+        ({"ssr": "nan"}, "ssr must be a number of 0 or more, not nan"),
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
         ({"aspect": "-1"}, "argument --aspect: must be width to height, as in 16:9, not '-1'."),
         ({"aspect": "0"}, "must be width to height, as in 16:9, not '0'."),
@@ -69,7 +69,7 @@ def test_prompt_and_negative_make_an_image(command_line, common):
         ({"aspect": "nan"}, "must be width to height"),
         ({"device": "gpu"}, "There is no device 'gpu' here; choose one of "),
         ({"device": "cuda:99"}, "There is no device 'cuda:99' here; choose one of "),
-        ({"adaptive": 3}, "adaptive scaling is 0 to 1"),
+        ({"adaptive": 3}, "adaptive scaling must be a number from 0 to 1"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(command_line, common, changes, words):
@@ -121,7 +121,7 @@ def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
 
 def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     out = tmp_path / "rows.png"
-    presets = ["SSR + SAR as in the paper", "most different"]
+    presets = ["SSR + SAR (DiverseVAR)", "most different"]
     done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
     image = np.asarray(Image.open(out).convert("RGB")).astype(float)
