@@ -50,12 +50,12 @@ def register() -> None:
 
 def choices(kind: Kind) -> list[str]:
     """The names to list: included models, then the user's subfolders and files of this kind."""
-    found = dict.fromkeys(kind.included)
+    names = dict.fromkeys(kind.included)
     for folder in kind.folders:
         for name in listed(folder):
-            if name not in found and any(fits(kind, path) for path in places(folder, name)):
-                found[name] = None
-    return [*found]
+            if name not in names and any(fits(kind, path) for path in paths(folder, name)):
+                names[name] = None
+    return [*names]
 
 
 def path_of(kind: Kind, name: str) -> Path:
@@ -67,7 +67,8 @@ def path_of(kind: Kind, name: str) -> Path:
             if fits(kind, path):
                 return path
     raise UserError(
-        f"There is no {quote(name)} in models/{kind.folders[0]} any more; refresh and choose again."
+        f"There is no {quote(name)} in models/{kind.folders[0]}; choose another, or download it "
+        "(links in the README) and refresh."
     )
 
 
@@ -80,7 +81,7 @@ def lora_path(name: str) -> Path:
     """The path of a LoRA from ComfyUI's list; UserError if it is missing."""
     for path in find("loras", name):
         return path
-    raise UserError(f"There is no {quote(name)} in models/loras any more; choose again.")
+    raise UserError(f"There is no {quote(name)} in models/loras; choose another.")
 
 
 def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
@@ -117,11 +118,11 @@ def find(folder: str, name: str) -> Iterator[Path]:
     if name not in names:
         alike = {own.replace("\\", "/"): own for own in names}
         name = alike.get(str(name).replace("\\", "/"))
-    return iter(()) if name is None else places(folder, name)
+    return iter(()) if name is None else paths(folder, name)
 
 
-def places(folder: str, name: str) -> Iterator[Path]:
-    """The paths where a name exists, in all of a folder's directories."""
+def paths(folder: str, name: str) -> Iterator[Path]:
+    """The paths that a name has, in all of a folder's directories."""
     for root in folder_paths.get_folder_paths(folder):
         if os.path.exists(path := os.path.join(root, name)):
             yield Path(path)

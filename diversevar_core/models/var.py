@@ -175,9 +175,11 @@ class VAR(Family):
 
     def condition(self, state: State, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes
-        if not 0 <= labels.min() <= labels.max() < classes:
+        if not 0 <= labels.min() <= labels.max() <= classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise UserError(f"There is no class {wrong}; the last is {classes - 1}.")
+            raise UserError(
+                f"There is no class {wrong}; the last is {classes - 1}, and {classes} is none."
+            )
         if state.guided:
             labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()
