@@ -5,6 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from prompts import graph, pixels
 
@@ -103,22 +104,12 @@ def test_another_pick_computes_only_what_follows(host, changed):
     assert not np.array_equal(first, images_of(host, prompt, "save"))
 
 
-def listed(code: str) -> dict:
-    """A list of objects, as other packs give them."""
-    return {"class_type": "AnyList", "inputs": {"code": code}}
+COLOUR = (200, 100, 50)
 
 
-def other_images(code: str, prompts: str | None = None, seeds: str | None = None, **pick) -> dict:
-    """A sheet and a pick of another model's images."""
-    prompt = {"images": listed(code)}
-    rows = {"images": ["images", 0]}
-    for name, texts in (("prompts", prompts), ("seeds", seeds)):
-        if texts is not None:
-            prompt[name], rows[name] = listed(texts), [name, 0]
-    prompt["sheet"] = {"class_type": SHEET, "inputs": rows}
-    if pick:
-        prompt["pick"] = {"class_type": PICK, "inputs": rows | pick}
-    return prompt
+def painted(*sizes: tuple[int, int, int]) -> list[torch.Tensor]:
+    """Batches (count, height, width) of one colour, as other models' nodes give them."""
+    return [(torch.tensor(COLOUR) / 255).expand(*size, 3) for size in sizes]
 
 
 def cells(sheet: np.ndarray) -> int:
@@ -127,48 +118,43 @@ def cells(sheet: np.ndarray) -> int:
     return int((there[1:, 1:] & ~there[:-1, 1:] & ~there[1:, :-1]).sum())
 
 
-COLOUR = (200, 100, 50)
-IMAGES = f"(torch.tensor({COLOUR}) / 255).expand({{}}, {{}}, {{}}, 3)"
-
-
 @pytest.mark.parametrize(
-    ("code", "prompts", "columns", "count"),
+    ("sizes", "prompts", "columns", "count"),
     [
-        (f"[{IMAGES.format(3, 64, 64)}] * 2", None, 3, 6),  # a batch is a row
-        (f"[{IMAGES.format(1, 64, 64)}] * 6", None, 6, 6),  # single images are one
-        (f"[{IMAGES.format(1, 64, 64)}] * 6", "['a', 'b', 'c']", 2, 6),
-        (f"[{IMAGES.format(10, 64, 64)}]", "['a']", 8, 10),  # goes on below
-        (f"[{IMAGES.format(2, 900, 300)}, {IMAGES.format(3, 32, 64)}]", "['a', 'b']", 3, 5),
+        ([(3, 64, 64)] * 2, [], 3, 6),  # a batch is a row
+        ([(1, 64, 64)] * 6, [], 6, 6),  # single images are one
+        ([(1, 64, 64)] * 6, ["a", "b", "c"], 2, 6),
+        ([(10, 64, 64)], ["a"], 8, 10),  # goes on below
+        ([(2, 900, 300), (3, 32, 64)], ["a", "b"], 3, 5),
     ],
 )
-def test_a_sheet_takes_the_images_of_any_model(host, code, prompts, columns, count):
-    (sheet,) = pixels(host.run(other_images(code, prompts)))
+def test_a_sheet_takes_the_images_of_any_model(inside, sizes, prompts, columns, count):
+    (sheet,), *_ = inside.node("ContactSheet", images=painted(*sizes), prompts=prompts)
+    sheet = sheet.mul(255).round().numpy()
     assert cells(sheet) == count
     assert sheet.shape[1] in (396 * columns, 140 * columns)
     assert (sheet < 60).all(axis=-1).any() and (sheet[0] == 255).all()  # captions, on white
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("prompts", "seeds", "row", "number", "words"),
     [
-        (([IMAGES.format(3, 8, 8)], "['a', 'b']"), "3 images for 2 prompts"),
-        (([IMAGES.format(3, 8, 8)], "['a']", "['1, 2']"), "2 seeds for 3 images"),
-        (([IMAGES.format(3, 8, 8)], None, "['1, 2, 3']", {"row": 2}), "no row 2"),
-        (([IMAGES.format(3, 8, 8)], None, None, {"number": 4}), "no image 4 in row 1, only 3"),
-        (([f"{IMAGES.format(1, 8, 8)} * math.nan"],), "images contains NaN"),
-        (([],), "0 images"),
+        (["a", "b"], [], 1, 1, "3 images for 2 prompts"),
+        (["a"], ["1, 2"], 1, 1, "2 seeds for 3 images"),
+        ([], ["1, 2, 3"], 2, 1, "no row 2"),
+        ([], [], 1, 4, "no image 4 in row 1, only 3"),
     ],
 )
-def test_numbers_that_do_not_fit_are_one_sentence(host, arguments, words):
-    (images, *texts), pick = arguments, {}
-    if texts and isinstance(texts[-1], dict):
-        pick = texts.pop()
-    error = host.run(other_images(f"[{', '.join(images)}]", *texts, **pick)).error
-    assert words in error and "\n" not in error
+def test_numbers_that_do_not_fit_are_one_sentence(inside, prompts, seeds, row, number, words):
+    inputs = {"images": painted((3, 8, 8)), "prompts": prompts, "seeds": seeds}
+    with pytest.raises(ValueError, match=words):
+        inside.node("Pick", **inputs, row=[row], number=[number])
 
 
 def test_what_a_pick_does_not_know_is_an_error_only_where_it_is_used(host):
-    prompt = other_images(f"[{IMAGES.format(3, 8, 8)}]", number=2)
+    sizes = {"width": 8, "height": 8, "batch_size": 3, "color": 0}
+    prompt = {"images": {"class_type": "EmptyImage", "inputs": sizes}}
+    prompt["pick"] = {"class_type": PICK, "inputs": {"images": ["images", 0], "number": 2}}
     assert host.run(prompt).error is None
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["pick", 2]}}
     assert "does not know the seed; connect its seeds input" in host.run(prompt).error
