@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diversevar_core.sampling.schedule import PIXELS
+from diversevar_core.schedule import PIXELS
 
 from . import growth, memory, spectral, speed
 from .shapes import SHAPES
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=speed.run)
     one.add_argument("shape", choices=tuple(SHAPES))
     one.add_argument("--model", help="transformer file, in place of random weights")
-    one.add_argument("--vq", help="its tokenizer")
+    one.add_argument("--vae", help="its tokenizer")
     one.add_argument("--against", type=Path, help="checkout of VAR, Infinity or VAREdit")
     one.add_argument("--batch", type=int, default=1)
     one.add_argument("--pixels", choices=tuple(PIXELS), help="default: the model's")

@@ -8,6 +8,7 @@ are the thumbnails in ``workflows``.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.images import captioned_rows, sheet, to_pil
+from diversevar_core.job import PLAIN, Chain, draw
 from diversevar_core.methods.adaptive import AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
@@ -26,18 +29,16 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.job import PLAIN, Chain, draw
-from diversevar_core.sampling.presets import PRESETS, Preset
+from diversevar_core.presets import PRESETS, Preset
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
 SEEDS = 8
 PUBLISHED = PRESETS["as published"]
-FRONT = ("as published", "SSR + SAR as in the paper", "most different")  # the README's presets
+FRONT = ("as published", "SSR + SAR (DiverseVAR)", "most different")  # the README's presets
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ def shortest(prompts: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def draw_row(
-    row: Row, model: Family, tokenizer: Tokenizer, conditions: Sequence[Text]
-) -> list[Tensor]:
+def draw_row(row: Row, model: Family, tokenizer: VAE, conditions: Sequence[Text]) -> list[Tensor]:
     """Images (SEEDS, 3, H, W) in 0..1 of every condition."""
     settings, chain = row.preset.settings(model.defaults()), row.preset.chain(row.chain)
     images = []
@@ -85,7 +84,8 @@ def draw_row(
 
 def file_name(title: str) -> str:
     """A heading as a file's name."""
-    return f"gallery-{title.lower().replace(' + ', ' ').replace(' ', '-')}.png"
+    name = re.sub(r"\W+", "-", title.lower()).strip("-")
+    return f"gallery-{name}.png"
 
 
 def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path]) -> str:
@@ -110,7 +110,7 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
-    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    model, tokenizer = load_model(included.MODEL), load_vae(included.VAE)
     text, prompts = load_text_encoder(included.TEXT_ENCODER), shortest(included.prompts())
     conditions = [Text(text([prompt])).repeat(SEEDS) for prompt in prompts]
     front = {}

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 
+from diversevar_core.conditions import Text
 from diversevar_core.models.infinity import Infinity
 from diversevar_core.models.packed import pack
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import PIXELS, Schedule, infinity_schedule
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import PIXELS, Schedule, infinity_schedule
+from diversevar_core.settings import Settings
 from diversevar_core.vae.autoencoder import AutoencoderConfig
 from diversevar_core.vae.bsq import BSQ
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diversevar_core.conditions import Labels
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.conditions import Labels
-from diversevar_core.sampling.schedule import Schedule
-from diversevar_core.sampling.settings import Settings, guidance
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.schedule import Schedule
+from diversevar_core.settings import Settings, guidance
+from diversevar_core.vae.vae import VAE
 
 from .shapes import Sampled, Side
 
@@ -104,7 +104,7 @@ def quiet() -> Iterator[None]:
 def original(
     checkout: Path,
     model: Family,
-    tokenizer: Tokenizer,
+    tokenizer: VAE,
     condition,
     schedule: Schedule,
     settings: Settings,

@@ -29,9 +29,9 @@ sys.path[:0] = (str(Path(__file__).parents[1] / part) for part in ("", "tests"))
 from comfy_host import HOW_TO, Host, find  # noqa: E402
 from prompts import graph  # noqa: E402
 
-from diversevar_core.checkpoints.convert import convert, write  # noqa: E402
 from diversevar_core.checkpoints.files import Checkpoint  # noqa: E402
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer  # noqa: E402
+from diversevar_core.checkpoints.loading import load_model, load_vae  # noqa: E402
+from diversevar_core.convert import convert, write  # noqa: E402
 from diversevar_core.models.infinity import Infinity, InfinityConfig  # noqa: E402
 from diversevar_core.text.encoder import load_text_encoder  # noqa: E402
 from diversevar_core.text.t5 import T5Config, T5Encoder  # noqa: E402
@@ -127,7 +127,8 @@ def write_text_encoder(folder: Path, weights: Mapping[str, Tensor]) -> None:
     names, index = sorted(weights), {}
     for i, part in enumerate((names[::2], names[1::2]), 1):
         shard = Checkpoint({name: weights[name] for name in part}, {})
-        write(folder / f"model-{i}.safetensors", shard, dict.fromkeys(part, torch.float32))
+        with (folder / f"model-{i}.safetensors").open("xb") as file:
+            write(file, shard, dict.fromkeys(part, torch.float32))
         index |= dict.fromkeys(part, f"model-{i}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     words = ("<pad>", "</s>", "<unk>", "a", "cat", "on", "the", "moon")
@@ -141,7 +142,7 @@ def write_text_encoder(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 def routes(paths: Mapping[str, Path]) -> Iterator[tuple[str, Path, Callable[[], object]]]:
     """All measurements: a description, the file that is read, and the function to call."""
-    loaders = {"transformer": load_model, "tokenizer": load_tokenizer, "text": load_text_encoder}
+    loaders = {"transformer": load_model, "tokenizer": load_vae, "text": load_text_encoder}
     for part, path in paths.items():
         yield f"load {part}, released", path, partial(loaders[part], path)
     for part, path in paths.items():

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Condition, Labels, Text
 from diversevar_core.models.family import Family
 from diversevar_core.models.infinity import Infinity, InfinityConfig
 from diversevar_core.models.var import RELEASED_SIDES, VAR, VARConfig
-from diversevar_core.sampling.conditions import Condition, Labels, Text
-from diversevar_core.sampling.schedule import Scale
+from diversevar_core.schedule import Scale
 from diversevar_core.vae.autoencoder import AutoencoderConfig
 from diversevar_core.vae.bsq import BSQ
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import VAE
 from diversevar_core.vae.vqvae import VQVAE, VQVAEConfig
 
 PROMPT = 32  # tokens
@@ -65,13 +65,13 @@ SHAPES: dict[str, Shape | None] = {
 
 def build(
     name: str, device: str, dtype: torch.dtype, files: tuple[str, str] | None = None
-) -> tuple[Family, Tokenizer]:
+) -> tuple[Family, VAE]:
     """A model of ``SHAPES`` and its tokenizer; files: theirs, in place of random weights."""
     shape = SHAPES[name]
     if files is None and shape is None:
-        files = included.MODEL, included.TOKENIZER
+        files = included.MODEL, included.VAE
     if files is not None:
-        return load_model(files[0], device, dtype), load_tokenizer(files[1], device, dtype)
+        return load_model(files[0], device, dtype), load_vae(files[1], device, dtype)
     is_infinity = isinstance(shape.model, InfinityConfig)
     family, kind = (Infinity, BSQ) if is_infinity else (VAR, VQVAE)
     model = family(shape.model, device=device, dtype=dtype)

@@ -16,7 +16,7 @@ from diversevar_core.methods.scalekv import ScaleKV
 from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.models.compiled import compile_blocks
 from diversevar_core.models.packed import pack
-from diversevar_core.sampling.run import Step
+from diversevar_core.sampling.method import Step
 from diversevar_core.sampling.sampler import sample
 
 from . import meter
@@ -40,7 +40,7 @@ class Bench:
 def prepare(args: Namespace) -> Bench:
     """Build the model of the options, and the original with the same weights if one is given."""
     torch.set_grad_enabled(False)
-    files = (args.model, args.vq) if args.model else None
+    files = (args.model, args.vae) if args.model else None
     model, tokenizer = build(args.shape, args.device, DTYPES[args.dtype], files)
     schedule = model.schedule(1.0, args.pixels)
     settings = replace(model.defaults(), guidance_end=args.guidance_end)

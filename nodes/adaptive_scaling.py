@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.adaptive import AdaptiveScaling
-from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 

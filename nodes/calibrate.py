@@ -7,9 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of
 from ..diversevar_core.analysis.front import front_plot
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.conditions import Text
-from ..diversevar_core.sampling.presets import calibration_path
+from ..diversevar_core.conditions import Text
+from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.presets import calibration_path
 from . import host, inputs
 from .imagenet import labelled
 from .measure import features_of
@@ -27,8 +27,7 @@ class Calibrate(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Tries several strengths on a few prompts and keeps the one that makes "
             "seeds differ most while the model still finds that its images follow the prompts. "
-            "The sampler's preset my calibration then uses it. If you cancel, the next run "
-            "continues.",
+            "The sampler's preset my calibration then uses it.",
             search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
             is_output_node=True,
             inputs=[
@@ -66,15 +65,15 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
+        network, core_vae = model.model, host.core_vae(vae)
         schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
-            raise ValueError("There are no prompts; write a few, one per line.")
+            raise UserError("There are no prompts; write a few, one per line.")
         if clip is not None:
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         elif network.reads is Text:
-            raise ValueError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
+            raise UserError(f"{network.name} takes prompts; connect Load VAR CLIP to clip.")
         else:
             encoded = [labelled(label) for label in labels_of(lines)]
         conditions = [
@@ -82,24 +81,17 @@ class Calibrate(io.ComfyNode):
         ]
         task = Task(
             network,
-            tokenizer,
+            core_vae,
             conditions,
             schedule,
             network.defaults(),
             seeds,
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
-        others = [other.patcher for other in (clip, clip_vision) if other is not None]
-        about = {
-            "prompts": lines,
-            "seeds": seeds,
-            "features": "pixels" if clip_vision is None else "CLIP vision",
-            "models": [host.figures_of(patcher) for patcher in (model, vae.patcher, *others)],
-        }
         need = model, vae, schedule, network.defaults(), seeds
         bar = comfy.utils.ProgressBar(1000)
         measured = []
-        for now, done in calibrate(task, path, about, ready=partial(host.to_device, *need)):
+        for now, done in calibrate(task, path, ready=partial(host.to_device, *need)):
             measured = now
             bar.update_absolute(round(1000 * done))
         chosen = choose(measured)

@@ -6,12 +6,13 @@ from functools import partial
 import torch
 from comfy_api.latest import io, ui
 
+from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
-from ..diversevar_core.models.pairing import check_pair, image_size
-from ..diversevar_core.sampling.job import PLAIN
+from ..diversevar_core.job import PLAIN
+from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
-from .sample import draw, not_known, settings_of, text
+from .sample import draw, said_of, settings_of, text
 
 ALIASES = [
     "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
@@ -34,6 +35,7 @@ class Edit(io.ComfyNode):
             description="Edits an image by instruction with an editing model (VAREdit) and keeps "
             "its size. A mask limits where.",
             search_aliases=ALIASES,
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.model("From Load VAR Model: an editing model."),
                 inputs.vae(),
@@ -55,7 +57,7 @@ class Edit(io.ComfyNode):
                     tooltip="Where the image may change; outside it keeps its pixels.",
                 ),
                 inputs.methods(),
-                inputs.seed("Image i of a batch uses seed + i, and is what that seed gives alone."),
+                inputs.seed("Image i uses seed + i; that seed alone reproduces it."),
                 inputs.batch_size(),
                 inputs.sampling(3.0, 0.1),
                 inputs.guidance_start(0, advanced=True),
@@ -91,15 +93,15 @@ class Edit(io.ComfyNode):
         mask=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
+        network, core_vae = model.model, host.core_vae(vae)
         if not network.edits:
-            raise ValueError(
+            raise UserError(
                 "This model cannot edit an image; load an editing model (VAREdit), or, if it is "
                 "one, set task to edit in Load VAR Model."
             )
-        check_pair(network, tokenizer)
+        check_pair(network, core_vae)
         if len(image) not in (1, batch_size):
-            raise ValueError(
+            raise UserError(
                 f"image is a batch of {len(image)} and batch_size is {batch_size}; connect "
                 "one, or as many as batch_size."
             )
@@ -107,24 +109,26 @@ class Edit(io.ComfyNode):
         height, width = image.shape[2:]
         if mask is not None:
             mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
-        _, side = image_size(network, tokenizer, schedule)
-        squares = torch.cat([into_square(to_pil(one), side) for one in image])
+        _, side = image_size(network, core_vae, schedule)
+        squares = torch.cat([into_square(to_pil(source), side) for source in image])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
         settings = settings_of(network, sampling, guidance_start, guidance_end)
         condition = text(positive, negative, batch_size, model.load_device)
         condition = replace(condition, source=features.to(model.load_device).float())
-        need = schedule, settings, batch_size, method, len(features)
-        ready = partial(host.to_device, model, vae, *need)
-        how = condition, schedule, settings, seed, method, exact_batch
-        f_hat, seeds = draw(model, vae, *how, ready)
+        ready = partial(
+            host.to_device, model, vae, schedule, settings, batch_size, method, len(features)
+        )
+        latent, seeds = draw(
+            model, vae, condition, schedule, settings, seed, method, exact_batch, ready
+        )
 
-        edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
+        edited = out_of_square(vae.decode(latent["samples"]).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
         edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
-        shown = "\n".join((f"seeds {seeds}", *not_known(positive)))
-        return io.NodeOutput(edited, {"samples": f_hat}, seeds, ui=ui.PreviewText(shown))
+        shown = "\n".join((f"seeds {seeds}", *said_of(positive)))
+        return io.NodeOutput(edited, latent, seeds, ui=ui.PreviewText(shown))
 
 
 NODES = [Edit]

@@ -4,8 +4,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.models.pairing import check_pair, patch_of
-from ..diversevar_core.sampling.schedule import PIXELS
+from ..diversevar_core.sampling.pairing import check_pair, patch_of
+from ..diversevar_core.schedule import PIXELS
 from . import host, inputs
 
 # width:height -> height / width as in the schedules
@@ -61,11 +61,11 @@ class EmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, aspect_ratio, megapixels, batch_size) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
-        check_pair(network, tokenizer)
+        network, core_vae = model.model, host.core_vae(vae)
+        check_pair(network, core_vae)
         budget = None if megapixels == OFFICIAL else megapixels
         height, width = network.schedule(ASPECT_RATIOS[aspect_ratio], budget)[-1].full
-        patch, channels = patch_of(network, tokenizer), tokenizer.token_kind.channels
+        patch, channels = patch_of(network, core_vae), core_vae.token_kind.channels
         shape = (batch_size, channels, patch * height, patch * width)
         device = comfy.model_management.intermediate_device()
         return io.NodeOutput({"samples": torch.zeros(shape, device=device)})

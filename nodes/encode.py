@@ -3,7 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.models.pairing import check_pair, image_size
+from ..diversevar_core.errors import UserError
+from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 
 
@@ -35,12 +36,12 @@ class Encode(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels, vae, model, mask=None) -> io.NodeOutput:
-        tokenizer, network = host.tokenizer_of(vae), model.model
-        check_pair(network, tokenizer)
+        core_vae, network = host.core_vae(vae), model.model
+        check_pair(network, core_vae)
         images = inputs.rgb("pixels", pixels)
         height, width = images.shape[2:]
         nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))
-        size = image_size(network, tokenizer, network.schedule(nearest))
+        size = image_size(network, core_vae, network.schedule(nearest))
         fitted = host.fit(images, *size)
         latent = {"samples": vae.encode(fitted.movedim(1, -1))}
         if mask is not None:
@@ -51,18 +52,16 @@ class Encode(io.ComfyNode):
 def fit_mask(mask: torch.Tensor, images: int, height: int, width: int) -> torch.Tensor:
     """Crop and resize a mask (1 or B, [1,] H, W) like its image -> (1 or B, height, width) in 0..1.
 
-    Raises ValueError where the mask is empty, or there are neither one nor ``images`` masks.
+    Raises UserError if the mask is empty, or there are neither one nor ``images`` masks.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    if mask.isnan().any():
-        raise ValueError("The mask contains NaN; draw another one.")
     if len(mask) not in (1, images):
-        raise ValueError(
+        raise UserError(
             f"There are {len(mask)} masks for {images} images; give one, or one for each image."
         )
     mask = host.fit(mask.clamp(0, 1), height, width, "area").squeeze(1)
     if not mask.any():
-        raise ValueError(
+        raise UserError(
             "The mask is empty, so nothing could change; draw a mask, or disconnect it."
         )
     return mask

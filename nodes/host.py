@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,29 +27,34 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.files import (
+    Checkpoint,
+    CheckpointError,
+    is_safetensors,
+    load_pickle,
+)
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
-    load_tokenizer,
     read_model,
 )
+from ..diversevar_core.checkpoints.loading import load_vae as load_core_vae
+from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.images import to_pil
+from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.starts import TOGETHER
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import patch_of
-from ..diversevar_core.models.resize import area
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN, Chain
-from ..diversevar_core.sampling.run import Step, drawn_maps
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings, guidance
+from ..diversevar_core.resize import area
+from ..diversevar_core.sampling.method import Methods, Step
+from ..diversevar_core.sampling.pairing import patch_of
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings, guidance
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
-from ..diversevar_core.text.known import unseen
+from ..diversevar_core.text.reading import Known, read
 from ..diversevar_core.vae.autoencoder import to_image
-from ..diversevar_core.vae.tokenizer import Tokenizer
+from ..diversevar_core.vae.vae import VAE
 
 PREVIEW_SIDE = 16  # tokens; a preview is decoded from a map of at most this side
 TILE_SIDE = 512  # pixels
@@ -63,7 +67,8 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 FILE = "diversevar_file"  # a patcher's attachment: the path that it was loaded from
-UNSEEN = "diversevar_unseen"  # a conditioning's entry: a sentence on words new to the model
+SAID = "diversevar_said"  # a conditioning's entry: what of its text a small model draws
+SUMS = "diversevar_sums"  # a latent's entry: a map's side -> the sum so far, at last samples
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: weight -> its name in the file
 
 
@@ -80,6 +85,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     )
 
 
+def load_file(file: Path) -> Mapping:
+    """A checkpoint file's content, read as ComfyUI reads it: with --disable-mmap into memory.
+
+    Under Dynamic VRAM, each tensor of a safetensors file knows its place in the file, from which
+    ComfyUI reads it straight to the device; a mapped one would come page by page.
+    """
+    if is_safetensors(file):
+        return comfy.utils.load_torch_file(str(file))
+    return load_pickle(file, mmap=not comfy.cli_args.args.disable_mmap)
+
+
 def load_transformer(
     path: Path,
     weight_dtype: str = "default",
@@ -93,11 +109,11 @@ def load_transformer(
     in place of what the file says. compiled: use torch.compile, which needs all weights loaded.
     disable_dynamic: load all weights at once, without ComfyUI's Dynamic VRAM. The types of storage
     and computation come from ComfyUI, so its command-line flags apply. Raises CheckpointError, or
-    ValueError where torch cannot compile.
+    UserError if torch cannot compile.
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    file = read_model(path, task)
+    file = read_model(path, task, load_file)
     tensors, quantization = quantized(file.tensors, file.facts)
     storage = WEIGHT_TYPES[weight_dtype] or comfy.model_management.unet_dtype(
         device,
@@ -164,43 +180,43 @@ def store(layers: nn.Module, dtype: torch.dtype, dynamic: bool) -> None:
 
 
 class Autoencoder(nn.Module):
-    """A tokenizer with the interface of ComfyUI's VAE code: images <-> features."""
+    """A VAE with the interface of ComfyUI's VAE code: images <-> features."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, core: VAE):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.core = core
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.tokenizer.features(image)
+        return self.core.features(image)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        return self.tokenizer.decode(f_hat)
+        return self.core.decode(f_hat)
 
 
-class TokenizerVAE(comfy.sd.VAE):
-    """A tokenizer as a VAE, so that the stock encode, decode and tiled nodes work with it."""
+class VARVAE(comfy.sd.VAE):
+    """A VAE as ComfyUI's class, so that the stock encode, decode and tiled nodes work with it."""
 
-    def __init__(self, tokenizer: Tokenizer, disable_dynamic: bool = False):
+    def __init__(self, core: VAE, disable_dynamic: bool = False):
         logging.root.addFilter(without_warning)
         try:
             super().__init__(sd={})
         finally:
             logging.root.removeFilter(without_warning)
-        self.tokenizer = tokenizer
-        self.first_stage_model = Autoencoder(tokenizer).eval()
-        self.latent_channels = tokenizer.token_kind.channels
-        self.downscale_ratio = self.upscale_ratio = tokenizer.stride
+        self.core = core
+        self.first_stage_model = Autoencoder(core).eval()
+        self.latent_channels = core.token_kind.channels
+        self.downscale_ratio = self.upscale_ratio = core.stride
         # ComfyUI's estimate is for its own autoencoder of stride 8, which is similar
-        own, strides = self.memory_used_decode, (tokenizer.stride / 8) ** 2
+        own, strides = self.memory_used_decode, (core.stride / 8) ** 2
         self.memory_used_decode = lambda shape, dtype: own(shape, dtype) * strides
         self.device = comfy.model_management.vae_device()
-        self.vae_dtype = tokenizer.dtype
+        self.vae_dtype = core.dtype
         self.output_device = comfy.model_management.intermediate_device()
         self.patcher = patcher_class(disable_dynamic)(
             self.first_stage_model, self.device, comfy.model_management.vae_offload_device()
         )
-        for part in (tokenizer.encoder, tokenizer.decoder):
-            store(part, tokenizer.dtype, self.patcher.is_dynamic())
+        for part in (core.encoder, core.decoder):
+            store(part, core.dtype, self.patcher.is_dynamic())
         self.model_size()
 
     def decode_tiled_(self, samples: Tensor, *sizes: int, **options: int) -> Tensor:
@@ -209,7 +225,7 @@ class TokenizerVAE(comfy.sd.VAE):
         ComfyUI calls it without sizes where the whole image does not fit the memory.
         """
         if not sizes and not options:
-            side = TILE_SIDE // self.tokenizer.stride
+            side = TILE_SIDE // self.core.stride
             sizes = side, side, side // 4
         return super().decode_tiled_(samples, *sizes, **options)
 
@@ -219,22 +235,22 @@ def without_warning(record: logging.LogRecord) -> bool:
     return "No VAE weights detected" not in record.getMessage()
 
 
-def tokenizer_of(vae: comfy.sd.VAE) -> Tokenizer:
-    """The tokenizer in a VAE; ValueError where it is a diffusion model's."""
-    if not isinstance(vae, TokenizerVAE):
-        raise ValueError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
-    return vae.tokenizer
+def core_vae(vae: comfy.sd.VAE) -> VAE:
+    """The core's VAE in ComfyUI's; UserError if it is a diffusion model's."""
+    if not isinstance(vae, VARVAE):
+        raise UserError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
+    return vae.core
 
 
-def load_vae(path: Path, disable_dynamic: bool = False) -> TokenizerVAE:
-    """Load a tokenizer file as a VAE. Raises CheckpointError."""
+def load_vae(path: Path, disable_dynamic: bool = False) -> VARVAE:
+    """Load a VAE's file. Raises CheckpointError."""
     device = comfy.model_management.vae_device()
     dtype = torch.float32
     if not comfy.model_management.is_device_cpu(device):
         dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
     offload = comfy.model_management.vae_offload_device()
-    tokenizer = load_tokenizer(path, offload, dtype, comfy.ops.manual_cast)
-    vae = TokenizerVAE(tokenizer, disable_dynamic)
+    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast, load_file)
+    vae = VARVAE(core, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
     vae.patcher.set_attachments(FILE, path)
     return vae
@@ -254,55 +270,71 @@ class GivenTokenizer:
 
 
 class Tokens(dict):
-    """Encoder name -> tokens; ValueError for encoders of other models (as some nodes ask for)."""
+    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for).
+
+    said: a sentence on what of the text is drawn, if that is not all.
+    """
+
+    said: str | None = None
 
     def __missing__(self, name: str):
-        raise ValueError(
+        raise UserError(
             "This node is for a diffusion model with other text encoders (it asks for "
             f"{quote(name)}), and a VAR model has only T5; use CLIP Text Encode."
         )
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """The tokenizer of ComfyUI's CLIP object; ValueError for text that the model cannot read."""
+    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read.
+
+    known: what a small model knows, onto which texts are read.
+    """
+
+    def __init__(self, known: Known | None, **options):
+        super().__init__(**options)
+        self.known = known
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
-        tokens = super().tokenize_with_weights(text, *arguments, **options)
+        said = None
+        if self.known:
+            text, said = read_weighted(text, self.known)
+        tokens = Tokens(super().tokenize_with_weights(text, *arguments, **options))
         check_length(len(tokens["t5"][0]))
-        return Tokens(tokens)
+        tokens.said = said
+        return tokens
+
+
+def read_weighted(text: str, known: Known) -> tuple[str, str | None]:
+    """``read`` a text with ComfyUI's weights, as in "(red:1.2) apple".
+
+    They stay if all of the text is drawn.
+    """
+    parts = sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
+    prompt, said = read(sd1_clip.unescape_important("".join(part for part, _ in parts)), known)
+    weighted = said is None and any(weight != 1 for _, weight in parts)
+    return (text.strip() if weighted else prompt), said
 
 
 class PromptEncoder(sd1_clip.SD1ClipModel):
-    """The model of ComfyUI's CLIP object.
-
-    prompts: all that a small model was trained on; then conditionings get the entry ``UNSEEN``.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompts: list[str] | None, **options):
-        super().__init__(**options)
-        self.words, self.prompts = tokenizer, prompts
+    """The model of ComfyUI's CLIP object; conditionings get what ``Tokens`` say as ``SAID``."""
 
     def encode_token_weights(self, token_weight_pairs):
-        encoded = super().encode_token_weights(token_weight_pairs)
-        if self.prompts is None:
-            return encoded
-        features, pooled, *extras = encoded
-        ids = [token for token, _ in token_weight_pairs["t5"][0] if isinstance(token, int)]
-        sentence = unseen(self.words.decode(ids), self.prompts)
-        return features, pooled, {**(extras[0] if extras else {}), UNSEEN: sentence}
+        features, pooled, *extras = super().encode_token_weights(token_weight_pairs)
+        if said := getattr(token_weight_pairs, "said", None):
+            extras = [{**(extras[0] if extras else {}), SAID: said}]
+        return features, pooled, *extras
 
 
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
-    file = read_t5(path, shipped)
-    words = file.tokenizer()
+    file = read_t5(path, shipped, load_file)
     config = asdict(file.config) | {"model_type": "t5"}
     config["dense_act_fn"] = "gelu_pytorch_tanh" if file.config.is_gated_act else "relu"
     unpadded = partial(
         sd1_clip.SDTokenizer,
-        words,
+        file.tokenizer(),
         tokenizer_class=GivenTokenizer,
         embedding_size=file.config.d_model,
         embedding_key="t5",
@@ -317,8 +349,8 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         special_tokens={"end": 1, "pad": 0},
         model_class=T5,
     )
-    tokenizer = partial(PromptTokenizer, name="t5", tokenizer=unpadded)
-    encoder = partial(PromptEncoder, words, file.prompts(), name="t5", clip_model=t5)
+    tokenizer = partial(PromptTokenizer, file.known(), name="t5", tokenizer=unpadded)
+    encoder = partial(PromptEncoder, name="t5", clip_model=t5)
     tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
@@ -348,7 +380,7 @@ def fit(images: Tensor, height: int, width: int, resize: str = "lanczos") -> Ten
 
 def to_device(
     model: comfy.model_patcher.ModelPatcher,
-    vae: TokenizerVAE,
+    vae: VARVAE,
     schedule: Schedule,
     settings: Settings,
     batch: int,
@@ -362,90 +394,57 @@ def to_device(
     of source images, 1 where all images share one.
     """
     guided = any(g != 1 for g, _ in guidance(settings, schedule))
-    drawn, starts = drawn_maps(schedule, chain.methods), chain.starts
+    methods, starts = Methods(chain.methods), chain.starts
+    drawn = methods.drawn(schedule)
     stages = [(batch, drawn)]
     if starts and starts.chooses(batch):
         first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
         stages.append((min(starts.candidates, TOGETHER), first))
-    share = min((method.cached for method in chain.methods), default=1.0)
     source = sources * schedule[-1].tokens
-    stored = sum(method.stored(schedule, model.model.depth) for method in chain.methods)
-    room = max(room_of(model.model, maps, guided, n, share, source, stored) for n, maps in stages)
+    room = max(
+        room_of(model.model, schedule, maps, guided, n, methods, source) for n, maps in stages
+    )
     if chain.travel:
-        sides = (patch_of(model.model, vae.tokenizer) * side for side in schedule[-1].full)
-        shape = (1, vae.tokenizer.token_kind.channels, *sides)
+        sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
+        shape = (1, vae.core.token_kind.channels, *sides)
         room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
 
 
 def room_of(
     network: Family,
+    schedule: Schedule,
     maps: Schedule,
     guided: bool,
     batch: int,
-    share: float,
+    methods: Methods,
     source: int,
-    stored: int,
 ) -> float:
     """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
 
-    share: of the keys and values that are kept. source: number of tokens of all source images.
-    stored: number of tokens whose features methods store for each row.
+    source: number of tokens of all source images.
     """
     width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
-    rows, kept = (1 + guided) * batch, (1 + guided) * (batch * cached * share + source)
-    cache = 2 * kept * width * network.depth * network.dtype.itemsize
-    work = (32 * last + 4 * stored) * rows * width  # float32
+    rows = (1 + guided) * batch
+    pair = 2 * width * network.dtype.itemsize  # the key and value of one token in one block
+    token = 4 * rows * width  # the features of one token of every row, float32
+    cache = methods.memory(rows * cached * network.depth * pair, token, schedule, network.depth)
+    cache += (1 + guided) * source * network.depth * pair
+    work = 8 * last * token
     if source:  # one block's keys and values, joined with the source's
-        work += 2 * rows * (cached + 2 * last) * width * network.dtype.itemsize
+        work += rows * (cached + 2 * last) * pair
     return cache + work
-
-
-def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
-    """What a model's output depends on, as JSON values: its file, types, and LoRAs."""
-    file = patcher.get_attachment(FILE)
-    layers = set()
-    for layer in patcher.model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor):
-            kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
-            layers.add(f"{type(layer).__qualname__} {kept}")
-    digest = hashlib.sha256()
-    if file is None:  # loaded by another pack's node: identified by its small weights
-        for weight in patcher.model.parameters():
-            digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
-    for name, added in sorted(patcher.patches.items()):
-        for strength, patch, *_ in added:
-            digest.update(f"{name} {strength}".encode())
-            for part in parts_of(patch):
-                digest.update(bytes_of(part))
-    return {
-        "file": file and version_of(file),
-        "layers": sorted(layers),
-        "computes": str(getattr(patcher.model, "dtype", None)),
-        "weights": digest.hexdigest(),
-    }
-
-
-def parts_of(patch: object) -> Sequence[object]:
-    """The tensors and numbers of one of ComfyUI's weight patches (a LoRA's change of a weight)."""
-    return getattr(patch, "weights", None) or patch[-1]
-
-
-def bytes_of(part: object) -> bytes:
-    """The bytes of a tensor, or of another value's repr."""
-    if not isinstance(part, Tensor):
-        return repr(part).encode()
-    return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def watch(
     model: comfy.model_patcher.ModelPatcher,
     steps: Iterator[Step],
     schedule: Schedule,
-    vae: TokenizerVAE,
-) -> Tensor:
-    """Run the sampler with ComfyUI's progress bar and previews; returns f_hat (B, D, H, W).
+    vae: VARVAE,
+) -> dict[str, object]:
+    """Run the sampler with ComfyUI's progress bar and previews; returns a latent.
+
+    ``samples`` is f_hat (B, D, H, W), and ``SUMS`` f_hat after every map, of the last pass.
 
     Cancel raises an exception: ComfyUI's layers check for it; for compiled blocks, it is checked
     between the maps.
@@ -454,22 +453,26 @@ def watch(
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
     bar = comfy.utils.ProgressBar(sum(scale.tokens for scale in schedule))
     done, pixels = 0, comfy.cli_args.args.preview_size
+    sums = {}
     model.pre_run()
     try:
         for step in steps:
+            sums[step.scale.side] = step.f_hat
             comfy.model_management.throw_exception_if_processing_interrupted()
             done += step.scale.tokens
             image = ("JPEG", preview(step, vae), pixels) if previews else None
             bar.update_absolute(done, preview=image)
     finally:
         model.cleanup()
-    return step.f_hat.to(comfy.model_management.intermediate_device())
+    device = comfy.model_management.intermediate_device()
+    sums = {side: f_hat.to(device) for side, f_hat in sums.items()}
+    return {"samples": sums[step.scale.side], SUMS: sums}
 
 
-def preview(step: Step, vae: TokenizerVAE):
+def preview(step: Step, vae: VARVAE):
     """Decode the first image so far at the size of the current map, or smaller."""
     f_hat = step.f_hat[:1]
     h, w = step.scale.h, step.scale.w
     shrink = min(PREVIEW_SIDE / max(h, w), 1)
     small = area(f_hat, *(max(round(side * shrink), 1) for side in (h, w)))
-    return to_pil(to_image(vae.tokenizer.decode(small))[0])
+    return to_pil(to_image(vae.core.decode(small))[0])

@@ -1,11 +1,8 @@
-"""Loaders of the transformer, its VAE (tokenizer), and the text encoder."""
-
-from pathlib import Path
+"""Loaders of the transformer, its VAE, and the text encoder."""
 
 from comfy_api.latest import io
 
 from ..diversevar_core.models.infinity import TASKS
-from ..diversevar_core.sampling.presets import calibrated_preset
 from . import folders, host
 from .inputs import VARModel
 
@@ -70,8 +67,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name=None, **others):
-        version = folders.version(folders.model_path, model_name)
-        return version and [*version, calibration(folders.model_path(model_name))]
+        return folders.version(folders.model_path, model_name)
 
     @classmethod
     def execute(
@@ -90,13 +86,13 @@ class LoadVAE(io.ComfyNode):
             node_id="DiverseVARLoadVAE",
             display_name="Load VAR VAE",
             category="DiverseVAR/loaders",
-            description="Loads the VAE (tokenizer) that turns a VAR model's tokens into images. It "
+            description="Loads the VAE that turns a VAR model's tokens into images. It "
             "works with the stock VAE Decode and VAE Encode.",
             search_aliases=["var", "infinity", "vq", "vqvae", "bsq", "load vae"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=folders.choices(folders.TOKENIZERS),
+                    options=folders.choices(folders.VAES),
                     tooltip="The VAE that the model was trained with, from models/vae; "
                     "emoji for the model emoji.",
                 ),
@@ -108,15 +104,15 @@ class LoadVAE(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae_name=None):
-        return folders.check(folders.tokenizer_path, vae_name)
+        return folders.check(folders.vae_path, vae_name)
 
     @classmethod
     def fingerprint_inputs(cls, vae_name=None):
-        return folders.version(folders.tokenizer_path, vae_name)
+        return folders.version(folders.vae_path, vae_name)
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(host.load_vae(folders.tokenizer_path(vae_name)))
+        return io.NodeOutput(host.load_vae(folders.vae_path(vae_name)))
 
 
 class LoadCLIP(io.ComfyNode):
@@ -138,7 +134,7 @@ class LoadCLIP(io.ComfyNode):
                     "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="For VAR Encode Prompts, or CLIP Text Encode.")],
         )
 
     @classmethod
@@ -152,14 +148,6 @@ class LoadCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip_name) -> io.NodeOutput:
         return io.NodeOutput(host.load_clip(folders.text_encoder_path(clip_name)))
-
-
-def calibration(path: Path) -> str | None:
-    """The calibrated preset next to the model as a text, so that samplers run again after it."""
-    try:
-        return str(calibrated_preset(path))
-    except ValueError:
-        return None
 
 
 NODES = [LoadModel, LoadVAE, LoadCLIP]

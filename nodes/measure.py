@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..diversevar_core.analysis.diversity import (
+from ..diversevar_core.diversity import (
     mean_distance,
     most_different,
     pixel_features,

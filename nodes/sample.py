@@ -1,6 +1,6 @@
 """DiverseVAR Sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,28 +9,37 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..diversevar_core import job
+from ..diversevar_core.conditions import Condition, Labels, Text
+from ..diversevar_core.errors import UserError
+from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.models.pairing import check_pair, image_size, patch_of, schedule_of_size
-from ..diversevar_core.sampling import job
-from ..diversevar_core.sampling.conditions import Condition, Labels, Text
-from ..diversevar_core.sampling.job import PLAIN, Chain
-from ..diversevar_core.sampling.presets import Preset, preset_named
-from ..diversevar_core.sampling.schedule import Schedule
-from ..diversevar_core.sampling.settings import Settings
+from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
+from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.schedule import Schedule
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
-from ..diversevar_core.vae.tokenizer import Tokenizer
-from . import host, inputs
+from ..diversevar_core.vae.vae import VAE
+from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
 
-# entries of stock nodes in a conditioning that VAR models do not support
+# what stock nodes put into a conditioning and VAR models do not support: entry -> what it asks for,
+# and the value that asks for nothing
 UNREAD = {
-    "area": "an area",
-    "mask": "a mask",
-    "control": "a ControlNet",
-    "hooks": "hooks",
+    "area": ("an area", None),
+    "mask": ("a mask", None),
+    "control": ("a ControlNet", None),
+    "hooks": ("hooks", None),
+    "gligen": ("GLIGEN boxes", None),
+    "reference_latents": ("reference images", None),
+    "concat_latent_image": ("an image to inpaint", None),
+    "unclip_conditioning": ("an unCLIP image", None),
+    "start_percent": ("a range of steps", 0.0),
+    "end_percent": ("a range of steps", 1.0),
+    "strength": ("a strength", 1.0),
 }
 
 ALIASES = [
@@ -56,6 +65,7 @@ class Sampler(io.ComfyNode):
             description="Samples images with a VAR or Infinity model so that seeds really differ; "
             "preset sets how much.",
             search_aliases=ALIASES,
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.model(),
                 inputs.vae(),
@@ -76,8 +86,8 @@ class Sampler(io.ComfyNode):
                 inputs.methods(),
                 inputs.preset(),
                 inputs.seed(
-                    "Image i of a batch uses seed + i, or the seed that starts chose for it, and "
-                    "is what that seed gives alone. The node shows the seeds."
+                    "Image i uses seed + i (or the seed picked by starts); that seed alone "
+                    "reproduces it. The node shows the seeds."
                 ),
                 inputs.sampling(4.0, 0.5),
                 inputs.guidance_end(),
@@ -93,7 +103,7 @@ class Sampler(io.ComfyNode):
                 inputs.exact_batch(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Latent.Output(tooltip="For VAE Decode, or VAR VQ Decode."),
                 io.String.Output(
                     display_name="seeds",
                     tooltip="The seed of each image; alone, with starts off, it makes the same "
@@ -101,6 +111,10 @@ class Sampler(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, preset=None, **others):
+        return folders.calibrations() if CALIBRATION in str(preset) else None
 
     @classmethod
     def execute(
@@ -120,14 +134,14 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         network = model.model
         if network.edits:
-            raise ValueError("This model edits images; use VAR Edit Image in place of the sampler.")
+            raise UserError("This model edits images; use VAR Edit Image in place of the sampler.")
         chosen = preset_of(preset, model)
         chain = chosen.chain(method)
-        tokenizer = host.tokenizer_of(vae)
-        check_pair(network, tokenizer)
+        core_vae = host.core_vae(vae)
+        check_pair(network, core_vae)
         samples = latent_image["samples"]
         batch = len(samples)
-        schedule = schedule_of_latent(network, tokenizer, samples)
+        schedule = schedule_of_latent(network, core_vae, samples)
         settings = settings_of(network, sampling, chosen.guidance_start, guidance_end)
         condition = condition_of(network, positive, negative, batch, model.load_device)
         ready = partial(host.to_device, model, vae, schedule, settings, batch, chain)
@@ -135,23 +149,25 @@ class Sampler(io.ComfyNode):
         if image:
             ready()
             if mask is not None:
-                mask = fit_mask(mask, batch, *image_size(network, tokenizer, schedule))
+                mask = fit_mask(mask, batch, *image_size(network, core_vae, schedule))
             features = samples[:1] if (samples == samples[:1]).all() else samples
-            maps = tokenizer.quantize_maps(features.to(model.load_device).float(), schedule)
+            maps = core_vae.quantize_maps(features.to(model.load_device).float(), schedule)
             chain = chain.add(Keep(maps, keep_side, mask))
         elif keep_side > 0 or mask is not None:
-            raise ValueError(
+            raise UserError(
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
             )
-        how = condition, schedule, settings, seed, chain, exact_batch
-        samples, seeds = draw(model, vae, *how, ready)
+        offsets = latent_image.get("batch_index")  # of Latent From Batch, as KSampler reads it
+        latent, seeds = draw(
+            model, vae, condition, schedule, settings, seed, chain, exact_batch, ready, offsets
+        )
         seeds = ", ".join(map(str, seeds))
         lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += not_known(positive)
+        lines += said_of(positive)
         if image and keep_side == 0 and mask is None:
             lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
@@ -166,21 +182,21 @@ def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule,
     if chain.starts.candidates > 1 and batch == 1:
         line += "; starts had no effect on a single image"
     missing = {*DEFAULT_SIDES} - {scale.side for scale in schedule}
-    spectral = [one for one in chain.methods if isinstance(one, DiverseVAR)]
-    if missing and any(one.sides is None for one in spectral):
+    spectral = [method for method in chain.methods if isinstance(method, DiverseVAR)]
+    if missing and any(method.sides is None for method in spectral):
         sides = ", ".join(map(str, sorted(missing)))
         line += f"; SSR and SAR had no effect at side {sides}, which this image does not have"
     return line
 
 
-def not_known(positive: list) -> list[str]:
-    """Sentences on words of the prompt that the model does not know."""
-    return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+def said_of(positive: list) -> list[str]:
+    """Sentences on what of its text a small model draws."""
+    return [extras[host.SAID] for _, extras in positive if host.SAID in extras]
 
 
 def draw(
     model: ModelPatcher,
-    vae: host.TokenizerVAE,
+    vae: host.VARVAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -188,36 +204,47 @@ def draw(
     chain: Chain,
     exact_batch: bool,
     ready: Callable[[], object],
-) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
+    offsets: Sequence[int] | None = None,
+) -> tuple[dict[str, object], list[int]]:
+    """``job.draw`` with ComfyUI's progress bar; returns a latent and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
-    how = (model.model, vae.tokenizer, condition, schedule, settings, seed, chain)
-    options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
-    drawn = job.draw(*how, **options)
+    drawn = job.draw(
+        model.model,
+        vae.core,
+        condition,
+        schedule,
+        settings,
+        seed,
+        chain,
+        offsets=offsets,
+        exact_batch=exact_batch,
+        ready=ready,
+        progress=bar.update_absolute,
+    )
     return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
 
 
 def preset_of(preset: dict, model: ModelPatcher) -> Preset:
-    """Read the preset widget; ValueError for my calibration where the model has none."""
+    """Read the preset widget; UserError for my calibration where the model has none."""
     if preset["preset"] == inputs.CUSTOM:
         return Preset(preset["guidance_start"], preset["starts"], preset["ssr"], preset["sar"])
     return preset_named(preset["preset"], model.get_attachment(host.FILE))
 
 
-def schedule_of_latent(network: Family, tokenizer: Tokenizer, samples: torch.Tensor) -> Schedule:
-    """The token maps of a latent (B, D, H, W); ValueError where it is not this model's."""
-    channels = tokenizer.token_kind.channels
+def schedule_of_latent(network: Family, core_vae: VAE, samples: torch.Tensor) -> Schedule:
+    """The token maps of a latent (B, D, H, W); UserError if it is not this model's."""
+    channels = core_vae.token_kind.channels
     if samples.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
             "have 4); connect one of a VAR model."
         )
     if samples.shape[1] != channels:
-        raise ValueError(
+        raise UserError(
             f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
             "comes from another kind of model: connect Empty Latent (VAR) or VAR VAE Encode."
         )
-    patch = patch_of(network, tokenizer)
+    patch = patch_of(network, core_vae)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
 
 
@@ -244,57 +271,55 @@ def condition_of(
     batch: int,
     device: torch.device,
 ) -> Condition:
-    """The condition of a batch from conditionings; ValueError where the model cannot read them."""
+    """The condition of a batch from conditionings; UserError if the model cannot read them."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
-    features, extras = one_of(positive, "positive")
+    features, extras = single(positive, "positive")
     if LABEL not in extras:
-        raise ValueError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
+        raise UserError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
     if features.flatten().tolist() != [extras[LABEL]]:
-        raise ValueError(
+        raise UserError(
             "positive mixes classes, and a VAR model takes one; connect an ImageNet Class (VAR)."
         )
     if negative is not None:
-        raise ValueError("This VAR model reads no negative prompt; disconnect negative.")
+        raise UserError("This VAR model reads no negative prompt; disconnect negative.")
     return Labels(torch.full((batch,), extras[LABEL], device=device))
 
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
     """The text of a batch from conditionings; an empty negative is the model's learned one."""
-    features = one_prompt(positive, "positive")
+    features = single_prompt(positive, "positive")
     if len(features) == 1:
-        raise ValueError("The prompt is empty; write what the image should show.")
-    steered = None if negative is None else one_prompt(negative, "negative")
+        raise UserError("The prompt is empty; write what the image should show.")
+    steered = None if negative is None else single_prompt(negative, "negative")
     if steered is None or len(steered) == 1:  # only the end token
         return Text([features.to(device)] * batch)
     return Text([features.to(device)] * batch, [steered.to(device)] * batch)
 
 
-def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
+def single_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
-    features, extras = one_of(conditioning, socket)
+    features, extras = single(conditioning, socket)
     if LABEL in extras:
-        raise ValueError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
+        raise UserError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
     check_length(len(features))
     return features.float()
 
 
-def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
-    """The features (length, Ct) and extras of a single conditioning; ValueError for others."""
+def single(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
+    """The features (length, Ct) and extras of a single conditioning; UserError for others."""
     count = sum(len(features) for features, _ in conditioning)
     if count != 1:
-        raise ValueError(
+        raise UserError(
             f"{socket} has {count} conditionings and a VAR model reads one; use Conditioning "
             "Concat or Average in place of Combine, or one class."
         )
     features, extras = conditioning[0]
-    asks = [words for name, words in UNREAD.items() if extras.get(name) is not None]
-    if extras.get("start_percent", 0.0) > 0 or extras.get("end_percent", 1.0) < 1:
-        asks.append("a range of steps")
+    asks = [words for name, (words, off) in UNREAD.items() if extras.get(name) not in (None, off)]
     if asks:
-        raise ValueError(
-            f"{socket} asks for {asks[0]}, and a VAR model draws the whole image at every step; "
-            "remove the node that sets it."
+        raise UserError(
+            f"{socket} asks for {asks[0]}, and a VAR model reads only a prompt or a class, for the "
+            "whole image and every step; remove the node that sets it."
         )
     return features[0], extras
 

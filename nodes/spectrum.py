@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..diversevar_core.analysis.spectra import Spectra
 from ..diversevar_core.analysis.spectrum_plot import SIDES, shown_blocks, spectrum_plot
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.ssr_sar import PAPER, DiverseVAR
-from ..diversevar_core.sampling.job import PLAIN
 from ..diversevar_core.sampling.sampler import sample
 from . import host, inputs
 from .sample import condition_of
@@ -45,17 +45,17 @@ class Spectrum(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, positive, seed, method=PLAIN) -> io.NodeOutput:
-        network, tokenizer = model.model, host.tokenizer_of(vae)
+        network, core_vae = model.model, host.core_vae(vae)
         schedule, settings = network.schedule(), network.defaults()
         condition = condition_of(network, positive, None, 1, model.load_device)
         host.to_device(model, vae, schedule, settings, 1)
         found = [one for one in method.methods if isinstance(one, DiverseVAR)]
         spectral = found[0] if found else PAPER
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
-        steps = sample(network, tokenizer, condition, schedule, settings, [seed], methods=[watched])
+        steps = sample(network, core_vae, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
         host.watch(model, islice(steps, len(plotted)), plotted, vae)
-        plot = spectrum_plot(watched.found).movedim(0, -1)[None]
+        plot = spectrum_plot(watched.values).movedim(0, -1)[None]
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))
 
 

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.ssr_sar import PAPER, SITES, DiverseVAR
-from ..diversevar_core.quote import quote
-from ..diversevar_core.sampling.job import PLAIN
 from . import inputs
 
 
@@ -87,8 +87,8 @@ def read_sides(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(
-            f"sides must be whole numbers with commas, as in 4,6; not {quote(text)}."
+        raise UserError(
+            f"sides must be comma-separated integers, e.g. 4,6; not {quote(text)}."
         ) from None
 
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..diversevar_core.sampling.job import PLAIN
+from ..diversevar_core.job import PLAIN
 from . import inputs
 
 

@@ -28,7 +28,9 @@ PACK = "pack-under-test"  # its folder in custom_nodes; nothing may rely on the 
 DYNAMIC = """
 import comfy.memory_management
 import comfy.model_patcher
+import comfy_aimdo.control
 
+comfy_aimdo.control.init()
 comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
@@ -235,7 +237,7 @@ class Host:
         return [self.fetch("/view?" + urllib.parse.urlencode(image)) for image in images]
 
     def complaints(self) -> list[str]:
-        """Tracebacks through this pack, except of ValueErrors, which are messages to the user."""
+        """Tracebacks through this pack, except of UserErrors, which are messages to the user."""
         log, traceback = self.log, r"^.*Traceback \(most recent.*\n(?: .*\n)*.*"
         blocks = [
             found[0]
@@ -243,7 +245,7 @@ class Host:
             if not log[found.end() :].lstrip().startswith("The above exception")
         ]
         ours = [block for block in blocks if f"custom_nodes/{PACK}" in block or str(ROOT) in block]
-        return [block for block in ours if not re.search(r"\n\S*(Value|Checkpoint)Error: ", block)]
+        return [block for block in ours if not re.search(r"\n\S*(User|Checkpoint)Error: ", block)]
 
 
 def fill(inputs: dict, schema: dict, within: str = "") -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from comfy_host import ROOT
 
 MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
-TOKENIZERS = MODELS | {"var": "vae_ch160v4096z32.pth"}
+VAES = MODELS | {"var": "vae_ch160v4096z32.pth"}
 TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
 PIXELS = {"infinity": 256, "var": 96, "emoji": 128}  # along a side
 HIGH, WIDE = 60, 96  # the image's own size; the model's square is 256
@@ -31,7 +31,7 @@ def graph(
         inputs |= dotted(CUSTOM_PRESET, chosen)
     nodes = {
         "model": ("DiverseVARLoadModel", {"model_name": MODELS[family]}),
-        "vae": ("DiverseVARLoadVAE", {"vae_name": TOKENIZERS[family]}),
+        "vae": ("DiverseVARLoadVAE", {"vae_name": VAES[family]}),
         "empty": ("DiverseVAREmptyLatent", {**models, "batch_size": batch_size, **(size or {})}),
         "sampler": ("DiverseVARSampler", models | inputs),
         "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),

@@ -19,14 +19,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.models.blocks import Attend, Rotary
 from diversevar_core.models.infinity import Infinity
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.resize import area
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import Schedule
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import Schedule
+from diversevar_core.settings import Settings
 from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load
@@ -180,7 +180,7 @@ def main() -> None:
         export(run.average["model"], run.text(), args.export, offered(), task="edit")
         return
 
-    tokenizer = load_tokenizer(args.start / "tokenizer.safetensors")
+    tokenizer = load_vae(args.start / "tokenizer.safetensors")
     pool = load_pool(data, tokenizer, args.folder / "pool.pt")
     maker, model = Maker(pool), run.models["model"]
     schedule = model.schedule()

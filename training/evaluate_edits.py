@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.text.encoder import load_text_encoder
 
 from .data import PIXELS, Data, contact_sheet, load, to_model
@@ -169,9 +169,10 @@ def main() -> None:
     args = parser.parse_args()
 
     data = load(args.data)
-    tokenizer = load_tokenizer(args.tokenizer / "tokenizer.safetensors")
+    tokenizer = load_vae(args.tokenizer / "tokenizer.safetensors")
     model = load_model(args.models / "transformer.safetensors")
     text = load_text_encoder(args.models / "text_encoder.safetensors")
+    text.known = None  # instructions that it does not offer are measured too
     pool = load_pool(data, tokenizer, args.folder / "pool.pt")
     with torch.enable_grad():
         judge = load_judge(all_states(data), args.folder / "judge.ckpt")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
+from diversevar_core.schedule import square
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
@@ -134,7 +134,7 @@ def main() -> None:
     checkpoint = args.folder / "growth.ckpt"
     run.resume(checkpoint)
     args.folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(args.models / "tokenizer.safetensors")
+    tokenizer = load_vae(args.models / "tokenizer.safetensors")
     if args.export:
         judge = load_judge(data, args.folder / "judge.ckpt", JUDGE_STEPS)
         pictures = Pictures(data, old, tokenizer, args.folder)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.schedule import SQUARE_SIDES, square
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.schedule import SQUARE_SIDES, square
 
 from . import layouts_data
 from .data import to_model
@@ -43,7 +43,7 @@ SAMPLED = (
 def train_tokenizer(args: argparse.Namespace) -> None:
     """Fine-tune the tokenizer of 64 pixels on layouts; encoder and decoder."""
     objects = layouts_data.load(args.data)
-    tokenizer = load_tokenizer(args.half, args.device)
+    tokenizer = load_vae(args.half, args.device)
     tokenizer = tokenizer.to(memory_format=torch.channels_last).requires_grad_(True)
 
     def pictures_at(step: int) -> Tensor:
@@ -60,7 +60,7 @@ def load_pool(args: argparse.Namespace) -> Tensor:
     path = args.folder / "pool.pt"
     if not path.exists():
         objects = layouts_data.load(args.data)
-        tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", args.device)
+        tokenizer = load_vae(args.folder / "tokenizer.safetensors", args.device)
         found = []
         for first in range(0, POOL, 64):
             _, pictures = painted(range(first, first + 64), objects)
@@ -81,7 +81,7 @@ def train_transformer(args: argparse.Namespace) -> None:
         return
 
     pool, device = load_pool(args), torch.device(args.device)
-    tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", device)
+    tokenizer = load_vae(args.folder / "tokenizer.safetensors", device)
     prompts = [draw_layout(random.Random(seed)).prompt for seed in range(POOL)]
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
     model = run.models["model"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diversevar_core.analysis.diversity import mean_distance, vendi_score
+from diversevar_core.diversity import mean_distance, vendi_score
 
 SEED = 1000
 RESAMPLES = 1000

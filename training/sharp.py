@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.sampling.conditions import Text
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import ResnetBlock
 from diversevar_core.vae.bsq import BSQ
@@ -146,6 +146,7 @@ def drawn_by(models: Path, prompts: Sequence[str], tokenizer: BSQ, path: Path) -
     if not path.exists():
         model = load_model(models / "transformer.safetensors")
         text = load_text_encoder(models / "text_encoder.safetensors")
+        text.known = None  # prompts that it does not list are drawn too
         found = []
         for i, prompt in enumerate(prompts):
             settings = Settings((4.0,), "flat", (0.5,), 0, 0.97, guidance_start=4 * (i % 2))
@@ -188,7 +189,7 @@ def compiled(tokenizer: BSQ) -> BSQ:
 
 def parts(args: argparse.Namespace) -> tuple[BSQ, BSQ]:
     """The tokenizer of halved pictures, and the grown one with its checkpoints."""
-    half = load_tokenizer(args.half)
+    half = load_vae(args.half)
     tokenizer = grown(half)
     for part in ("encoder", "decoder"):
         if state := resume(args.folder / f"{part}.ckpt"):

@@ -14,11 +14,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from diversevar_core.conditions import Text
 from diversevar_core.models.blocks import Rotary
 from diversevar_core.models.infinity import Infinity
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.schedule import Schedule
+from diversevar_core.resize import area
+from diversevar_core.schedule import Schedule
 from diversevar_core.vae.bsq import BSQ
 
 FLIPPED = 0.3  # largest share of flipped bits; each picture's share is uniform in 0 to this

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.schedule import Schedule, square
+from diversevar_core.resize import area
+from diversevar_core.schedule import Schedule, square
 from diversevar_core.vae.autoencoder import AutoencoderConfig, ResnetBlock
 from diversevar_core.vae.bsq import BSQ, resize
 

@@ -22,12 +22,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.models.infinity import Infinity, InfinityConfig
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import MAX_TOKENS, TextEncoder, load_text_encoder, rename
 from diversevar_core.text.t5 import T5Encoder, read_config
 from diversevar_core.vae.bsq import BSQ
@@ -269,7 +269,7 @@ def main() -> None:
         export(run.average["model"], run.text(), args.export, prompts)
         return
 
-    tokenizer = load_tokenizer(args.folder / "tokenizer.safetensors", device)
+    tokenizer = load_vae(args.folder / "tokenizer.safetensors", device)
     with torch.no_grad():
         parts = [tokenizer.encoder(to_model(p).to(device)) for p in data.pictures.split(64)]
     features = torch.cat(parts)

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--k", type=int, default=5, help="nearest neighbours (default 5)")
     models = top.add_argument_group("models (default: the included one)")
     models.add_argument("--model", type=Path, default=included.MODEL)
-    models.add_argument("--vq", type=Path, default=included.TOKENIZER)
+    models.add_argument("--vae", type=Path, default=included.VAE)
     models.add_argument("--text-encoder", type=Path, default=included.TEXT_ENCODER)
     models.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     models.add_argument("--batch", type=int, default=8, help="images drawn together")
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
     rows = {name: out / name.replace(" ", "-") for name in rows_of(args, protocol)}
 
     drawn = store.units(len(protocol.prompts) * protocol.each, protocol.each)
-    sampler = Sampler(args.model, args.vq, args.text_encoder, device)
+    sampler = Sampler(args.model, args.vae, args.text_encoder, device)
     draw(sampler, protocol, rows, args, drawn[place::count])
     del sampler  # gives its memory to the networks that measure
 

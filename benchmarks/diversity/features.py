@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from diversevar_core.analysis.diversity import pixel_features
+from diversevar_core.diversity import pixel_features
 
 from .inception import Inception, prepare
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from diversevar_core.analysis.judge import self_alignment
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
-from diversevar_core.methods.ssr_sar import DiverseVAR
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.family import Family
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import VAE
 
 from .features import digest
 
@@ -39,7 +39,7 @@ class Row:
 
 ROWS = {
     "vanilla": Row(),
-    "ssr+sar": Row(methods=(DiverseVAR(ssr=0.5, sar=0.25, sides=(4, 6)),)),
+    "ssr+sar": Row(methods=(PAPER,)),  # the preset
     "late guidance": Row(guidance_start=4),
     "diverse starts": Row(guidance_start=4, starts=Starts(candidates=64, side=6)),
 }
@@ -65,7 +65,7 @@ class Sampler:
     """The three models, each loaded when it is first needed."""
 
     model_path: Path
-    tokenizer_path: Path
+    vae_path: Path
     text_path: Path
     device: str
 
@@ -79,8 +79,8 @@ class Sampler:
         return model
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_path, self.device)
+    def tokenizer(self) -> VAE:
+        return load_vae(self.vae_path, self.device)
 
     @cached_property
     def text(self) -> TextEncoder:
@@ -94,7 +94,7 @@ class Sampler:
         """Everything that the row's pictures depend on, except prompts and seeds."""
         return {
             "model": digest(self.model_path),
-            "tokenizer": digest(self.tokenizer_path),
+            "tokenizer": digest(self.vae_path),
             "text encoder": digest(self.text_path),
             "kind of device": torch.device(self.device).type,
             "settings": repr(self.settings(row)),

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..conditions import Condition
 from ..methods.path_search import log_likelihood
 from ..models.family import Family
-from ..sampling.conditions import Condition
-from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
+from ..schedule import Schedule
+from ..vae.vae import VAE
 
 
 class Judged(NamedTuple):
@@ -29,7 +29,7 @@ class Judged(NamedTuple):
 @torch.no_grad()
 def self_alignment(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     maps: Sequence[Tensor],
     condition: Condition,
     schedule: Schedule,
@@ -41,15 +41,15 @@ def self_alignment(
     """
     state = model.start(schedule, len(schedule), guided=True)
     model.condition(state, condition)
-    found = []  # of each map: nats with the prompt, then without it, (2B,)
+    maps_nats = []  # of each map: with the prompt, then without it, (2B,)
     f_hat = features = None
     for scale, tokens in zip(schedule, maps, strict=True):
-        x = model.embed(state, features, scale)
+        x = model.embed(state, features) + model.positions(state, scale)
         for i in range(model.depth):
             x = model.block(state, i, scale, x)
         both = (model.logits(state, x), torch.cat((tokens, tokens)))
         nats = log_likelihood(*both, model.token_kind.choices).cpu()  # MPS has no float64
-        found.append(nats.double().sum(dim=1))
-        f_hat, features = tokenizer.accumulate(f_hat, tokens, scale)
-    likelihood, without = torch.stack(found).sum(dim=0).chunk(2)
+        maps_nats.append(nats.double().sum(dim=1))
+        f_hat, features = vae.accumulate(f_hat, tokens, scale)
+    likelihood, without = torch.stack(maps_nats).sum(dim=0).chunk(2)
     return Judged(likelihood - without, likelihood)

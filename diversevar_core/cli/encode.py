@@ -7,41 +7,35 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.loading import load_tokenizer
+from ..checkpoints.loading import load_vae
 from ..images import open_image, resized
-from ..sampling.schedule import checked_sides, square
+from ..schedule import checked_sides, square
 from ..vae.autoencoder import to_image
 from .options import integers
-from .output import IMAGE_SUFFIXES, place, save_image, save_trace
+from .output import IMAGE_SUFFIXES, place, save_image
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     command = commands.add_parser("encode", help="image -> token maps -> image")
     command.set_defaults(run=run)
-    command.add_argument("--vq", required=True, help="tokenizer")
+    command.add_argument("--vae", required=True, help="VAE")
     command.add_argument("--image", required=True, help="image file")
     command.add_argument("--sides", type=integers, required=True, help="of its maps: 1,2,4,6,8")
     command.add_argument(
         "--out", type=Path, default=Path("diversevar.png"), help="the decoded image"
     )
-    command.add_argument("--trace", type=Path, help="safetensors file for the token maps")
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
     """Encode and decode an image, save the result, print the path."""
     args.out = place(args.out, *IMAGE_SUFFIXES)
-    args.trace = args.trace and place(args.trace, ".safetensors")
     schedule = square(checked_sides(args.sides, "--sides"))
-    tokenizer = load_tokenizer(args.vq)
-    size = schedule[-1].w * tokenizer.stride
-    features = tokenizer.features(resized(open_image(args.image), size, size))
-    maps, f_hat = tokenizer.quantize_maps(features, schedule), None
+    vae = load_vae(args.vae)
+    size = schedule[-1].w * vae.stride
+    features = vae.features(resized(open_image(args.image), size, size))
+    maps, f_hat = vae.quantize_maps(features, schedule), None
     for scale, tokens in zip(schedule, maps, strict=True):
-        f_hat, _ = tokenizer.accumulate(f_hat, tokens, scale)
-    image = to_image(tokenizer.decode(f_hat))
-    if args.trace:
-        sums = {"f_hat": f_hat, "image": image}
-        save_trace(args.trace, tokenizer.token_kind, schedule, maps, sums)
-    save_image(args.out, image[0])
+        f_hat, _ = vae.accumulate(f_hat, tokens, scale)
+    save_image(args.out, to_image(vae.decode(f_hat))[0])

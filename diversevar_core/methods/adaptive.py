@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..errors import check_range
+from ..sampling.method import Context, Method
+from ..schedule import Scale
 
 TARGETS = (0.60, 0.60, 0.65, 0.70, 0.75, 0.80)  # the paper's, for the first maps
 LARGEST, STEPS = 8.0, 20  # largest temperature, and steps of the bisection
@@ -33,8 +34,7 @@ class AdaptiveScaling(Method):
     name = "Adaptive Logits Scaling"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
+        check_range("The strength of adaptive scaling", self.strength, 0, 1)
 
     def begin(self, context: Context) -> AdaptiveScaling:
         return replace(self, choices=context.choices)

@@ -16,9 +16,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..models.resize import area
-from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale, Schedule
+from ..errors import check_range
+from ..resize import area
+from ..sampling.method import Context, Method
+from ..schedule import Scale, Schedule
 
 WHOLE_TO = 1 / 2  # of the last map's side; smaller maps are computed whole
 PRUNED_BLOCKS = 3 / 32, 28 / 32  # of the depth; Infinity-2B: blocks 3 to 27
@@ -39,21 +40,18 @@ class FastVAR(Method):
     name = "FastVAR"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune < 1 or self.skip < 0:
-            raise ValueError(
-                "FastVAR prunes a share of 0 or more and below 1, and skips 0 maps or more; "
-                f"not {self.prune} and {self.skip}."
-            )
+        check_range("prune", self.prune, 0, 0.99)
+        check_range("skip", self.skip, 0)
 
-    def drawn(self, schedule: Schedule) -> int:
-        return max(1, len(schedule) - self.skip)
+    def drawn(self, schedule: Schedule) -> Schedule:
+        return schedule[: max(1, len(schedule) - self.skip)]
 
     def begin(self, context: Context) -> Method:
         return self.pruned(context.schedule, len(context.plan), context.depth) or Method()
 
-    def stored(self, schedule: Schedule, depth: int) -> int:
-        acting = self.pruned(schedule, self.drawn(schedule), depth)
-        return acting.whole.tokens * len(acting.blocks) if acting else 0
+    def memory(self, cache: float, token: float, schedule: Schedule, depth: int) -> float:
+        acting = self.pruned(schedule, len(self.drawn(schedule)), depth)
+        return cache + (acting.whole.tokens * len(acting.blocks) * token if acting else 0)
 
     def pruned(self, schedule: Schedule, maps: int, depth: int) -> Pruned | None:
         """What is left out of the schedule's first ``maps``; None: nothing."""
@@ -89,10 +87,10 @@ class Pruned(Method):
             self.changes[i] = out - x
             return out
         kept = x.shape[1] - int(x.shape[1] * self.shares[scale.k])
-        places = pivotal(x, kept)
-        index = repeat(places, "r m -> r m c", c=x.shape[2])
+        kept_index = pivotal(x, kept)
+        index = repeat(kept_index, "r m -> r m c", c=x.shape[2])
         out = x + self.stand_in(i, scale)[: len(x)]
-        return out.scatter_(1, index, run(x.gather(1, index), places))
+        return out.scatter_(1, index, run(x.gather(1, index), kept_index))
 
     def stand_in(self, i: int, scale: Scale) -> Tensor:
         """What block i added to the last whole map, at the size of this one: (rows, n, C)."""

@@ -2,8 +2,9 @@
 
 Yang et al., "DiverseAR", arXiv 2512.02931. At each early map several candidates are drawn and
 continued for a few maps; the one whose path has the lowest mean negative log-likelihood is kept.
-The paper's energy also has a penalty on certainty above its targets, which is 0 with adaptive
-scaling. Its numbers of candidates and maps are not public.
+The paper's energy also adds how far the mean of the largest probabilities is above the targets of
+adaptive scaling. It is left out: of the map itself it is the same for all candidates, and with
+adaptive scaling at strength 1 it is 0. The paper's numbers of candidates and maps are not public.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..errors import check_range
+from ..sampling.method import Advance, BatchState, Context, Method, Step
+from ..schedule import Scale
+from ..settings import Guidance
 
 
 @dataclass(frozen=True)
 class PathSearch(Method):
     """At the maps up to ``side``, draw ``candidates`` (1 is off) and look ``ahead`` maps ahead.
 
-    Such a map takes about candidates * (1 + ahead) times as long.
+    Such a map takes as long as candidates * (1 + ahead) + 1 maps: those drawn to compare, and the
+    chosen one again.
     """
 
     candidates: int = 4
@@ -32,11 +35,8 @@ class PathSearch(Method):
     name = "Energy Path Search"
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.ahead < 0:
-            raise ValueError(
-                "Path search takes 1 candidate or more and looks 0 maps ahead or more; "
-                f"not {self.candidates} and {self.ahead}."
-            )
+        check_range("candidates", self.candidates, 1)
+        check_range("ahead", self.ahead, 0)
 
     def begin(self, context: Context) -> Method:
         return Search(self, context) if self.candidates > 1 else Method()
@@ -49,14 +49,16 @@ class Search(Method):
         self.settings, self.context = settings, context
         self.chosen: Tensor | None = None  # the current map's tokens, once they are chosen
 
-    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
+    def step(
+        self, advance: Advance, batch: BatchState, scale: Scale, guidance: Guidance
+    ) -> tuple[BatchState, Step]:
         if scale.side > self.settings.side:
-            return advance(run, scale, at)
+            return advance(batch, scale, guidance)
         coming = slice(scale.k + 1, scale.k + 1 + self.settings.ahead)
         coming = list(zip(self.context.schedule[coming], self.context.plan[coming], strict=False))
         best = None
         for _ in range(self.settings.candidates):
-            trial, first = advance(run.fork(), scale, at)
+            trial, first = advance(batch.fork(), scale, guidance)
             energies = [self.energy(first)]
             for later in coming:
                 trial, step = advance(trial, *later)
@@ -69,7 +71,7 @@ class Search(Method):
             chosen = torch.where(better, first.tokens, chosen)
             best = torch.minimum(best, energy)
         self.chosen = chosen  # which ``tokens`` returns for what this last pass draws
-        result = advance(run, scale, at)
+        result = advance(batch, scale, guidance)
         self.chosen = None
         return result
 

@@ -5,14 +5,15 @@ This pack's own method, similar to particle guidance (Corso et al., arXiv 2310.1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..sampling.run import Method
-from ..sampling.schedule import Scale
+from ..errors import check_range
+from ..sampling.method import Method
+from ..schedule import Scale
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,12 @@ class Repulsion(Method):
     name = "Batch Repulsion"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise ValueError(
-                f"The strength of repulsion is a number of 0 or more, not {self.strength}."
-            )
+        check_range("The strength of repulsion", self.strength, 0)
 
-    def draw(
-        self, choose: Callable[..., Tensor], scale: Scale, logits: Tensor, first: int = 0
-    ) -> Tensor:
-        if self.strength == 0 or scale.side > self.side:
-            return choose(logits, first)
-        tokens, times = [], torch.zeros_like(logits[:1])  # times: how often each choice was drawn
-        for i, own in enumerate(logits.split(1)):
-            tokens.append(choose(own - self.strength / max(i, 1) * times, first + i))
-            times.scatter_add_(-1, tokens[-1].unsqueeze(-1), torch.ones_like(times[..., :1]))
-        return torch.cat(tokens)
+    def image_logits(self, logits: Tensor, scale: Scale, before: Sequence[Tensor]) -> Tensor:
+        if self.strength == 0 or scale.side > self.side or not before:
+            return logits
+        times = torch.zeros_like(logits)  # how often each choice was drawn
+        for tokens in before:
+            times.scatter_add_(-1, tokens.unsqueeze(-1), torch.ones_like(times[..., :1]))
+        return logits - self.strength / len(before) * times

@@ -17,11 +17,12 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import check_range
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
-from ..sampling.run import Advance, Context, Method, Run, Step
-from ..sampling.schedule import Scale
-from ..sampling.settings import Guidance
+from ..sampling.method import Advance, BatchState, Context, Method, Step
+from ..schedule import Scale, Schedule
+from ..settings import Guidance
 
 GRID = 4  # patches along a map's side; the middle token of each is in the window
 POOL = 5  # neighbours whose largest score each token takes
@@ -50,12 +51,10 @@ class ScaleKV(Method):
     name = "ScaleKV"
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1:
-            raise ValueError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
+        check_range("budget", self.budget, 0.01, 1)
 
-    @property
-    def cached(self) -> float:
-        return self.budget
+    def memory(self, cache: float, token: float, schedule: Schedule, depth: int) -> float:
+        return self.budget * cache
 
     def begin(self, context: Context) -> Method:
         drawn = context.schedule[: len(context.plan)]
@@ -85,11 +84,13 @@ class Compressed(Method):
 
     plans: Sequence[Sequence[tuple[Scale, int]]]
 
-    def step(self, advance: Advance, run: Run, scale: Scale, at: Guidance) -> tuple[Run, Step]:
+    def step(
+        self, advance: Advance, batch: BatchState, scale: Scale, guidance: Guidance
+    ) -> tuple[BatchState, Step]:
         if scale.k == 0:
-            run.state.caches = [CompressedCache(plan) for plan in self.plans]
+            batch.model.caches = [CompressedCache(plan) for plan in self.plans]
         with uncompiled():  # the cache has another size at every map and block
-            return advance(run, scale, at)
+            return advance(batch, scale, guidance)
 
 
 class CompressedCache(KVCache):

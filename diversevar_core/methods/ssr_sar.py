@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..errors import UserError, check_choice, check_range
+from ..sampling.method import Context, Method
+from ..schedule import Scale
 
 MAX_EXPONENT = 30.0  # exp(30) squared and summed over a layer's width is still finite in float32
 SITES = ("block", "model", "features")
@@ -70,26 +71,15 @@ class DiverseVAR(Method):
 
     def __post_init__(self) -> None:
         for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of 0 or more, not {value}.")
-        if self.site not in SITES:
-            raise ValueError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
-
-    @property
-    def pushes(self) -> str:
-        gains = {"sar": self.sar, "ssr_alpha": self.ssr_alpha - 1, "sar_alpha": self.sar_alpha - 1}
-        given = [f"{name} {getattr(self, name):g}" for name, gain in gains.items() if gain > 0]
-        rates = "" if self.relative else " (absolute)"
-        where = " at every block" if self.site == "block" else ""
-        return f"{', '.join(given)}{rates}{where}" if given else ""
+            check_range(name, getattr(self, name), 0)
+        check_choice("site", self.site, SITES)
 
     def begin(self, context: Context) -> DiverseVAR:
-        """Raises ValueError where a side is not in the schedule."""
+        """Raises UserError if a side is not in the schedule."""
         known = [scale.side for scale in context.schedule]
         for side in self.sides or ():
             if side not in known:
-                raise ValueError(
+                raise UserError(
                     f"This image has no token map of side {side}; "
                     f"its sides are {', '.join(map(str, known))}."
                 )

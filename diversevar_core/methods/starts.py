@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..analysis.diversity import most_different
+from ..conditions import Condition
+from ..diversity import most_different
+from ..errors import UserError, check_range
 from ..models.family import Family
-from ..models.resize import area
-from ..sampling.conditions import Condition
-from ..sampling.run import Method, Step
+from ..resize import area
+from ..sampling.method import Method, Step
 from ..sampling.sampler import sample
-from ..sampling.schedule import Schedule
-from ..sampling.settings import Settings
-from ..vae.tokenizer import Tokenizer
+from ..schedule import Schedule
+from ..settings import Settings
+from ..vae.vae import VAE
 
 TOGETHER = 16  # candidates drawn at once; they need memory for the first maps only
 
@@ -38,20 +39,17 @@ class Starts:
 
     candidates: number of seeds to draw, 1 is off. side: of the last map that is drawn. compare:
     the last step of a group -> features (B, C), which are compared by cosine similarity.
-    tokenizer: the one that ``compare`` decodes with, if it does.
+    vae: the one that ``compare`` decodes with, if it does.
     """
 
     candidates: int = 64
     side: int = 6
     compare: Callable[[Step], Tensor] = small_map
-    tokenizer: Tokenizer | None = None
+    vae: VAE | None = None
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.side < 1:
-            raise ValueError(
-                "Diverse starts need 1 candidate or more and a side of 1 or more; "
-                f"not {self.candidates} and {self.side}."
-            )
+        check_range("candidates", self.candidates, 1)
+        check_range("side", self.side, 1)
 
     def chooses(self, count: int) -> bool:
         """Whether there are more candidates than images, and more than one image."""
@@ -62,7 +60,7 @@ def choose_starts(
     starts: Starts,
     count: int,
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -77,25 +75,25 @@ def choose_starts(
     (``together``) are not used, as the batch is not known yet. progress: called after each group
     with the number of candidates drawn so far. ready: called before each group, to load the models
     to the device. Where ``starts.chooses(count)`` is false, the result is the first seeds. Raises
-    ValueError where ``starts.tokenizer`` is not of the model's kind.
+    UserError if ``starts.vae`` is not of the model's kind.
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))
-    if starts.tokenizer is not None and starts.tokenizer.token_kind != tokenizer.token_kind:
-        raise ValueError(
-            f"Diverse starts would decode small images with {starts.tokenizer.name}'s tokenizer "
-            f"({starts.tokenizer.token_kind}), and this model's has {tokenizer.token_kind}; "
-            "connect the same tokenizer to both."
+    if starts.vae is not None and starts.vae.token_kind != vae.token_kind:
+        raise UserError(
+            f"Diverse starts would decode small images with {starts.vae.name}'s VAE "
+            f"({starts.vae.token_kind}), and this model's has {vae.token_kind}; "
+            "connect the same VAE to both."
         )
     candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))
-    found = []
+    features = []
     for first in range(0, len(candidates), TOGETHER):
         seeds = candidates[first : first + TOGETHER]
-        models = (model, tokenizer, condition.repeat(len(seeds)))
+        models = (model, vae, condition.repeat(len(seeds)))
         ready()
         *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
-        found.append(starts.compare(last))
+        features.append(starts.compare(last))
         progress(first + len(seeds))
-    return [candidates[i] for i in most_different(torch.cat(found), count)]
+    return [candidates[i] for i in most_different(torch.cat(features), count)]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..sampling.conditions import Condition, Text
-from ..sampling.run import Context, Method
-from ..sampling.schedule import Scale
+from ..conditions import Condition, Text
+from ..errors import UserError, check_range
+from ..sampling.method import Context, Method
+from ..schedule import Scale
 
 OTHER_STREAM = 0x5EED0F7E47  # added to an image's seed, so that the tokens' stream is not used
 
@@ -39,22 +40,18 @@ class TextNoise(Method):
     name = "Text Noise"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise ValueError(
-                f"The strength of text noise is a number of 0 or more, not {self.strength}."
-            )
+        check_range("The strength of text noise", self.strength, 0)
+        check_range("rescale", self.rescale, 0, 1)
         if not 0 <= self.begin_time < self.end_time:
-            raise ValueError(
+            raise UserError(
                 "The begin of text noise must be 0 or more and below its end; "
                 f"not {self.begin_time} and {self.end_time}."
             )
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale is 0 to 1, not {self.rescale}.")
 
     def begin(self, context: Context) -> TextNoise:
-        """Raises ValueError where the model does not read text."""
+        """Raises UserError if the model does not read text."""
         if not isinstance(context.condition, Text):
-            raise ValueError("Text noise needs a model that reads text; this one reads classes.")
+            raise UserError("Text noise needs a model that reads text; this one reads classes.")
         noise = []
         for seed, text in zip(context.seeds, context.condition.positive, strict=True):
             generator = torch.Generator().manual_seed((seed + OTHER_STREAM) % 2**64)

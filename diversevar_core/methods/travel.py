@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..sampling.run import Method, Step
-from ..sampling.schedule import Schedule
-from ..vae.tokenizer import Tokenizer
+from ..sampling.method import Method, Step
+from ..schedule import Schedule
+from ..vae.vae import VAE
 from .keep import Keep
 from .text_noise import TextNoise
 
 
 def sample_and_travel(
     sample: Callable[[Sequence[Method]], Iterator[Step]],
-    tokenizer: Tokenizer,
+    vae: VAE,
     schedule: Schedule,
     methods: Sequence[Method],
     side: int,
@@ -33,7 +33,7 @@ def sample_and_travel(
     for step in sample(methods):
         yield step
     with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
-        found = [tokenizer.features(tokenizer.decode(one)) for one in step.f_hat.split(1)]
-        maps = tokenizer.quantize_maps(torch.cat(found), schedule)
+        features = [vae.features(vae.decode(f_hat)) for f_hat in step.f_hat.split(1)]
+        maps = vae.quantize_maps(torch.cat(features), schedule)
     clean = [method for method in methods if not isinstance(method, TextNoise)]
     yield from sample([*clean, Keep(maps, side=side)])

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from ..errors import UserError
 from .family import Family
 
 GRAPHS = 64  # that torch may compile of one function; after them it runs uncompiled
@@ -20,7 +21,7 @@ COMPILED: WeakSet[nn.Module] = WeakSet()  # all compiled blocks
 
 
 def compile_blocks(model: Family, device: torch.device | str) -> None:
-    """Compile every block when it first runs. ValueError where torch cannot compile here.
+    """Compile every block when it first runs. UserError if torch cannot compile here.
 
     Fused kernels round differently, so a token may differ where two choices are nearly equal.
     """
@@ -30,7 +31,7 @@ def compile_blocks(model: Family, device: torch.device | str) -> None:
         torch.compile(torch.nn.functional.silu)(torch.zeros(1, device=device))
     except RuntimeError as error:
         why = str(error).strip().splitlines()[0]
-        raise ValueError(f"torch.compile does not work here ({why}); turn it off.") from error
+        raise UserError(f"torch.compile does not work here ({why}); turn it off.") from error
     config.cache_size_limit = max(config.cache_size_limit, GRAPHS)
     for block in model.blocks:
         block.compile(dynamic=True)

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..sampling.conditions import Condition
-from ..sampling.schedule import Scale, Schedule
-from ..sampling.settings import Settings
+from ..conditions import Condition
+from ..schedule import Scale, Schedule
+from ..settings import Settings
+from ..tokens import TokenKind
 from .blocks import KVCache
-
-Change = Callable[[Tensor, Scale], Tensor]  # a feature map (rows, n, C) -> another one
-
-
-class TokenKind(NamedTuple):
-    """How many choices a token (or bit) has, and how many channels a token's features have.
-
-    VAR: (4096, 32), a row of the codebook; Infinity: (2, 32), a bit per channel.
-    """
-
-    choices: int
-    channels: int
-
-    def __str__(self) -> str:
-        if self.choices == 2:
-            return f"{self.channels} bits a token"
-        return f"a codebook of {self.choices} rows of {self.channels}"
-
-
-def shape_of(state_dict: Mapping[str, Tensor], name: str, dims: int) -> torch.Size:
-    """A tensor's shape; KeyError where it is missing, ValueError for other than ``dims`` sizes."""
-    shape = state_dict[name].shape
-    if len(shape) != dims or 0 in shape:
-        raise ValueError(f"{name} has shape {list(shape)}, which fits no model")
-    return shape
-
-
-def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
-    """The number of blocks in these keys, ``<start><number>.*``; ValueError where one is missing.
-
-    1 where there are none, so that loading then names the first block's missing tensor.
-    """
-    numbers = {key.removeprefix(start).split(".")[0] for key in keys if key.startswith(start)}
-    for i in range(len(numbers)):
-        if str(i) not in numbers:
-            raise ValueError(f"it has {len(numbers)} blocks, but none is {start}{i}")
-    return max(len(numbers), 1)
 
 
 @dataclass
@@ -98,6 +62,7 @@ class Family(nn.Module):
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
         """Whether a state dict with these keys is of this family."""
+        raise NotImplementedError
 
     @classmethod
     def rename(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,17 +74,20 @@ class Family(nn.Module):
         """Read the sizes off an official state dict's shapes and the facts of its file.
 
         Returns a dataclass; its ``depth``, if it has one, is the number of ``blocks``. Raises
-        KeyError where a tensor is missing, ValueError where the sizes fit no release.
+        KeyError if a tensor is missing, UserError if the sizes fit no release.
         """
+        raise NotImplementedError
 
     def defaults(self) -> Settings:
         """The official sampling settings."""
+        raise NotImplementedError
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
-        """The token maps of an image; ValueError where the model cannot make it.
+        """The token maps of an image; UserError if the model cannot make it.
 
         aspect: height / width. pixels: a budget of ``schedule.PIXELS``, None for the model's own.
         """
+        raise NotImplementedError
 
     def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
         """The state of a new batch.
@@ -127,36 +95,34 @@ class Family(nn.Module):
         maps: how many of the schedule's maps are drawn. guided: whether each image also has an
         unconditional row; all of these come after the conditional rows.
         """
+        raise NotImplementedError
 
     def condition(self, state: State, condition: Condition) -> None:
-        """Set what the images show; ValueError where the model cannot read it."""
+        """Set what the images show; UserError if the model cannot read it."""
+        raise NotImplementedError
 
-    def embed(
-        self, state: State, features: Tensor | None, scale: Scale, changes: Sequence[Change] = ()
-    ) -> Tensor:
+    def embed(self, state: State, features: Tensor | None) -> Tensor:
         """The input of one map, (rows, n, C) float32; features (B, n, D), None for the first map.
 
-        changes: applied before the scale and position embeddings are added.
+        The scale and position embeddings are not in it yet: see ``positions``.
         """
         if features is None:
-            x = state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
-        else:
-            x = self.word_embed(features.to(self.dtype)).float()
-            x = torch.cat((x, x)) if state.guided else x
-        for change in changes:
-            x = change(x, scale)
-        return x + self.embeddings(state, scale)
+            return state.condition.unsqueeze(1) + self.pos_start.to(state.condition)
+        x = self.word_embed(features.to(self.dtype)).float()
+        return torch.cat((x, x)) if state.guided else x
 
-    def embeddings(self, state: State, scale: Scale) -> Tensor:
-        """What ``embed`` adds for the scale and the positions, ([1,] 1 or n, C) float32."""
+    def positions(self, state: State, scale: Scale) -> Tensor:
+        """The scale and position embeddings of one map, ([1,] 1 or n, C) float32."""
+        raise NotImplementedError
 
     def block(
-        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self, state: State, i: int, scale: Scale, x: Tensor, token_index: Tensor | None = None
     ) -> Tensor:
         """Block i on one map, (rows, n, C).
 
-        places: indices (rows, n) of the tokens in the map, None where x has all of them.
+        token_index: (rows, n), of the tokens in the map; None if x has all of them.
         """
+        raise NotImplementedError
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """(rows, n, C) -> (rows, n, channels) float32; x may have only the first rows."""

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checkpoints.files import TASKS
-from ..quote import quote
-from ..sampling.conditions import Text
-from ..sampling.schedule import (
+from ..conditions import Text
+from ..errors import UserError, quote
+from ..resize import area
+from ..schedule import (
     MAPS,
     PIXELS,
     Scale,
@@ -35,7 +35,9 @@ from ..sampling.schedule import (
     nearest_aspect,
     square,
 )
-from ..sampling.settings import Settings
+from ..settings import Settings
+from ..shapes import depth_of, shape_of
+from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import (
     EPS,
@@ -49,9 +51,9 @@ from .blocks import (
     Terms,
     terms_of,
 )
-from .family import Family, State, TokenKind, depth_of, shape_of
-from .resize import area
+from .family import Family, State
 
+TASKS = ("generate", "edit")
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
@@ -91,7 +93,7 @@ class InfinityState(State):
     rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
     text: Tensor | None = None  # (rows, m, C)
-    text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
+    text_mask: Tensor | None = None  # (rows, 1, 1, m), None if all prompts are equally long
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values of each block
 
     @property
@@ -285,35 +287,35 @@ class Infinity(Family):
         facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
         ``rope2d_normalized_by_hw`` and ``pn``; ``patch_nums``, the sides of the model's own maps;
         ``task``, generate or edit. Defaults are those of the text-to-image releases. Raises
-        KeyError where a tensor is missing, ValueError where a size or a fact is not valid.
+        KeyError if a tensor is missing, UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = len(places) or depth_of(state_dict)
+        depth = depth_of(cls.rename(state_dict))
         chunks = len({chunk for chunk, _ in places}) or 1
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)
         if positions not in (0, 2):
-            raise ValueError(f"rope2d_normalized_by_hw must be 0 or 2, not {quote(positions)}")
+            raise UserError(f"rope2d_normalized_by_hw must be 0 or 2, not {quote(positions)}")
         width, bits = shape_of(state_dict, "word_embed.weight", 2)
         first = "block_chunks.0.module.0" if places else "blocks.0"
         heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
         if not heads or width % (4 * heads):  # pairs of channels, for rows and for columns
-            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+            raise UserError(f"its {width} channels cannot be divided among {heads} heads")
         (text,) = shape_of(state_dict, "text_norm.weight", 1)
         pooled = text // head_of(width)
         if not pooled or width % pooled:
-            raise ValueError(f"text_norm.weight has {text} entries, which fits no text encoder")
+            raise UserError(f"text_norm.weight has {text} entries, which fits no text encoder")
         sides = facts.get("patch_nums")
         if sides is not None:
             sides = checked_sides(sides, "patch_nums")
             if len(sides) > LEVELS:
-                raise ValueError(f"patch_nums must be at most {LEVELS} numbers, not {len(sides)}")
+                raise UserError(f"patch_nums must be at most {LEVELS} numbers, not {len(sides)}")
         pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
         if pixels not in list(PIXELS):
-            raise ValueError(f"pn must be one of {', '.join(PIXELS)}, not {quote(pixels)}")
+            raise UserError(f"pn must be one of {', '.join(PIXELS)}, not {quote(pixels)}")
         task = facts.get("task", TASKS[0])
         if task not in TASKS:
-            raise ValueError(f"task must be {' or '.join(TASKS)}, not {quote(task)}")
+            raise UserError(f"task must be {' or '.join(TASKS)}, not {quote(task)}")
         return InfinityConfig(
             width=width,
             depth=depth,
@@ -345,7 +347,7 @@ class Infinity(Family):
             return MAPS[nearest_aspect(scale.full[0] / scale.full[1])][-1]
         return scale.full
 
-    def positions(self, scale: Scale) -> Tensor:
+    def grid_positions(self, scale: Scale) -> Tensor:
         """Row and column of each token of one map, (h * w, 2)."""
         rows, columns = torch.arange(scale.h).float(), torch.arange(scale.w).float()
         if self.config.full_map_positions:
@@ -362,8 +364,8 @@ class Infinity(Family):
         """
         sides = self.config.sides
         maps = infinity_schedule(last.h / last.w) if sides is None else square(sides)
-        source = self.positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
-        return torch.cat((source, *(self.positions(scale) for scale in maps)))
+        source = self.grid_positions(maps[-1]) + torch.tensor(self.grid(maps[-1]))
+        return torch.cat((source, *(self.grid_positions(scale) for scale in maps)))
 
     def rotary_table(self, positions: Tensor, device: torch.device) -> Rotary:
         """Cosines and sines (n, head_dim / 2, 2) of the rotary angles at positions (n, 2).
@@ -387,7 +389,7 @@ class Infinity(Family):
             rows += text.negative or own
         for row in rows:
             if row.shape[-1] != self.config.text:
-                raise ValueError(
+                raise UserError(
                     f"The text features are {row.shape[-1]} wide, but this model reads "
                     f"{self.config.text}; use the text encoder that it was trained with."
                 )
@@ -405,21 +407,21 @@ class Infinity(Family):
         state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
         if state.rotary_table is None:
-            maps = [self.positions(scale) for scale in state.schedule]
+            maps = [self.grid_positions(scale) for scale in state.schedule]
             positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
             state.rotary_table = self.rotary_table(positions, padded.device)
         if text.source is not None and not state.source:
             self.read_source(state, text)
 
     def check_source(self, text: Text) -> None:
-        """Raise ValueError where a source image is missing, not allowed, or does not fit."""
+        """Raise UserError if a source image is missing, not allowed, or does not fit."""
         if not self.edits and text.source is not None:
-            raise ValueError(
+            raise UserError(
                 "This Infinity model generates from text and cannot edit an image; load an editing "
                 "model, or, if it is one, set task to edit when you load it."
             )
         if self.edits and text.source is None:
-            raise ValueError(
+            raise UserError(
                 "This model edits an image and was given none; use the node VAR Edit Image, or "
                 "--source, or load a text-to-image model."
             )
@@ -427,13 +429,13 @@ class Infinity(Family):
             return
         count, d = text.source.shape[:2]
         if count not in (1, len(text)):
-            raise ValueError(
+            raise UserError(
                 f"There are {count} images for {len(text)} edits; give one, or one for each edit."
             )
         if self.config.bits not in (d, 4 * d):
-            raise ValueError(
+            raise UserError(
                 f"The source features have {d} channels, but this model's tokens have "
-                f"{self.config.bits} bits; encode the image with the model's own tokenizer."
+                f"{self.config.bits} bits; encode the image with the model's own VAE."
             )
 
     def read_source(self, state: InfinityState, text: Text) -> None:
@@ -460,17 +462,22 @@ class Infinity(Family):
             x = self.block(own, i, last, x)
         state.source = [(cache.k, cache.v) for cache in own.caches]
 
-    def embeddings(self, state: InfinityState, scale: Scale) -> Tensor:
+    def positions(self, state: InfinityState, scale: Scale) -> Tensor:
         begin = scale.begin + (state.last.tokens if self.edits else 0)
         state.rotary = state.rotary_table[begin : begin + scale.tokens]
         return self.level(scale, state.condition.device)
 
     def block(
-        self, state: InfinityState, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self,
+        state: InfinityState,
+        i: int,
+        scale: Scale,
+        x: Tensor,
+        token_index: Tensor | None = None,
     ) -> Tensor:
         block, rotary = self.blocks[i], state.rotary
-        if places is not None:
-            rotary = rotary[places]
+        if token_index is not None:
+            rotary = rotary[token_index]
         if i not in state.prepared:
             state.prepared[i] = block.prepare(state.terms, state.text)
         if i > 0 and i % self.config.level_every == 0:

@@ -14,12 +14,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..sampling.conditions import Labels
-from ..sampling.schedule import Scale, Schedule, checked_sides, fixed, square
-from ..sampling.settings import Settings
+from ..conditions import Labels
+from ..errors import UserError
+from ..schedule import Scale, Schedule, checked_sides, fixed, square
+from ..settings import Settings
+from ..shapes import depth_of, shape_of
+from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
-from .family import Family, State, TokenKind, depth_of, shape_of
+from .family import Family, State
 
 # (scales K, tokens L) of the official releases -> sides of their maps
 RELEASED_SIDES = {
@@ -32,7 +35,7 @@ RELEASED_SIDES = {
 class VARConfig:
     """Sizes of a VAR transformer, and the sides of its token maps.
 
-    features: channels D of the tokenizer's features; codebook: its rows V; shared_ada: one
+    features: channels D of the VAE's features; codebook: its rows V; shared_ada: one
     condition projection for all blocks (the 512-pixel release).
     """
 
@@ -129,7 +132,7 @@ class VAR(Family):
         """Read the sizes off an official state dict's shapes, sides from ``facts["patch_nums"]``.
 
         Without that entry, the sides are those of the release with as many maps and tokens. Raises
-        ValueError where there is no such release, KeyError where a tensor is missing.
+        UserError if there is no such release, KeyError if a tensor is missing.
         """
         maps, width = shape_of(state_dict, "lvl_embed.weight", 2)
         _, tokens, _ = shape_of(state_dict, "pos_1LC", 3)
@@ -139,13 +142,16 @@ class VAR(Family):
         else:
             sides = checked_sides(sides, "patch_nums")
         if len(sides) != maps or sum(s * s for s in sides) != tokens:
-            raise ValueError(
+            raise UserError(
                 f"no official release has {maps} token maps of {tokens} tokens together; put "
                 '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
-        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        attention = "blocks.0.attn."
+        if attention + "q_bias" in state_dict and attention + "scale_mul_1H11" not in state_dict:
+            raise UserError("it was trained without attn_l2_norm, and only models with it can run")
+        heads = state_dict[attention + "scale_mul_1H11"].numel()
         if not heads or width % heads:
-            raise ValueError(f"its {width} channels cannot be divided among {heads} heads")
+            raise UserError(f"its {width} channels cannot be divided among {heads} heads")
         return VARConfig(
             width=width,
             depth=depth_of(state_dict),
@@ -169,9 +175,11 @@ class VAR(Family):
 
     def condition(self, state: State, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes
-        if not 0 <= labels.min() <= labels.max() < classes:
+        if not 0 <= labels.min() <= labels.max() <= classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise ValueError(f"There is no class {wrong}; the last is {classes - 1}.")
+            raise UserError(
+                f"There is no class {wrong}; the last is {classes - 1}, and {classes} is none."
+            )
         if state.guided:
             labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()
@@ -180,13 +188,13 @@ class VAR(Family):
             state.terms = rearrange(flat, "r (six c) -> r 1 six c", six=6)
         state.prepared.clear()
 
-    def embeddings(self, state: State, scale: Scale) -> Tensor:
+    def positions(self, state: State, scale: Scale) -> Tensor:
         level = self.lvl_embed(torch.full((1,), scale.k, device=state.condition.device))
         position = self.pos_1LC[:, scale.begin : scale.begin + scale.tokens]
         return level.to(state.condition) + position.to(state.condition)
 
     def block(
-        self, state: State, i: int, scale: Scale, x: Tensor, places: Tensor | None = None
+        self, state: State, i: int, scale: Scale, x: Tensor, token_index: Tensor | None = None
     ) -> Tensor:
         if i not in state.prepared:
             state.prepared[i] = self.blocks[i].prepare(state)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .schedule import Scale
+from ..schedule import Scale
 
 
 class PerImage:

@@ -7,27 +7,27 @@ One transformer pass per map predicts all its tokens at once. The drawn tokens a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..finite import not_finite
+from ..conditions import Condition
 from ..models.family import Family
-from ..models.pairing import check_pair
-from ..vae.tokenizer import Tokenizer
-from .conditions import Condition
+from ..schedule import Scale, Schedule
+from ..settings import Guidance, Settings, guidance
+from ..vae.vae import VAE
+from .finite import check_finite
+from .method import BatchState, Context, Method, Methods, Step, check_once
+from .pairing import check_pair
 from .random import PerImage, Shared, Stream, mixture, pick, truncate
-from .run import Context, Method, Run, Step, check_methods, drawn_maps
-from .schedule import Scale, Schedule
-from .settings import Guidance, Settings, guidance
 
 
 def sample(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     schedule: Schedule,
     settings: Settings,
@@ -44,120 +44,99 @@ def sample(
     they are sorted. exact_batch: compute each image alone, unless a method needs the batch
     (``together``): matrix products round differently with the number of rows, which can change a
     token, and with this each image is bit for bit the same in every batch. maps: how many maps to
-    draw, None for all. Raises ValueError where models, settings, methods and schedule do not fit
-    each other, and where logits are not finite.
+    draw, None for all. Raises UserError if models, settings, methods and schedule do not fit each
+    other, and if logits are not finite.
     """
-    check_pair(model, tokenizer)
-    check_methods(methods)
-    choices = model.token_kind.choices
-    settings.check(model.depth, choices)
-    plan = guidance(settings, schedule)[: len(drawn_maps(schedule, methods)[:maps])]
-    methods = sorted(methods, key=lambda method: method.order)
+    check_pair(model, vae)
+    check_once([method.name for method in methods])
+    settings.check(model.depth, model.token_kind.choices)
+    method = Methods(methods)
+    plan = guidance(settings, schedule)[: len(method.drawn(schedule)[:maps])]
     groups = [(condition, range(len(condition)))]
-    if exact_batch and not shared and not any(method.together for method in methods):
+    if exact_batch and not shared and not method.together:
         groups = [(part, [i]) for i, part in enumerate(condition.split())]
     loops = []
-    for part, group in groups:
-        own = [seeds[i] for i in group]
+    for part, images in groups:
+        own = [seeds[i] for i in images]
         stream = Shared(own[0], condition.device) if shared else PerImage(own)
-        context = Context(schedule, group, own, part, plan, choices, model.depth)
-        loops.append(scale_loop(model, tokenizer, context, settings, stream, methods))
-    if len(loops) == 1:
-        yield from loops[0]
-        return
-    for steps in zip(*loops, strict=True):
-        parts = zip(*(step[1:] for step in steps), strict=True)
-        yield Step(steps[0].scale, *map(torch.cat, parts))
+        choices, depth = model.token_kind.choices, model.depth
+        context = Context(schedule, images, own, part, plan, choices, depth)
+        loops.append(scale_loop(model, vae, context, settings, stream, method))
+    steps = map(joined, zip(*loops, strict=True))
+    return check_finite(steps, schedule[: len(plan)], model, condition, methods)
+
+
+def joined(steps: Sequence[Step]) -> Step:
+    """One map of several groups of images as one step."""
+    if len(steps) == 1:
+        return steps[0]
+    return Step(steps[0].scale, *map(torch.cat, zip(*(step[1:] for step in steps), strict=True)))
 
 
 @torch.no_grad()
 def scale_loop(
-    model: Family,
-    tokenizer: Tokenizer,
-    context: Context,
-    settings: Settings,
-    stream: Stream,
-    methods: Sequence[Method],
+    model: Family, vae: VAE, context: Context, settings: Settings, stream: Stream, method: Method
 ) -> Iterator[Step]:
     """``sample`` for images that are computed together, with random numbers from ``stream``."""
-    drawn = context.schedule[: len(context.plan)]
-    acting = [method.begin(context) for method in methods]
-    advance = partial(step, model, tokenizer, context.condition, settings, stream, acting)
-    for method in acting:
-        advance = partial(method.step, advance)
-    guided = [scale.k for scale, at in zip(drawn, context.plan, strict=True) if at.g != 1]
-    run = Run(model.start(context.schedule, len(drawn), guided=bool(guided)))
-    means = []  # of the logits, not finite where one logit is not; read once, as it syncs a GPU
-    for scale, at in zip(drawn, context.plan, strict=True):
-        if guided and scale.k == guided[-1] + 1:
-            run.drop_unconditional()
-        try:
-            run, result = advance(run, scale, at)
-        except torch.linalg.LinAlgError as error:  # raised for numbers that are not finite
-            raise not_finite(model, context.condition, methods, scale) from error
-        means.append(result.logits.mean())
-        if scale is drawn[-1]:
-            for drawn_before, mean in zip(drawn, torch.stack(means).tolist(), strict=True):
-                if not math.isfinite(mean):
-                    raise not_finite(model, context.condition, methods, drawn_before)
-        yield result
+    method = method.begin(context)
+    maps = context.schedule[: len(context.plan)]
+    batch = BatchState(model.start(context.schedule, len(maps), context.guided))
+    advance = partial(draw_map, model, vae, context.condition, settings, stream, method)
+    for scale, at in zip(maps, context.plan, strict=True):
+        if context.guided and scale.k == context.last_guided + 1:
+            batch.drop_unconditional()  # they would be computed for nothing
+        batch, step = method.step(advance, batch, scale, at)
+        yield step
 
 
-def step(
+def draw_map(
     model: Family,
-    tokenizer: Tokenizer,
+    vae: VAE,
     condition: Condition,
     settings: Settings,
     stream: Stream,
-    methods: Sequence[Method],
-    run: Run,
+    method: Method,
+    batch: BatchState,
     scale: Scale,
     at: Guidance,
-) -> tuple[Run, Step]:
-    """Draw one map; ``run`` must not be used afterwards, only the one that is returned."""
-    state, (g, tau) = run.state, at
-    for method in methods:
-        condition = method.text(condition, scale)
-    if condition is not run.condition:
+) -> tuple[BatchState, Step]:
+    """Draw one map; ``batch`` must not be used afterwards, only the one that is returned."""
+    state, (g, tau) = batch.model, at
+    condition = method.text(condition, scale)
+    if condition is not batch.condition:
         model.condition(state, condition)
 
-    x = model.embed(state, run.features, scale, [method.features for method in methods])
-    for method in methods:
-        x = method.input(x, scale)
+    x = method.features(model.embed(state, batch.features), scale)
+    x = method.input(x + model.positions(state, scale), scale)
     for i in range(model.depth):
-        block = partial(model.block, state, i, scale)
-        for method in methods:
-            block = partial(method.block, block, i, scale)
-        x = block(x)
-        if g != 1 and i == model.depth + settings.cfg_layer:
+        x = method.block(partial(model.block, state, i, scale), i, scale, x)
+        if g != 1 and i == model.depth + settings.cfg_layer:  # Infinity-8B guides at a block
             x = guide(x, g).repeat(2, 1, 1)
-    for method in methods:
-        x = method.output(x, scale)
+    x = method.output(x, scale)
 
     if g != 1 and settings.cfg_layer == 0:
         logits = guide(model.logits(state, x).div_(tau), g)
-    else:
+    else:  # the head needs no unconditional rows
         logits = model.logits(state, x[: len(condition)]).div_(tau)
-    for method in methods:
-        logits = method.logits(logits, scale)
+    logits = method.logits(logits, scale)
 
     choices = logits.unflatten(-1, (-1, model.token_kind.choices))
     kept = partial(truncate, top_k=settings.top_k, top_p=settings.top_p)
     noise = stream.exponential(tuple(choices.shape), choices.device)
-
-    def choose(choices: Tensor, first: int = 0) -> Tensor:
-        numbers = noise[first : first + len(choices)]  # image by image, as logits can be large
-        pairs = zip(choices.split(1), numbers.split(1), strict=True)
-        return torch.cat([pick(kept(one), numbers) for one, numbers in pairs])
-
-    for method in methods:
-        choose = partial(method.draw, choose, scale)
-    tokens = choose(choices).squeeze(-1)  # one choice a token (VAR), or one a bit
-    for method in methods:
-        tokens = method.tokens(tokens, scale)
-    drawn = mixture(kept(choices).squeeze(-2), stream, scale) if settings.more_smooth else tokens
-    f_hat, features = tokenizer.accumulate(run.f_hat, drawn, scale)
-    return Run(state, condition, f_hat, features), Step(scale, logits, tokens, f_hat)
+    tokens, likely = [], []
+    for own, numbers in zip(choices.split(1), noise.split(1), strict=True):  # they can be large
+        own = kept(method.image_logits(own, scale, tokens))
+        tokens.append(pick(own, numbers))
+        likely += [own] if settings.more_smooth else []
+    tokens = torch.cat(tokens).squeeze(-1)  # one choice a token (VAR), or one a bit
+    tokens = added = method.tokens(tokens, scale)
+    if settings.more_smooth:  # VAR's; tokens that a method put in place of drawn ones stay whole
+        drawn = method.tokens(torch.full_like(tokens, -1), scale) == -1
+        weights = mixture(torch.cat(likely).squeeze(-2), stream, scale)
+        whole = F.one_hot(tokens, weights.shape[-1]).to(weights)
+        added = torch.where(drawn.unsqueeze(-1), weights, whole)
+    f_hat, features = vae.accumulate(batch.f_hat, added, scale)
+    return BatchState(state, condition, f_hat, features), Step(scale, logits, tokens, f_hat)
 
 
 def guide(rows: Tensor, g: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Images <-> token maps <-> features."""
 
 from .bsq import BSQ
-from .tokenizer import Tokenizer
+from .vae import VAE
 from .vqvae import VQVAE
 
-TOKENIZERS: tuple[type[Tokenizer], ...] = (VQVAE, BSQ)
+VAES: tuple[type[VAE], ...] = (VQVAE, BSQ)

@@ -1,4 +1,4 @@
-"""Infinity's tokenizer: binary spherical quantization over a pyramid of token maps.
+"""Infinity's VAE: binary spherical quantization over a pyramid of token maps.
 
 Infinity, arXiv 2412.04431, section 3.2; ``infinity/models/bsq_vae`` of FoundationVision/Infinity.
 A token is a vector of bits; bit b of a d-channel feature stands for ``(2 b - 1) / sqrt(d)``. The
@@ -17,11 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.family import TokenKind
-from ..models.resize import area
-from ..sampling.schedule import Scale, Schedule
+from ..resize import area
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 from .autoencoder import AutoencoderConfig, Decoder, Encoder, read_config
-from .tokenizer import Tokenizer
+from .vae import VAE
 
 # the inner name of a wrapped layer, as in conv1.conv.weight (downsample.conv.weight is not wrapped)
 WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)\.(weight|bias)$")
@@ -34,7 +34,7 @@ def resize(x: Tensor, h: int, w: int) -> Tensor:
     return F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
 
 
-class BSQ(Tokenizer):
+class BSQ(VAE):
     """Images <-> maps of bits <-> features."""
 
     name = "Infinity"
@@ -54,7 +54,7 @@ class BSQ(Tokenizer):
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are an Infinity tokenizer's tensors, not a diffusion model's VAE."""
+        """Whether these are an Infinity VAE's tensors, not a diffusion model's VAE."""
         entry = {"decoder.conv_in.conv.weight", "decoder.conv_in.weight"} & set(keys)
         other = ("quant_conv.", "quantize.embedding.")
         return bool(entry) and not any(key.startswith(other) or ".attn_1." in key for key in keys)

@@ -1,4 +1,4 @@
-"""VAR's tokenizer: a multi-scale residual VQ-VAE.
+"""VAR's VAE: a multi-scale residual VQ-VAE.
 
 VAR, arXiv 2404.02905, algorithms 1 and 2; ``models/quant.py`` and ``models/vqvae.py`` of
 FoundationVision/VAR. A token is the index of a codebook row; the rows of all maps, upsampled,
@@ -17,12 +17,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.family import TokenKind
-from ..models.resize import area
-from ..sampling.schedule import Scale, Schedule
+from ..resize import area
+from ..schedule import Scale, Schedule
+from ..tokens import TokenKind
 from .autoencoder import AutoencoderConfig, Decoder, Encoder
 from .autoencoder import read_config as read_autoencoder_config
-from .tokenizer import Tokenizer
+from .vae import VAE
 
 SMOOTHING = 0.5  # weight of the convolution in phi
 
@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
         return (1 - SMOOTHING) * h + SMOOTHING * self.quant_resi.qresi_ls[nearest](h)
 
 
-class VQVAE(Tokenizer):
+class VQVAE(VAE):
     """Images <-> maps of codebook indices <-> features."""
 
     name = "VAR"

@@ -19,9 +19,9 @@ from PIL import Image
 
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
 from diversevar_core.methods.starts import Starts, choose_starts
-from diversevar_core.sampling.conditions import Text
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
@@ -248,17 +248,17 @@ def test_every_image_depends_on_its_seed_and_is_judged_by_its_prompt(tmp_path):
     run(*arguments, "--rows", "diverse starts", "--device", "cpu", "--out", tmp_path)
     scores = json.loads((tmp_path / "diverse-starts/drawn/000000.json").read_text())["scores"]
 
-    model, tokenizer = load_model(included.MODEL), load_tokenizer(included.TOKENIZER)
+    model, vae = load_model(included.MODEL), load_vae(included.VAE)
     read, schedule = load_text_encoder(included.TEXT_ENCODER), model.schedule()
     settings = replace(model.defaults(), guidance_start=4)
     for i, prompt in enumerate(("amphora", "ant")):
-        how = (model, tokenizer, Text(read([prompt])), schedule)
+        how = (model, vae, Text(read([prompt])), schedule)
         seeds = choose_starts(Starts(64, 6), 3, *how, settings, 7 + 3 * i)
         assert seeds != [7 + 3 * i + j for j in range(3)]
         for j, seed in enumerate(seeds):
             steps = list(sample(*how, settings, [seed]))
             with torch.no_grad():
-                alone = to_image(tokenizer.decode(steps[-1].f_hat))[0].permute(1, 2, 0) * 255
+                alone = to_image(vae.decode(steps[-1].f_hat))[0].permute(1, 2, 0) * 255
             found = Image.open(tmp_path / f"diverse-starts/samples/{prompt}_{j}.png")
             assert np.abs(np.asarray(found) - alone.numpy()).mean() < 1
             judged = self_alignment(*how[:2], [step.tokens for step in steps], *how[2:])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from cases import REFERENCE, Case, write_case, write_text_encoder
 
+import tests.trace
 from diversevar_core.__main__ import main
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.models.family import Family
-from diversevar_core.vae.tokenizer import Tokenizer
+from diversevar_core.vae.vae import VAE
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +35,8 @@ def infinity_case(cases) -> Case:
 
 
 @pytest.fixture(scope="module")
-def pair(infinity_case) -> tuple[Family, Tokenizer]:
-    return load_model(infinity_case.model), load_tokenizer(infinity_case.tokenizer)
+def pair(infinity_case) -> tuple[Family, VAE]:
+    return load_model(infinity_case.model), load_vae(infinity_case.vae)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +48,16 @@ def text_encoder(folder) -> Path:
 def command_line(capsys):
     """Run the command line with these arguments; returns its exit code and output."""
 
+    return runner(main, capsys)
+
+
+@pytest.fixture
+def trace(capsys):
+    """``python -m tests.trace`` with these arguments; returns its exit code and output."""
+    return runner(tests.trace.main, capsys)
+
+
+def runner(main, capsys):
     def run(*arguments: object) -> subprocess.CompletedProcess:
         code, error = 0, ""
         try:

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diversevar_core.analysis.diversity import (
+from diversevar_core.diversity import (
     mean_distance,
     most_different,
     pixel_features,
     vendi_score,
 )
+from diversevar_core.errors import UserError
 
 
 def clusters(sizes):
@@ -48,7 +49,7 @@ def test_an_outlier_of_many_is_not_chosen():
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="There are 2 images to pick from, so 3 is no choice"):
+    with pytest.raises(UserError, match="There are 2 images to pick from, so 3 is no choice"):
         most_different(clusters((2,)), 3)
 
 
@@ -79,5 +80,5 @@ def test_grey_differs_from_an_image_by_a_right_angle():
 def test_images_of_nan_are_refused(measure, number):
     features = clusters((2, 1))
     features[1, 0] = number
-    with pytest.raises(ValueError, match="Image 2 of 3 cannot be compared: .* NaN or infinity"):
+    with pytest.raises(UserError, match="Image 2 of 3 cannot be compared: .* NaN or infinity"):
         measure(features)

@@ -14,15 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diversevar_core.checkpoints import included
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.errors import UserError
 from diversevar_core.images import into_square, out_of_square, to_pil
 from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 from training.edits import Teacher, forward
 
@@ -34,7 +35,7 @@ def edit_case(cases):
 
 @pytest.fixture(scope="module")
 def pair(edit_case):
-    return load_model(edit_case.model), load_tokenizer(edit_case.tokenizer)
+    return load_model(edit_case.model), load_vae(edit_case.vae)
 
 
 def text_of(case, *runs) -> Text:
@@ -44,9 +45,9 @@ def text_of(case, *runs) -> Text:
 
 
 def logits(pair, text, seeds, methods=(), exact_batch=False):
-    model, tokenizer = pair
+    model, vae = pair
     schedule, settings = model.schedule(), replace(model.defaults(), tau=(0.5,))
-    parts = (model, tokenizer, text, schedule, settings, seeds)
+    parts = (model, vae, text, schedule, settings, seeds)
     return [step.logits for step in sample(*parts, methods=methods, exact_batch=exact_batch)]
 
 
@@ -56,7 +57,7 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tmp_path):
+def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, trace, tmp_path):
     run, expected = edit_case.runs[i], edit_case.expected
     text = {"text": expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
     if "neg_lens" in run:
@@ -64,13 +65,13 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
         text["negative_lens"] = torch.tensor(run["neg_lens"])
     save_file(text, tmp_path / "text")
     save_file({"features": expected[f"run{i}.source_features"]}, tmp_path / "source")
-    shared = ["--model", edit_case.model, "--vq", edit_case.tokenizer, "--tau", run["tau"]]
+    shared = ["--model", edit_case.model, "--vae", edit_case.vae, "--tau", run["tau"]]
     shared += ["--text-features", tmp_path / "text", "--source-features", tmp_path / "source"]
     shared += ["--cfg", run["cfg"], "--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
 
     def traced(seed, batch):
         out = ["--trace", tmp_path / "trace.safetensors", "--out", tmp_path / "image.png"]
-        done = command_line("sample", *shared, "--seed", seed, "--batch", batch, *out)
+        done = trace(*shared, "--seed", seed, "--batch", batch, *out)
         assert done.returncode == 0, done.stderr
         return load_file(tmp_path / "trace.safetensors")
 
@@ -144,9 +145,9 @@ def test_source_and_instruction_and_diversity_change_the_edit(edit_case, pair):
 
 
 def test_chosen_starts_are_the_edits_of_their_seeds(edit_case, pair):
-    model, tokenizer = pair
+    model, vae = pair
     text, settings = text_of(edit_case, 0), replace(model.defaults(), guidance_start=4)
-    how = (model, tokenizer, text.repeat(2), model.schedule(), settings)
+    how = (model, vae, text.repeat(2), model.schedule(), settings)
     seeds = choose_starts(Starts(6, side=4), 2, *how, 10)
     assert set(seeds) <= set(range(10, 16))
     cut = list(sample(*how, seeds, exact_batch=True, maps=2))
@@ -172,7 +173,7 @@ def test_a_model_with_its_own_sides_positions_the_source_next_to_the_maps(edit_c
     want = torch.tensor([(8 * r + 64, 8 * s + 64) for r in range(8) for s in range(8)])
     positions = model.positions_of_edit(last)
     assert torch.equal(positions[:64], want.float())
-    assert torch.equal(positions[-64:], model.positions(last))
+    assert torch.equal(positions[-64:], model.grid_positions(last))
 
 
 def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_case):
@@ -193,7 +194,7 @@ def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_
     ],
 )
 def test_wrong_sources_are_refused(edit_case, pair, change, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         logits(pair, replace(text_of(edit_case, 0), **change), [0])
 
 
@@ -207,7 +208,7 @@ def image(tmp_path):
 
 def test_an_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, command_line, image):
     out = image.with_name("edit.png")
-    files = ["--model", edit_case.model, "--vq", edit_case.tokenizer]
+    files = ["--model", edit_case.model, "--vae", edit_case.vae]
     files += ["--text-encoder", text_encoder, "--prompt", "a red apple", "--out", out]
     done = command_line("sample", *files, "--source", image)
     assert done.returncode == 0, done.stderr
@@ -218,8 +219,6 @@ def test_an_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, comm
     assert "cannot edit an image" in done.stderr
     done = command_line("sample", *files, "--source", image, "--aspect", 1.5)
     assert "leave --aspect at 1:1" in done.stderr
-    done = command_line("sample", *files, "--source-features", image)
-    assert "does not hold source features" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -306,16 +305,16 @@ def test_an_image_out_of_range_is_clamped_and_not_wrapped():
 def test_training_sees_what_the_sampler_computes():
     """Teacher forcing of all maps at once equals the sampler's maps one by one."""
     path = INCLUDED / "transformer.safetensors"
-    model, tokenizer = load_model(path), load_tokenizer(included.TOKENIZER)
+    model, vae = load_model(path), load_vae(included.VAE)
     rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
     image = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
-    source, schedule = tokenizer.features(image), model.schedule()
+    source, schedule = vae.features(image), model.schedule()
     settings = Settings((1.0,), "flat", (1.0,), 0, 0.0)
     text = Text(rows, source=source)
-    steps = list(sample(model, tokenizer, text, schedule, settings, [0]))
+    steps = list(sample(model, vae, text, schedule, settings, [0]))
     f_hat, inputs = None, []
     for step in steps:
-        f_hat, features = tokenizer.accumulate(f_hat, step.tokens, step.scale)
+        f_hat, features = vae.accumulate(f_hat, step.tokens, step.scale)
         inputs.append(features)
     trained = load_model(path, task="generate")  # its source comes by the teacher
     teacher = Teacher.of(trained, schedule)
@@ -326,6 +325,6 @@ def test_training_sees_what_the_sampler_computes():
 
 
 def test_a_model_of_classes_takes_no_source(command_line, var_case, image):
-    files = ["--model", var_case.model, "--vq", var_case.tokenizer, "--labels", 3]
+    files = ["--model", var_case.model, "--vae", var_case.vae, "--labels", 3]
     done = command_line("sample", *files, "--source", image)
     assert "VAR cannot edit images" in done.stderr

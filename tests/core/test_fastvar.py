@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from diversevar_core.conditions import Text
 from diversevar_core.methods.fastvar import FastVAR
-from diversevar_core.sampling.conditions import Text
-from diversevar_core.sampling.run import Context
+from diversevar_core.sampling.method import Context
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import MAPS, infinity_schedule, square
-from diversevar_core.sampling.settings import Guidance, Settings
+from diversevar_core.schedule import MAPS, infinity_schedule, square
+from diversevar_core.settings import Guidance, Settings
 
 SEEDS = (3, 4)
 
@@ -19,28 +19,30 @@ def text(images):
 
 
 def run(pair, method, cfg=(4.0,), seeds=SEEDS, **options):
-    model, tokenizer = pair
+    model, vae = pair
     settings = Settings(cfg=cfg, cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
-    how = (model, tokenizer, text(len(seeds)), model.schedule(), settings, seeds)
+    how = (model, vae, text(len(seeds)), model.schedule(), settings, seeds)
     return list(sample(*how, methods=[method], **options))
 
 
 def begun(method, schedule, depth=32):
-    plan = [Guidance(1.0, 1.0)] * len(schedule[: method.drawn(schedule)])
+    plan = [Guidance(1.0, 1.0)] * len(method.drawn(schedule))
     return method.begin(Context(schedule, [0], [0], text(1), plan, 2, depth))
 
 
 @pytest.mark.parametrize("aspect", MAPS)
 def test_published_strengths_prune_and_skip_what_the_paper_does(aspect):
     schedule = infinity_schedule(aspect)
-    drawn = schedule[: FastVAR().drawn(schedule)]
+    drawn = FastVAR().drawn(schedule)
     acting = begun(FastVAR(), schedule)
     assert drawn[-1].side == 40
     assert {schedule[k].side: share for k, share in acting.shares.items()} == {32: 0.4, 40: 0.5}
     assert acting.whole.side == 24
     assert acting.blocks == range(3, 28)
-    assert FastVAR().stored(schedule, 32) == 25 * acting.whole.tokens
-    assert FastVAR(0.0).stored(schedule, 32) == FastVAR(skip=12).stored(schedule, 32) == 0
+    assert FastVAR().memory(7, 2, schedule, 32) == 7 + 25 * acting.whole.tokens * 2
+    assert (
+        FastVAR(0.0).memory(7, 2, schedule, 32) == FastVAR(skip=12).memory(7, 2, schedule, 32) == 7
+    )
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def test_a_block_on_some_tokens_sees_only_those_at_their_places(pair):
     scale = model.schedule()[-1]
     state = model.start(model.schedule(), 1, guided=True)
     model.condition(state, text(1))
-    model.embed(state, torch.zeros(1, scale.tokens, 16), scale)
+    model.positions(state, scale)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, scale.tokens, model.width, generator=generator)
     order = torch.stack([torch.randperm(scale.tokens, generator=generator) for _ in range(2)])
@@ -71,14 +73,16 @@ def test_tokens_that_differ_least_take_the_change_of_the_last_whole_map():
     acting = begun(FastVAR(0.5, skip=0), schedule)
     x = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(0))
     assert {schedule[k].side for k in acting.shares} == {4, 8} and acting.whole.side == 2
-    acting.block(lambda x, places=None: x + 1, 5, acting.whole, x[:, :4])
-    added = acting.block(lambda x, places=None: x + 5, 5, schedule[3], x) - x
+    acting.block(lambda x, token_index=None: x + 1, 5, acting.whole, x[:, :4])
+    added = acting.block(lambda x, token_index=None: x + 5, 5, schedule[3], x) - x
     far = np.square(x.numpy() - x.numpy().mean(axis=1, keepdims=True)).sum(axis=2)
     for row in range(2):
         last = np.argsort(far[row])
         torch.testing.assert_close(added[row, last[32:]], torch.full((32, 3), 5.0))
         torch.testing.assert_close(added[row, last[:32]], torch.full((32, 3), 1.0))
-    early = acting.block(lambda x, places=None: x + 7, 0, schedule[3], x)  # before the middle ones
+    early = acting.block(
+        lambda x, token_index=None: x + 7, 0, schedule[3], x
+    )  # before the middle ones
     torch.testing.assert_close(early, x + 7)
 
 

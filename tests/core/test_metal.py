@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from diversevar_core.analysis.diversity import pixel_features, vendi_score
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.analysis.spectra import Spectra
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import pixel_features, vendi_score
 from diversevar_core.methods.keep import Keep
 from diversevar_core.methods.ssr_sar import DiverseVAR, reweight
-from diversevar_core.models.resize import area
-from diversevar_core.sampling.conditions import Labels, Text
+from diversevar_core.resize import area
 from diversevar_core.sampling.sampler import sample
 
 METAL, CPU = torch.device("mps"), torch.device("cpu")
@@ -115,7 +115,7 @@ def test_singular_values_change_alike_where_there_is_no_float64(device):
 @pytest.mark.parametrize("name", ["var_plain", "infinity_plain"])
 def test_images_are_the_same_on_metal(cases, name):
     case = cases[name]
-    model, tokenizer = load_model(case.model), load_tokenizer(case.tokenizer)
+    model, vae = load_model(case.model), load_vae(case.vae)
     schedule, settings = model.schedule(), model.defaults()
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 16 * schedule[-1].h, 16 * schedule[-1].w, generator=generator)
@@ -127,14 +127,14 @@ def test_images_are_the_same_on_metal(cases, name):
 
     @torch.no_grad()
     def run():
-        maps = tokenizer.quantize_maps(tokenizer.features(2 * image - 1), schedule)
+        maps = vae.quantize_maps(vae.features(2 * image - 1), schedule)
         spectral = Spectra(DiverseVAR(ssr=1.0, sar=0.5, sides=(2, 4)), (4,), [0])
         methods = [spectral, Keep(maps, side=2, mask=mask)]
-        how = (model, tokenizer, condition, schedule, settings)
+        how = (model, vae, condition, schedule, settings)
         steps = list(sample(*how, [5], methods=methods))
-        made = tokenizer.decode(steps[-1].f_hat)
+        made = vae.decode(steps[-1].f_hat)
         drawn = [step.tokens for step in steps]
-        judged = self_alignment(model, tokenizer, drawn, condition, schedule)
+        judged = self_alignment(model, vae, drawn, condition, schedule)
         return made, vendi_score(pixel_features(made)), judged.alignment.item()
 
     plain, *figures = run()

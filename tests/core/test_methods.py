@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from diversevar_core.analysis.diversity import mean_distance, similarity
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Labels, Text
+from diversevar_core.diversity import mean_distance, similarity
+from diversevar_core.errors import UserError
 from diversevar_core.methods.adaptive import TARGETS, AdaptiveScaling
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.keep import Keep
@@ -17,11 +19,10 @@ from diversevar_core.methods.ssr_sar import DiverseVAR
 from diversevar_core.methods.starts import Starts, choose_starts, small_map
 from diversevar_core.methods.text_noise import TextNoise, annealed
 from diversevar_core.methods.travel import sample_and_travel
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.run import Method
+from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import square
-from diversevar_core.sampling.settings import Settings
+from diversevar_core.schedule import square
+from diversevar_core.settings import Settings
 
 SETTINGS = Settings(cfg=(4.0,), cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
 EACH = {
@@ -46,7 +47,7 @@ OFF = {
 
 @pytest.fixture(scope="module")
 def var_pair(var_case):
-    return load_model(var_case.model), load_tokenizer(var_case.tokenizer)
+    return load_model(var_case.model), load_vae(var_case.vae)
 
 
 def text(images):
@@ -56,10 +57,10 @@ def text(images):
 
 def run(pair, seeds, methods=(), exact=True, condition=None, maps=5, **settings):
     """Sides 1, 2, 4, 6 and 8 only, unless more are asked for."""
-    model, tokenizer = pair
+    model, vae = pair
     condition = condition or text(len(seeds))
     how = Settings(**{**SETTINGS.__dict__, **settings})
-    models = (model, tokenizer, condition, model.schedule())
+    models = (model, vae, condition, model.schedule())
     return list(sample(*models, how, seeds, methods=methods, exact_batch=exact, maps=maps))
 
 
@@ -84,7 +85,7 @@ def test_two_of_a_kind_are_refused(pair, name):
     """Their order would decide."""
     two = [EACH[name], OFF[name]]
     for methods in (two, two[::-1], [two[0], *OFF.values()]):
-        with pytest.raises(ValueError, match="is connected twice, and can act only once"):
+        with pytest.raises(UserError, match="is connected twice, and can act only once"):
             run(pair, [7], methods)
 
 
@@ -126,14 +127,14 @@ def test_codebooks_take_every_method_but_text_noise(var_pair):
         for methods in ([], [*chain, EACH["path search"]])
     )
     assert not same(plain, changed)
-    with pytest.raises(ValueError, match="this one reads classes"):
+    with pytest.raises(UserError, match="this one reads classes"):
         tokens(var_pair, [0, 1], [TextNoise()], condition=labels)
 
 
 def test_only_the_first_maps_can_be_drawn(pair):
     whole, first = tokens(pair, [1, 2], exact=False), []
-    model, tokenizer = pair
-    for step in sample(model, tokenizer, text(2), model.schedule(), SETTINGS, [1, 2], maps=3):
+    model, vae = pair
+    for step in sample(model, vae, text(2), model.schedule(), SETTINGS, [1, 2], maps=3):
         first.append(step.tokens)
     assert len(first) == 3
     assert same(whole[:3], first)
@@ -198,18 +199,18 @@ def test_text_noise_ends_and_leaves_the_draws_as_they_were(pair):
 
 
 def test_repulsion_lowers_what_earlier_images_drew():
-    """With two equally likely choices and a strong push, images alternate."""
-    logits = torch.zeros(4, 1, 8, 2)
-
-    asked = []
-
-    def choose(choices, first):
-        asked.append((first, len(choices)))
-        return (choices + torch.tensor([0.1, 0.0])).argmax(dim=-1)
-
-    drawn = Repulsion(5.0).draw(choose, scale(0), logits)[:, 0, 0].tolist()
-    assert drawn == [0, 1, 0, 1]
-    assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]  # each image once
+    """A choice's logit falls by the strength times the share of earlier images that drew it."""
+    logits = torch.randn(1, 2, 1, 3, generator=torch.Generator().manual_seed(0))
+    before = [
+        torch.tensor([0, 2]),
+        torch.tensor([0, 1]),
+        torch.tensor([1, 2]),
+        torch.tensor([0, 2]),
+    ]
+    before = [tokens.view(1, 2, 1) for tokens in before]
+    lower = logits - Repulsion(8.0).image_logits(logits, scale(0), before)
+    assert torch.allclose(lower[0, :, 0], torch.tensor([[6.0, 2.0, 0.0], [0.0, 2.0, 6.0]]))
+    assert Repulsion(8.0).image_logits(logits, scale(0), []) is logits
 
 
 def test_repulsion_spreads_a_batch_and_leaves_its_first_image(pair):
@@ -229,6 +230,34 @@ def test_path_search_finds_likelier_maps(pair):
     assert likelihood([PathSearch(8, ahead=0, side=1)]) > likelihood([]) + 2
 
 
+def test_path_search_keeps_the_path_of_the_least_mean_energy(pair):
+    """Energies of all candidates computed again; the largest of a path's means choose otherwise."""
+
+    class Watch(Method):
+        def __init__(self):
+            self.seen = []
+
+        def step(self, advance, batch, scale, guidance):
+            batch, step = advance(batch, scale, guidance)
+            ones = step.logits.double().view(1, -1, 2).diff().squeeze(-1)  # log-odds of a 1
+            bits = torch.distributions.Bernoulli(logits=ones)
+            self.seen.append((step.tokens, -bits.log_prob(step.tokens.view(1, -1).double())))
+            return batch, step
+
+    otherwise = 0
+    for seed in range(6):
+        watch = Watch()
+        run(pair, [seed], [watch, PathSearch(4, ahead=1, side=2)], tau=(1.0,), cfg=(1.0,), maps=3)
+        for k in range(2):  # four candidates with the map after each, then the chosen one
+            drawn = watch.seen[9 * k : 9 * (k + 1)]
+            paths = [torch.cat((drawn[2 * i][1], drawn[2 * i + 1][1]), dim=1) for i in range(4)]
+            best = min(range(4), key=lambda i: paths[i].mean())
+            assert torch.equal(drawn[8][0], drawn[2 * best][0])
+            worst = min(range(4), key=lambda i: paths[i].max())
+            otherwise += not torch.equal(drawn[8][0], drawn[2 * worst][0])
+    assert otherwise
+
+
 @pytest.mark.parametrize("more", [[], [ScaleKV(0.1)], [FastVAR(0.5, skip=0)]])
 def test_candidates_of_a_path_share_one_cache(pair, more):
     """At every map but the first, whose candidates each make theirs and are forgotten."""
@@ -238,9 +267,9 @@ def test_candidates_of_a_path_share_one_cache(pair, more):
             self.places = {}
 
         def step(self, advance, run, scale, at):
-            before = run.state.caches[0].k
+            before = run.model.caches[0].k
             run, left = advance(run, scale, at)
-            after = run.state.caches[0].k
+            after = run.model.caches[0].k
             if before is not None and after is not None:
                 self.places.setdefault(scale.k, []).append(before.data_ptr() == after.data_ptr())
             return run, left
@@ -259,49 +288,49 @@ class FreshForks(Method):
     order = 0
 
     def step(self, advance, run, scale, at):
-        for cache in run.state.caches:
+        for cache in run.model.caches:
             if cache.k is not None:
                 cache.k, cache.v = cache.k.clone(), cache.v.clone()
         return advance(run, scale, at)
 
 
 def test_travel_keeps_the_finished_images_coarse_maps_and_draws_the_rest(pair):
-    model, tokenizer = pair
+    model, vae = pair
     how = (*pair, text(2), model.schedule(), SETTINGS, [3, 4])
 
     def travelled(methods, side):
         drawn = partial(sample, *how, False)
-        return list(sample_and_travel(drawn, tokenizer, model.schedule(), methods, side))
+        return list(sample_and_travel(drawn, vae, model.schedule(), methods, side))
 
     steps = travelled([TextNoise(1.0)], 4)
     once, again = steps[:7], steps[7:]
     with torch.no_grad():
-        features = tokenizer.features(tokenizer.decode(once[-1].f_hat))
-        maps = tokenizer.quantize_maps(features, model.schedule())
+        features = vae.features(vae.decode(once[-1].f_hat))
+        maps = vae.quantize_maps(features, model.schedule())
     assert same(maps[:3], [step.tokens for step in again[:3]])
     clean = list(sample(*how, methods=[Keep(maps, side=4)]))  # of the noise nothing is left
     assert same([step.tokens for step in clean], [step.tokens for step in again])
     whole = travelled([], 16)
     with torch.no_grad():
-        features = tokenizer.features(tokenizer.decode(whole[6].f_hat))
-        maps = tokenizer.quantize_maps(features, model.schedule())
+        features = vae.features(vae.decode(whole[6].f_hat))
+        maps = vae.quantize_maps(features, model.schedule())
     assert same(maps, [step.tokens for step in whole[7:]])  # unchanged: its own tokens
 
 
 def test_travel_decodes_and_encodes_one_image_at_a_time(pair):
-    rows, (model, tokenizer) = [], pair
-    parts = (tokenizer.decoder, tokenizer.encoder)
+    rows, (model, vae) = [], pair
+    parts = (vae.decoder, vae.encoder)
     hooks = [part.register_forward_pre_hook(lambda _, x: rows.append(len(x[0]))) for part in parts]
     drawn = partial(sample, *pair, text(3), model.schedule(), SETTINGS, [3, 4, 5], False)
-    list(sample_and_travel(drawn, tokenizer, model.schedule(), [], 4))
+    list(sample_and_travel(drawn, vae, model.schedule(), [], 4))
     for hook in hooks:
         hook.remove()
     assert rows == [1] * 6
 
 
 def starts(pair, candidates, count, methods=(), **options):
-    model, tokenizer = pair
-    how = (model, tokenizer, text(count), model.schedule(), SETTINGS)
+    model, vae = pair
+    how = (model, vae, text(count), model.schedule(), SETTINGS)
     return choose_starts(Starts(candidates, **options), count, *how, 100, methods)
 
 
@@ -345,17 +374,17 @@ def test_starts_can_be_compared_by_anything(pair):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: AdaptiveScaling(2.0), "0 to 1, not 2.0"),
-        (lambda: TextNoise(float("nan")), "text noise is a number of 0 or more, not nan"),
+        (lambda: AdaptiveScaling(2.0), "from 0 to 1, not 2"),
+        (lambda: TextNoise(float("nan")), "text noise must be a number of 0 or more, not nan"),
         (lambda: TextNoise(begin_time=0.9, end_time=0.6), "must be 0 or more and below its end"),
-        (lambda: TextNoise(rescale=3.0), "rescale is 0 to 1"),
-        (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
-        (lambda: PathSearch(0), "takes 1 candidate or more"),
-        (lambda: Starts(0), "need 1 candidate or more"),
-        (lambda: FastVAR(1.0), "a share of 0 or more and below 1"),
-        (lambda: ScaleKV(0.0), "a share above 0 and up to 1"),
+        (lambda: TextNoise(rescale=3.0), "rescale must be a number from 0 to 1"),
+        (lambda: Repulsion(-1.0), "repulsion must be a number of 0 or more"),
+        (lambda: PathSearch(0), "candidates must be a number of 1 or more"),
+        (lambda: Starts(0), "candidates must be a number of 1 or more"),
+        (lambda: FastVAR(1.0), "prune must be a number from 0 to 0.99"),
+        (lambda: ScaleKV(0.0), "budget must be a number from 0.01 to 1"),
     ],
 )
 def test_impossible_numbers_are_refused(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         make()

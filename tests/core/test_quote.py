@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from diversevar_core.quote import MOST, quote
+from diversevar_core.errors import MOST, quote
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from diversevar_core.checkpoints.loading import load_model, load_tokenizer
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.methods.fastvar import FastVAR
 from diversevar_core.methods.path_search import PathSearch
 from diversevar_core.methods.scalekv import CompressedCache, ScaleKV, window_of
 from diversevar_core.models.attention import sdpa
-from diversevar_core.sampling.conditions import Labels, Text
-from diversevar_core.sampling.run import Context, Method
+from diversevar_core.sampling.method import Context, Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.sampling.schedule import MAPS, PIXELS, infinity_schedule, square
-from diversevar_core.sampling.settings import Guidance, Settings
+from diversevar_core.schedule import MAPS, PIXELS, infinity_schedule, square
+from diversevar_core.settings import Guidance, Settings
 
 SEEDS = (3, 4)
 # budgets/*.json of StargazerX0/ScaleKV: blocks that keep more, and tokens for maps 9 to 13
@@ -124,9 +124,9 @@ def text(images):
 
 
 def run(pair, methods, seeds=SEEDS, cfg=(4.0,), condition=None, **options):
-    model, tokenizer = pair
+    model, vae = pair
     settings = Settings(cfg=cfg, cfg_schedule="flat", tau=(0.5,), top_k=0, top_p=0.97)
-    how = (model, tokenizer, condition or text(len(seeds)), model.schedule(), settings, seeds)
+    how = (model, vae, condition or text(len(seeds)), model.schedule(), settings, seeds)
     return list(sample(*how, methods=methods, **options))
 
 
@@ -142,7 +142,7 @@ class Watch(Method):
 
     def step(self, advance, run, scale, at):
         run, left = advance(run, scale, at)
-        keys = [cache.k for cache in run.state.caches if cache.k is not None]
+        keys = [cache.k for cache in run.model.caches if cache.k is not None]
         self.sizes.append([k.untyped_storage().nbytes() // (4 * len(k) * 256) for k in keys])
         return run, left
 
@@ -223,7 +223,7 @@ def test_an_edit_sees_the_whole_source_and_what_is_kept(cases):
         seen.append((q.shape[2], k.shape[2]))
         return sdpa(q, k, v, mask, scale)
 
-    pair = load_model(case.model, attention=watching), load_tokenizer(case.tokenizer)
+    pair = load_model(case.model, attention=watching), load_vae(case.vae)
     source = case.expected["run0.source_features"]
     edit = Text([case.expected["run0.text"]], source=source)
     edited = run(pair, [ScaleKV(0.1)], [1], condition=edit)
@@ -242,7 +242,7 @@ def test_an_edit_sees_the_whole_source_and_what_is_kept(cases):
 
 def test_a_model_of_classes_keeps_its_share(cases):
     case = cases["var_shared"]
-    pair = load_model(case.model), load_tokenizer(case.tokenizer)
+    pair = load_model(case.model), load_vae(case.vae)
     labels = Labels(torch.tensor([2, 5]))
     plain, small, whole = (
         run(pair, methods, condition=labels, exact_batch=True)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diversevar_core.conditions import Labels
+from diversevar_core.errors import UserError
 from diversevar_core.methods.ssr_sar import MAX_EXPONENT, DiverseVAR, reweight
-from diversevar_core.sampling.conditions import Labels
-from diversevar_core.sampling.run import Context
-from diversevar_core.sampling.schedule import square
+from diversevar_core.sampling.method import Context
+from diversevar_core.schedule import square
 
 SIZES = [(1, 64), (4, 64), (16, 256), (36, 256), (16, 2048), (36, 2048), (144, 2048), (144, 64)]
 RATES = [-0.25, -1.0, -2.0, -6.0, 0.25, 1.0, 3.0]
@@ -129,11 +130,11 @@ def test_strengths_zero_run_the_model_as_it_is(site):
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -1.0])
 def test_impossible_strengths_are_refused(strength):
-    with pytest.raises(ValueError, match="ssr must be a finite number of 0 or more"):
+    with pytest.raises(UserError, match="ssr must be a finite number of 0 or more"):
         DiverseVAR(ssr=strength)
 
 
 def test_an_unknown_side_is_refused():
     context = Context(square((1, 2, 4)), [0], [0], Labels(torch.tensor([0])), [], 2, 6)
-    with pytest.raises(ValueError, match="no token map of side 5; its sides are 1, 2, 4"):
+    with pytest.raises(UserError, match="no token map of side 5; its sides are 1, 2, 4"):
         DiverseVAR(ssr=1.0, sides=(5,)).begin(context)

@@ -12,11 +12,8 @@ from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
-# a CLIP vision model, as the host's loader knows the large ones only, and any Python object on a
-# socket that fits every other, as other packs have
+# a CLIP vision model, as the host's loader knows the large ones only
 OTHER_PACK = """
-import math
-
 import torch
 from comfy.clip_vision import ClipVisionModel
 
@@ -36,21 +33,7 @@ class TinyCLIPVision:
         return (model,)
 
 
-class AnyObject:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"code": ("STRING", {})}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "make", "tests"
-
-    def make(self, code):
-        return (eval(code, {"torch": torch, "math": math}),)
-
-
-class AnyList(AnyObject):
-    OUTPUT_IS_LIST = (True,)
-
-
-NODE_CLASS_MAPPINGS = {
-    "TinyCLIPVision": TinyCLIPVision, "AnyObject": AnyObject, "AnyList": AnyList
-}
+NODE_CLASS_MAPPINGS = {"TinyCLIPVision": TinyCLIPVision}
 """
 
 
@@ -76,10 +59,18 @@ def host(tmp_path_factory):
     assert not host.complaints(), "\n\n".join(host.complaints())
 
 
+@pytest.fixture(scope="session")
+def inside():
+    """The host's code in this process."""
+    import inside_host
+
+    return inside_host
+
+
 def write_infinity(models: Path) -> None:
     """The reference Infinity with a text encoder of its width, also with the releases' names."""
     case = write_case("infinity_plain", models)
-    for path, folder in ((case.model, "diffusion_models"), (case.tokenizer, "vae")):
+    for path, folder in ((case.model, "diffusion_models"), (case.vae, "vae")):
         for file in (path, path.with_suffix(".json")):
             file.rename(models / folder / f"infinity_tiny{file.suffix}")
     whole = (models / "diffusion_models" / "infinity_tiny.safetensors").read_bytes()
@@ -88,7 +79,7 @@ def write_infinity(models: Path) -> None:
     write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
     write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
     encoder = write_text_encoder(models / "text_encoders" / "t5_tiny") / "model.safetensors"
-    shutil.copy(encoder, models / "text_encoders")
+    shutil.copy(encoder, models / "text_encoders" / "flan-t5-xl.safetensors")
     shutil.copy(encoder.with_name("tokenizer.json"), models / "text_encoders")
 
 
@@ -97,16 +88,16 @@ def write_var(models: Path) -> None:
     about = json.loads((REFERENCE / "var_plain.json").read_text())
     sides = [*about["config"]["patch_nums"], 6]
     about["config"] |= {"num_classes": 1000, "patch_nums": sides}
-    transformer, tokenizer = about["shapes"]["var"], about["shapes"]["vae"]
+    transformer, vae = about["shapes"]["var"], about["shapes"]["vae"]
     transformer["class_emb.weight"][0] = 1001
     transformer["pos_1LC"][1] = sum(side**2 for side in sides)
-    transformer["lvl_embed.weight"][0] = tokenizer["quantize.ema_vocab_hit_SV"][0] = len(sides)
+    transformer["lvl_embed.weight"][0] = vae["quantize.ema_vocab_hit_SV"][0] = len(sides)
     write_release(models / "diffusion_models" / "var_d16.pth", transformer, about["config"])
-    write_release(models / "vae" / "vae_ch160v4096z32.pth", tokenizer, about["config"])
+    write_release(models / "vae" / "vae_ch160v4096z32.pth", vae, about["config"])
 
 
 def write_edit(models: Path) -> None:
-    """The reference VAREdit for infinity_tiny's tokenizer, and one with the releases' names."""
+    """The reference VAREdit for infinity_tiny's vae, and one with the releases' names."""
     for name, file in (("varedit_plain", "edit_tiny.pth"), ("varedit_mixed", "8B-512.pth")):
         about = json.loads((REFERENCE / f"{name}.json").read_text())
         config, shapes = about["config"] | {"task": "edit"}, about["shapes"]

@@ -25,13 +25,13 @@ for name, path in (("pack", pack), ("pack.nodes", f"{pack}/nodes")):
     sys.modules[name].__path__ = [path]
 from pack.nodes import folders
 folders.register()
-kinds = (folders.MODELS, folders.TOKENIZERS, folders.TEXT_ENCODERS)
+kinds = (folders.MODELS, folders.VAES, folders.TEXT_ENCODERS)
 """
 LISTED = """
 print(json.dumps([folders.choices(kind) for kind in kinds]))
 try:
     folders.path_of(folders.MODELS, "x" * 999 + ".safetensors")
-except ValueError as error:
+except folders.UserError as error:
     print(error)
 """
 NAMES = """
@@ -39,7 +39,7 @@ from pathlib import Path
 def found(name):
     try:
         return str(folders.model_path(name).relative_to(models))
-    except ValueError as error:
+    except folders.UserError as error:
         return str(error)
 print(json.dumps([found(name) for name in json.loads(sys.stdin.read())]))
 """
@@ -58,6 +58,32 @@ changed = Path(models, "diffusion_models", "7.safetensors")
 changed.write_bytes(changed.read_bytes() + b" ")
 folder_paths.filename_list_cache.clear()
 print(json.dumps([first, again, listing(), len(folders.verdicts)]))
+"""
+DOWNLOADED = """
+from pathlib import Path
+folder, whole = Path(models, "diffusion_models", "many"), Path(sys.stdin.read().strip('"'))
+folder.mkdir()
+content = whole.read_bytes()
+(folder / "m.safetensors").write_bytes(content[:1000])
+def listed():
+    folder_paths.filename_list_cache.clear()
+    return [name for name in folders.choices(folders.MODELS) if name.startswith("many")]
+before = listed()
+with (folder / "m.safetensors").open("ab") as file:
+    file.write(content[1000:])
+print(json.dumps([before, listed()]))
+"""
+LONG = """
+import os, time
+from pathlib import Path
+def listing():
+    began = time.process_time()
+    folders.choices(folders.MODELS)
+    return time.process_time() - began
+first = listing()
+for file in Path(models, "diffusion_models").glob("long*"):
+    os.utime(file, (1, 1))
+print(json.dumps([first, listing()]))
 """
 VERSIONS = """
 import os
@@ -92,7 +118,7 @@ def models(tmp_path):
         (tmp_path / folder).mkdir()
     case = write_case("infinity_plain", tmp_path)
     case.model.rename(tmp_path / "diffusion_models" / "good.safetensors")
-    case.tokenizer.rename(tmp_path / "vae" / "good.safetensors")
+    case.vae.rename(tmp_path / "vae" / "good.safetensors")
     write_text_encoder(tmp_path / "text_encoders" / "good")
     return tmp_path
 
@@ -133,7 +159,7 @@ def test_only_names_of_the_list_are_taken_with_any_systems_separators(models):
     odd += ["sub/../good.safetensors", "good.safetensors\0", 7]
     found = json.loads(run_in_host(NAMES, models, names + odd).splitlines()[-1])
     assert found[:4] == [f"diffusion_models/{name}" for name in [*good, good[1]]]
-    assert all("refresh and choose again" in words for words in found[4:]), found[4:]
+    assert all("choose another" in words for words in found[4:]), found[4:]
 
 
 def test_a_listing_reads_what_has_changed_however_many_files_there_are(models):
@@ -150,6 +176,24 @@ def test_a_listing_reads_what_has_changed_however_many_files_there_are(models):
     assert kept == first[1]
 
 
+def test_a_folder_is_listed_once_its_file_is_downloaded(models):
+    file = str(models / "diffusion_models" / "good.safetensors")
+    half, whole = json.loads(run_in_host(DOWNLOADED, models, file).splitlines()[-1])
+    assert half == ["many/m.safetensors"]  # in doubt
+    assert whole == ["many", "many/m.safetensors"]
+
+
+def test_long_headers_are_refused_quickly(models):
+    """Ten of 16 MB, with 180,000 names each: parsing them takes seconds."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"word_embed.weight.{i:07}": entry for i in range(180_000)}).encode()
+    for i in range(10):
+        content = len(header).to_bytes(8, "little") + header
+        (models / "diffusion_models" / f"long {i}.safetensors").write_bytes(content)
+    first, touched = json.loads(run_in_host(LONG, models).splitlines()[-1])
+    assert first < 2 and touched < 2
+
+
 def test_a_choice_has_another_version_after_any_of_its_files_changed(models):
     case = models / "diffusion_models" / "good.safetensors"
     folder = models / "diffusion_models" / "many"
@@ -161,7 +205,7 @@ def test_a_choice_has_another_version_after_any_of_its_files_changed(models):
         ["good.safetensors", "model_path", "diffusion_models/good.json"],
         ["many", "model_path", "diffusion_models/many/x.safetensors.index.json"],
         ["many", "model_path", "diffusion_models/many/config.json"],
-        ["good.safetensors", "tokenizer_path", "vae/good.json"],
+        ["good.safetensors", "vae_path", "vae/good.json"],
         ["good", "text_encoder_path", "text_encoders/good/tokenizer.json"],
     ]
     found = json.loads(run_in_host(VERSIONS, models, changes).splitlines()[-1])

@@ -1,0 +1,116 @@
+"""One batch: choose seeds, sample, travel; the same for the nodes and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from .conditions import Condition
+from .errors import UserError, check_range
+from .methods.keep import Keep
+from .methods.starts import Starts, choose_starts
+from .methods.travel import sample_and_travel
+from .models.family import Family
+from .sampling.method import Method, Methods, Step, twice
+from .sampling.sampler import sample
+from .schedule import Schedule
+from .settings import Settings
+from .vae.vae import VAE
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is done in addition to plain sampling.
+
+    methods: at most one of each kind. starts: how seeds are chosen; None: consecutive seeds.
+    travel: the side up to which maps of the finished images are kept while the others are drawn
+    again (``sample_and_travel``); None and 0: no second pass.
+    """
+
+    methods: tuple[Method, ...] = ()
+    starts: Starts | None = None
+    travel: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.travel is not None:
+            check_range("The side of scale travel", self.travel, 0)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that is in the chain."""
+        starts = ["Diverse Seeds"] if self.starts else []
+        travel = ["Scale Travel"] if self.travel else []
+        return [*(method.name for method in self.methods), *starts, *travel]
+
+    def add(self, method: Method) -> Chain:
+        """The chain with one more method."""
+        return replace(self, methods=(*self.methods, method))
+
+    def with_starts(self, starts: Starts) -> Chain:
+        """The chain with chosen seeds; UserError if it already has ``starts``."""
+        if self.starts is not None:
+            raise twice("Diverse Seeds")
+        return replace(self, starts=starts)
+
+    def with_travel(self, side: int) -> Chain:
+        """The chain with scale travel; UserError if it already has it."""
+        if self.travel is not None:
+            raise twice("Scale Travel")
+        return replace(self, travel=side)
+
+
+PLAIN = Chain()
+
+
+class Draw(NamedTuple):
+    """A batch that is ready to be drawn."""
+
+    seeds: list[int]  # of each image, 0 to 2**64 - 1
+    maps: Schedule  # of the steps that ``steps`` yields, with travel of both passes
+    steps: Iterator[Step]
+
+
+def draw(
+    model: Family,
+    vae: VAE,
+    condition: Condition,
+    schedule: Schedule,
+    settings: Settings,
+    seed: int,
+    chain: Chain = PLAIN,
+    *,
+    offsets: Sequence[int] | None = None,
+    exact_batch: bool = False,
+    ready: Callable[[], object] = lambda: None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Draw:
+    """Choose the seeds, from ``seed`` on, now; the images are drawn while ``steps`` is iterated.
+
+    offsets: image i's seed is ``seed + offsets[i]``, by default ``seed + i``, if starts do not
+    choose it. ready: loads the models to the device; called before every group of candidates and
+    before the images, as comparing candidates may load other models. progress: called with the
+    number of candidates drawn so far. The other arguments are those of ``sample``. Raises UserError
+    if seeds are to be chosen and the images have different conditions.
+    """
+    task, count = (model, vae, condition, schedule, settings), len(condition)
+    seeds = [seed + i for i in (range(count) if offsets is None else offsets)]
+    if chain.starts and chain.starts.chooses(count):
+        kept = [method for method in chain.methods if isinstance(method, Keep)]
+        if not (condition.alike and all(keep.alike for keep in kept)):
+            raise UserError(
+                "Diverse starts compare images of the same prompt, class, image and mask, and here "
+                "these differ within the batch; set starts to 1, or give one for the whole batch."
+            )
+        seeds = choose_starts(chain.starts, count, *task, seed, chain.methods, progress, ready)
+    seeds = [seed % 2**64 for seed in seeds]
+    ready()
+    maps = Methods(chain.methods).drawn(schedule)
+
+    def draw_all(methods: Sequence[Method]) -> Iterator[Step]:
+        return sample(*task, seeds, methods=methods, exact_batch=exact_batch)
+
+    if not chain.travel:
+        return Draw(seeds, maps, draw_all(chain.methods))
+    steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)
+    return Draw(seeds, 2 * maps, steps)
