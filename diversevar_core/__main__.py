@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .cli import calibrate, compare, convert, encode, sample
+from .cli import calibrate, compare, convert, encode, explore, sample
 from .errors import UserError
 
 
@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="diversevar_core", description=__doc__)
     commands = top.add_subparsers(required=True)
-    for command in (sample, compare, calibrate, encode, convert):
+    for command in (sample, compare, explore, calibrate, encode, convert):
         command.add(commands)
     return top
 

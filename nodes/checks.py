@@ -36,7 +36,13 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @classmethod
     @wraps(execute)
     def check_and_execute(cls, **inputs) -> io.NodeOutput:
-        check_all(cls.define_schema().inputs, inputs)
+        schema = cls.define_schema()
+        if schema.is_input_list:
+            for given in schema.inputs:
+                for value in inputs.get(given.id, ()):
+                    check(given, value)
+        else:
+            check_all(schema.inputs, inputs)
         return execute(cls, **inputs)
 
     node.execute = check_and_execute

@@ -118,14 +118,14 @@ class Edit(io.ComfyNode):
         need = schedule, settings, batch_size, method, len(features)
         ready = partial(host.to_device, model, vae, *need)
         how = condition, schedule, settings, seed, method, exact_batch
-        f_hat, seeds = draw(model, vae, *how, ready)
+        latent, seeds = draw(model, vae, *how, ready)
 
-        edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
+        edited = out_of_square(vae.decode(latent["samples"]).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
         edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
         shown = "\n".join((f"seeds {seeds}", *said_of(positive)))
-        return io.NodeOutput(edited, {"samples": f_hat}, seeds, ui=ui.PreviewText(shown))
+        return io.NodeOutput(edited, latent, seeds, ui=ui.PreviewText(shown))
 
 
 NODES = [Edit]

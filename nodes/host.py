@@ -63,6 +63,7 @@ WEIGHT_TYPES = {
 }
 FILE = "diversevar_file"  # a patcher's attachment: the path that it was loaded from
 SAID = "diversevar_said"  # a conditioning's entry: what of its text a small model draws
+SUMS = "diversevar_sums"  # a latent's entry: a map's side -> the sum so far, at last samples
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: weight -> its name in the file
 
 
@@ -424,8 +425,10 @@ def watch(
     steps: Iterator[Step],
     schedule: Schedule,
     vae: VARVAE,
-) -> Tensor:
-    """Run the sampler with ComfyUI's progress bar and previews; returns f_hat (B, D, H, W).
+) -> dict[str, object]:
+    """Run the sampler with ComfyUI's progress bar and previews; returns a latent.
+
+    ``samples`` is f_hat (B, D, H, W), and ``SUMS`` f_hat after every map, of the last pass.
 
     Cancel raises an exception: ComfyUI's layers check for it; for compiled blocks, it is checked
     between the maps.
@@ -434,16 +437,20 @@ def watch(
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
     bar = comfy.utils.ProgressBar(sum(scale.tokens for scale in schedule))
     done, pixels = 0, comfy.cli_args.args.preview_size
+    sums = {}
     model.pre_run()
     try:
         for step in steps:
+            sums[step.scale.side] = step.f_hat
             comfy.model_management.throw_exception_if_processing_interrupted()
             done += step.scale.tokens
             image = ("JPEG", preview(step, vae), pixels) if previews else None
             bar.update_absolute(done, preview=image)
     finally:
         model.cleanup()
-    return step.f_hat.to(comfy.model_management.intermediate_device())
+    device = comfy.model_management.intermediate_device()
+    sums = {side: f_hat.to(device) for side, f_hat in sums.items()}
+    return {"samples": sums[step.scale.side], SUMS: sums}
 
 
 def preview(step: Step, vae: VARVAE):

@@ -134,7 +134,7 @@ class LoadCLIP(io.ComfyNode):
                     "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="For VAR Encode Prompts, or CLIP Text Encode.")],
         )
 
     @classmethod

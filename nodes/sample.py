@@ -94,7 +94,7 @@ class Sampler(io.ComfyNode):
                 inputs.exact_batch(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Latent.Output(tooltip="For VAE Decode, or VAR VQ Decode."),
                 io.String.Output(
                     display_name="seeds",
                     tooltip="The seed of each image; alone, with starts off, it makes the same "
@@ -150,13 +150,13 @@ class Sampler(io.ComfyNode):
                 "Encode to it."
             )
         how = condition, schedule, settings, seed, chain, exact_batch
-        samples, seeds = draw(model, vae, *how, ready)
+        latent, seeds = draw(model, vae, *how, ready)
         seeds = ", ".join(map(str, seeds))
         lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
         lines += said_of(positive)
         if image and keep_side == 0 and mask is None:
             lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
@@ -193,8 +193,8 @@ def draw(
     chain: Chain,
     exact_batch: bool,
     ready: Callable[[], object],
-) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
+) -> tuple[dict[str, object], list[int]]:
+    """``job.draw`` with ComfyUI's progress bar; returns a latent and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
     how = (model.model, vae.core, condition, schedule, settings, seed, chain)
     options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..images import captioned_rows
 from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
-from .options import add_sampling_options
+from .options import add_sampling_options, add_subject_options
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
@@ -20,6 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Make a batch several times: as published, and with each of --presets.",
     )
     command.set_defaults(run=run)
+    add_subject_options(command)
     add_sampling_options(command)
     command.add_argument(
         "--presets",
@@ -27,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         choices=[*PRESETS, CALIBRATION],
         default=["SSR + SAR as in the paper", "balanced", "most different"],
     )
-    command.set_defaults(prompt="octopus", batch=8)
+    command.set_defaults(prompts=["octopus"], batch=8)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -128,13 +128,13 @@ def condition_of(
         return Labels(torch.stack(labels))
     if args.text_features:
         given = read_text_features(args.text_features)
-    elif args.prompt is None:
+    elif args.prompts is None:
         raise UserError(f"{model.name} takes a prompt; give --prompt, or --text-features.")
     else:
         encoder = load_text_encoder(args.text_encoder, device)
-        given = Text(encoder([args.prompt]), encoder([args.negative]) if args.negative else None)
-        if said := encoder.read(args.prompt)[1]:
-            print(said, file=sys.stderr)
+        given = Text(encoder(args.prompts), encoder([args.negative]) if args.negative else None)
+        for sentence in filter(None, (encoder.read(prompt)[1] for prompt in args.prompts)):
+            print(sentence, file=sys.stderr)
     positive = cycle(given.positive, args.batch, device)
     negative = given.negative and cycle(given.negative, len(positive), device)
     return Text(positive, negative, source)

@@ -54,17 +54,24 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``sample`` and ``compare``."""
-    add_model_options(command)
+def add_subject_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what the images show."""
     what = command.add_argument_group("what to make")
-    what.add_argument("--prompt", help="text of the image")
-    what.add_argument("--negative", help="negative prompt")
+    what.add_argument(
+        "--prompt", dest="prompts", nargs=1, metavar="PROMPT", help="text of the image"
+    )
     what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
     what.add_argument("--source", help="editing models: the image; --prompt says what to change")
     what.add_argument("--source-features", help="the same as safetensors: features (1, d, H, W)")
     what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
     what.add_argument("--batch", type=int, help="images (default: one per prompt or label)")
+
+
+def add_sampling_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of every command that makes images."""
+    add_model_options(command)
+    what = command.add_argument_group("how it is drawn")
+    what.add_argument("--negative", help="negative prompt")
     what.add_argument("--seed", type=int, default=0, help="image i has seed + i (default 0)")
     what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
     what.add_argument(

@@ -18,7 +18,7 @@ from ..methods.starts import Starts
 from ..methods.text_noise import TextNoise
 from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
-from .options import add_sampling_options, integers
+from .options import add_sampling_options, add_subject_options, integers
 from .output import IMAGE_SUFFIXES, place, save_image, save_trace
 
 
@@ -26,6 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     command = commands.add_parser("sample", help="make images", description="Make images.")
     command.set_defaults(run=run)
+    add_subject_options(command)
     add_sampling_options(command)
     add_method_options(command)
     command.add_argument("--trace", type=Path, help="safetensors file for all logits and tokens")

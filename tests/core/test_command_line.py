@@ -180,7 +180,34 @@ def test_an_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
     assert Image.open(tmp_path / made).size == (128, 128)
 
 
-@pytest.mark.parametrize("command", ["sample", "compare", "calibrate", "encode", "convert"])
+def test_explore_writes_a_sheet_and_one_file_an_image(command_line, tmp_path):
+    """Every image is the one that its prompt and seed make alone."""
+    out = tmp_path / "fruit.png"
+    done = command_line("explore", "red apple", "zeppelin", "--seeds", 3, "--seed", 7, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "zeppelin" in done.stderr
+    names = [f"fruit-{row}-{number}.png" for row in (1, 2) for number in (1, 2, 3)]
+    assert done.stdout.split() == [str(tmp_path / name) for name in (*names, out.name)]
+    alone = tmp_path / "alone.png"
+    for name, prompt, seed in ((names[0], "red apple", 7), (names[5], "zeppelin", 9)):
+        command_line(
+            "sample", "--prompt", prompt, "--seed", seed, "--preset", "balanced", "--out", alone
+        )
+        image = Image.open(tmp_path / name)
+        assert image.text["seeds"] == str(seed)
+        np.testing.assert_allclose(np.array(image), np.array(Image.open(alone)).astype(int), atol=1)
+    wide, high = Image.open(out).size
+    assert wide > 3 * 128 and high > 2 * 128
+
+
+def test_explore_without_seeds_is_refused(command_line, tmp_path):
+    done = command_line("explore", "fox", "--seeds", 0, "--out", tmp_path / "none.png")
+    assert done.stderr == "error: --seeds must be 1 or more, not 0."
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "compare", "explore", "calibrate", "encode", "convert"]
+)
 @pytest.mark.parametrize("out", ["", "a.png/b", "x" * 300, "a\0", "folder"])
 def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, command, out):
     (tmp_path / "a.png").touch()
@@ -188,6 +215,7 @@ def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, co
     more = {
         "sample": ["--prompt", "octopus", "--model", "nowhere"],
         "compare": ["--model", "nowhere"],
+        "explore": ["fox", "--model", "nowhere"],
         "calibrate": ["--model", "nowhere", "--prompts", "nowhere"],
         "encode": ["--vae", "nowhere", "--image", "nowhere", "--sides", "1,2"],
         "convert": ["nowhere"],

@@ -86,7 +86,7 @@ def write_infinity(models: Path) -> None:
     write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
     write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
     encoder = write_text_encoder(models / "text_encoders" / "t5_tiny") / "model.safetensors"
-    shutil.copy(encoder, models / "text_encoders")
+    shutil.copy(encoder, models / "text_encoders" / "flan-t5-xl.safetensors")
     shutil.copy(encoder.with_name("tokenizer.json"), models / "text_encoders")
 
 

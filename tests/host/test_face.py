@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from comfy_host import PACK, ROOT
 
-FIRST, APP = "1 Text to image, works at once", "2 The same as an app"
+FIRST, APP = "1 Text to image, works at once", "9 Text to image as an app"
 OURS = {"DiverseVAR Sampler", "VAR Edit Image", "Eight different ideas"}
 PHRASES = [
     "seed variety",

@@ -17,17 +17,22 @@ OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename 
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
 TYPES = ".map(n => n.type)"
-# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups; a run adds
-# what the sampler used below its widgets
+# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups; the elements
+# are those of Nodes 2.0
 BOXES = """() => {
     const box = ([x, y, w, h]) => [x, y, x + w, y + h];
     const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...n.size])]);
     nodes.forEach(([_, b]) => b[1] -= LiteGraph.NODE_TITLE_HEIGHT);
-    app.graph.nodes.forEach((n, i) => nodes[i][1][3] += n.type === "DiverseVARSampler" ? 50 : 0);
+    for (const element of document.querySelectorAll("[data-node-id]")) {
+        const {left, top, right, bottom} = element.getBoundingClientRect();
+        const i = app.graph.nodes.findIndex(n => n.id == element.dataset.nodeId);
+        nodes[i][1] = [left, top, right, bottom].map(place => place / app.canvas.ds.scale);
+    }
     return [nodes, app.graph.groups.map(g => [g.title, box([...g.pos, ...g.size])])];
 }"""
 # the greatest part of an image node's area that the page's minimap covers
 COVERED = """() => {
+    const SHOWING = ["SaveImage", "PreviewImage", "DiverseVARSave", "DiverseVARContactSheet"];
     const map = document.querySelector(".minimap-main-container").getBoundingClientRect();
     const part = n => {
         const [x, y] = app.canvas.ds.convertOffsetToCanvas(n.pos);
@@ -35,9 +40,13 @@ COVERED = """() => {
         const [right, bottom] = [x + w - Math.max(map.left, x), y + h - Math.max(map.top, y)];
         return (Math.max(0, right) * Math.max(0, bottom)) / w / h;
     };
-    const shows = n => ["SaveImage", "PreviewImage"].includes(n.type);
+    const shows = n => SHOWING.includes(n.type);
     return Math.max(...app.graph.nodes.filter(shows).map(part));
 }"""
+# all inputs that a preset and the sampling settings can show
+CUSTOM = """() => app.graph.nodes.forEach(n => n.widgets?.forEach(widget => {
+    if (["preset", "sampling"].includes(widget.name)) widget.value = "custom";
+}))"""
 PROMPT = "app.graphToPrompt().then(graph => graph.output)"
 DROPPED = """bytes => {
     const transfer = new DataTransfer();
@@ -106,6 +115,34 @@ def test_nothing_covers_anything_else(page, name):
         assert not [other for other, b in nodes[:i] if overlap(box, b)], title
         touched = [(group, b) for group, b in groups if overlap(box, b)]
         assert all(holds(b, box) for _, b in touched), (title, touched)
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "Nodes 2.0"])
+def growing(host, page, request):
+    """The page with classic nodes or Nodes 2.0, and previews on the samplers."""
+    settings = {"Comfy.VueNodes.Enabled": request.param, "Comfy.Execution.PreviewMethod": "auto"}
+    for name, value in settings.items():
+        host.fetch(f"/settings/{name}", value)
+    page.reload()
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    yield page
+    host.fetch("/settings/Comfy.VueNodes.Enabled", False)
+    host.fetch("/settings/Comfy.Execution.PreviewMethod", "default")
+
+
+# the others have nodes below a sampler, which grows with its inputs and its preview
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name[0] not in "46"])
+def test_nothing_covers_anything_else_after_a_run(host, growing, name):
+    page, graph = growing, json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    graph["extra"] |= {"linearMode": False}
+    page.evaluate("graph => app.loadGraphData(graph)", graph)
+    page.evaluate(CUSTOM)
+    run_on_page(host, page)
+    page.wait_for_timeout(2000)
+    save(page, f"{name}-run")
+    nodes, _ = page.evaluate(BOXES)
+    for i, (title, box) in enumerate(nodes):
+        assert not [other for other, b in nodes[:i] if overlap(box, b)], title
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -20,8 +20,13 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       if (!output.text) return;
-      const widget = this.widgets?.find(({ name }) => name === NAME) ?? textWidget(this);
-      widget.value = output.text.join("\n");
+      const text = output.text.join("\n");
+      const shown = this.widgets?.find(({ name }) => name === NAME);
+      if (!text) {
+        if (shown) this.removeWidget(shown); // it is about the run before
+        return;
+      }
+      (shown ?? textWidget(this)).value = text;
       const [width, height] = this.computeSize();
       this.setSize([Math.max(width, this.size[0]), Math.max(height, this.size[1])]);
     };
