@@ -7,7 +7,7 @@ from functools import partial
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core import job
 from ..diversevar_core.conditions import Condition, Labels, Text
@@ -25,6 +25,7 @@ from ..diversevar_core.vae.vae import VAE
 from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
+from .shown import short, shown
 
 # entries of stock nodes in a conditioning that VAR models do not support
 UNREAD = {
@@ -151,12 +152,12 @@ class Sampler(io.ComfyNode):
             )
         how = condition, schedule, settings, seed, chain, exact_batch
         latent, seeds = draw(model, vae, *how, ready)
-        seeds = ", ".join(map(str, seeds))
-        lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += said_of(positive)
+        notes = said_of(positive)
         if image and keep_side == 0 and mask is None:
-            lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
+            notes.append("Only the size of the image was used: set keep_side, or give it a mask.")
+        line = used(method, chain, settings, schedule, batch)
+        box = shown(notes, line, f"seeds {short(seeds, seed)}")
+        return io.NodeOutput(latent, ", ".join(map(str, seeds)), ui=box)
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
