@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ BAND = 256  # rows or columns that are resized at once, to save memory
 CELL = 384  # pixels along the longer side of a contact sheet's cells
 COLUMNS = 8  # of a contact sheet; longer rows go on below
 GAP = 6  # pixels around each image of a contact sheet
+# Chinese and Japanese, which Pillow's own font lacks: on Linux (twice), Windows and macOS
+FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "Hiragino Sans GB.ttc")
 
 
 def feathered(mask: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ def captioned_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 def caption(text: str, height: int, width: int) -> Tensor:
     """Dark text on white, in as many lines as it needs: (3, lines * height, width) in 0..1."""
-    font = ImageFont.load_default(size=height * 0.6)
+    font = font_of(text, height * 0.6)
     lines, letters = [text] if text else [], len(text)
     while any(font.getlength(line) > width - height / 2 for line in lines) and letters > 1:
         letters -= 1
@@ -74,6 +77,14 @@ def caption(text: str, height: int, width: int) -> Tensor:
         place = (height // 4, i * height + height // 2)
         ImageDraw.Draw(strip).text(place, line, "#222222", font, anchor="lm")
     return from_pil(strip)
+
+
+def font_of(text: str, size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, or for other letters than its own one of the system's, if there is one."""
+    for name in () if text.isascii() else FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
 
 
 class Row(NamedTuple):

@@ -7,7 +7,7 @@ from itertools import islice
 from comfy_api.latest import io
 
 from ..diversevar_core.errors import UserError
-from . import host
+from .sample import said_of
 from .shown import shown
 
 MOST = 256  # prompts of one text: a few braces too many write out millions
@@ -59,7 +59,7 @@ class EncodePrompts(io.ComfyNode):
     def execute(cls, clip, text) -> io.NodeOutput:
         prompts = prompts_of(text)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        notes = [extras[host.SAID] for ((_, extras),) in encoded if host.SAID in extras]
+        notes = [note for conditioning in encoded for note in said_of(conditioning)]
         lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
         return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
 

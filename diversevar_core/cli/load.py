@@ -133,8 +133,8 @@ def condition_of(
     else:
         encoder = load_text_encoder(args.text_encoder, device)
         given = Text(encoder(args.prompts), encoder([args.negative]) if args.negative else None)
-        for sentence in filter(None, (encoder.read(prompt)[1] for prompt in args.prompts)):
-            print(sentence, file=sys.stderr)
+        for said in filter(None, (encoder.read(prompt)[1] for prompt in args.prompts)):
+            print(said, file=sys.stderr)
     positive = cycle(given.positive, args.batch, device)
     negative = given.negative and cycle(given.negative, len(positive), device)
     return Text(positive, negative, source)

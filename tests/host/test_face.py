@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from comfy_host import PACK, ROOT
 
+EXPLORE = "2 Explore prompts"
 FIRST, APP = "1 Text to image, works at once", "9 Text to image as an app"
 OURS = {"DiverseVAR Sampler", "VAR Edit Image", "Eight different ideas"}
 PHRASES = [
@@ -75,6 +76,48 @@ def test_own_prompt_to_eight_different_images_in_four_clicks(host, page):
     assert "\nseeds " in shown.input_value() and shown.is_visible()
     saved = page.evaluate("JSON.stringify([app.graph.serialize(), app.graph.extra])")
     assert "starts 256; cfg 4" not in saved
+
+
+# where the arrow is that increases a widget of the only node of a type
+ARROW = """([type, name]) => {
+    const node = app.graph.nodes.find(node => node.type === type);
+    const widget = node.widgets.find(widget => widget.name === name);
+    const place = [node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10];
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas(place);
+    const {left, top} = app.canvas.canvas.getBoundingClientRect();
+    return [left + x, top + y];
+}"""
+
+
+def test_own_prompts_to_a_sheet_and_two_clicks_to_variations_of_another_image(host, page):
+    before = set(host.get("/history"))
+    page.get_by_role("button", name="Templates", exact=True).click()
+    page.get_by_text(PACK, exact=True).click()
+    page.get_by_test_id(f"template-workflow-{EXPLORE}").click()
+    page.wait_for_function("app.graph.nodes.length > 0")
+    page.wait_for_timeout(2000)
+    field = page.locator("textarea.comfy-multiline-input").first
+    field.click()
+    field.fill("purple owl\nrocket\nmushroom")
+    field.press("Control+Enter")
+    first = wait_for_one_more(host, page, before)
+    (sheet,) = first["outputs"]["8"]["images"]
+    variations = first["outputs"]["15"]["images"]
+    assert len(variations) == 8
+    page.wait_for_timeout(1000)
+    shown = page.locator("textarea[readonly]").evaluate_all("boxes => boxes.map(b => b.value)")
+    assert any("left out: purple" in text.splitlines()[0] for text in shown)
+
+    before = set(host.get("/history"))
+    page.mouse.click(*page.evaluate(ARROW, ["DiverseVARPick", "number"]))
+    page.get_by_test_id("queue-button").first.click()
+    second = wait_for_one_more(host, page, before)
+    about = dict(second["status"]["messages"])["execution_cached"]
+    assert {"1", "2", "3", "4", "5", "6", "7", "8"} <= set(about["nodes"])
+    assert second["outputs"]["8"]["images"] == [sheet]
+    assert len(second["outputs"]["15"]["images"]) == 8
+    seeds = [entry["prompt"][2]["9"]["inputs"]["number"] for entry in (first, second)]
+    assert seeds == [1, 2]
 
 
 def wait_for_one_more(host, page, before: set[str]) -> dict:

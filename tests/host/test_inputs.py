@@ -254,7 +254,7 @@ def test_a_text_encoder_without_its_tokenizer_is_refused(host):
     folder = host.base / "models" / "text_encoders"
     alone = folder / "alone"
     alone.mkdir()
-    (alone / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (alone / "model.safetensors").write_bytes((folder / "flan-t5-xl.safetensors").read_bytes())
     prompt = graph("infinity")
     prompt["clip"]["inputs"]["clip_name"] = "alone"
     assert "own tokenizer.json next to it" in fails(host, prompt)

@@ -50,13 +50,18 @@ function showAll(outputs) {
   }
 }
 
-const told = new Set(); // in this run: the prompt's node and the sampler have the same notes
+let toasts = []; // of this run
 
 function tell(notes) {
-  const detail = notes.filter((note) => !told.has(note)).join("\n");
-  notes.forEach((note) => told.add(note));
-  const toast = { severity: "info", summary: "DiverseVAR", detail, life: 15000 };
-  if (detail) app.extensionManager.toast.add(toast);
+  const detail = [...new Set(notes)].join("\n");
+  if (!detail || toasts.some((toast) => toast.detail === detail)) return; // the sampler repeats it
+  toasts.push({ severity: "info", summary: "DiverseVAR", detail, life: 60000 });
+  app.extensionManager.toast.add(toasts.at(-1));
+}
+
+function closeToasts() {
+  toasts.forEach((toast) => app.extensionManager.toast.remove(toast));
+  toasts = [];
 }
 
 app.registerExtension({
@@ -70,7 +75,7 @@ app.registerExtension({
       tell(output.notes ?? []);
     };
   },
-  setup: () => api.addEventListener("execution_start", () => told.clear()),
+  setup: () => api.addEventListener("execution_start", closeToasts),
   onNodeOutputsUpdated: showAll, // another tab
   afterConfigureGraph: () => showAll(app.nodeOutputs), // undo
 });
