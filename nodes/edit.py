@@ -16,8 +16,8 @@ from .sample import draw, said_of, settings_of, text
 from .shown import short, shown
 
 ALIASES = [
-    "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
-    "img2img",
+    "var", "varedit", "edit image", "image edit", "edit by instruction", "edit by text",
+    "instruct", "inpaint", "img2img",
     "编辑图像", "图像编辑",
     "編輯圖像", "圖像編輯",
     "画像編集", "画像を編集",

@@ -38,7 +38,10 @@ UNREAD = {
 ALIASES = [
     "var", "infinity", "ksampler", "seed variety", "same image every seed",
     "all seeds look the same", "all seeds look alike", "same face", "variation", "different images",
-    "similar images", "diversity", "emoji", "text to image", "ssr", "sar",
+    "similar images", "identical images", "unique images", "all images look the same",
+    "more variety", "more random", "random seed", "seed variation", "seed variance enhancer",
+    "batch variety", "different poses", "same composition", "mode collapse",
+    "next scale prediction", "diversity", "emoji", "text to image", "ssr", "sar",
     "种子多样性", "每个种子都一样", "图像相似", "变体", "不同的图像", "文生图", "表情",
     "種子多樣性", "每個種子都一樣", "圖像相似", "變體", "不同的圖像", "文生圖",
     "シードの多様性", "どのシードも同じ画像", "似た画像", "バリエーション", "違う画像",

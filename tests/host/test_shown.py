@@ -45,10 +45,9 @@ def page(host, page, request):
     host.fetch("/settings/Comfy.VueNodes.Enabled", False)
 
 
-def open_with(page, text: str, app: bool = False) -> None:
-    """Open the first template with a text and another seed than all tests before."""
+def open_with(page, text: str) -> None:
+    """Open the first template with a text."""
     graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
-    graph["extra"] |= {"linearMode": app}
     for node in graph["nodes"]:
         if node["type"] == "DiverseVAREncodePrompts":
             node["widgets_values"] = [text]
@@ -77,9 +76,7 @@ def test_the_words_that_were_left_out_are_seen(page):
     assert page.evaluate(UNSEEN)[0] == prompt
     page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("app.graph.nodes.length === 0")
-    page.get_by_role("tab").filter(has_text=FIRST[:12]).or_(
-        page.locator(".workflow-tab").filter(has_text=FIRST[:12])
-    ).first.click()
+    page.locator(".workflow-tab, [role=tab]").filter(has_text=FIRST[:12]).first.click()
     page.wait_for_function("app.graph.nodes.length > 0")
     page.wait_for_timeout(2000)
     assert page.evaluate(UNSEEN)[0] == prompt
@@ -88,6 +85,8 @@ def test_the_words_that_were_left_out_are_seen(page):
 
 
 def test_an_app_tells_the_words_that_were_left_out(page):
-    open_with(page, TEXT, app=True)
+    open_with(page, TEXT)
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.get_by_text("batch_size", exact=True).first.wait_for()
     page.get_by_role("button", name="Run", exact=True).last.click()
     toast(page).wait_for()
