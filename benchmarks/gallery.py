@@ -8,6 +8,7 @@ are the thumbnails in ``workflows``.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
 SEEDS = 8
 PUBLISHED = PRESETS["as published"]
-FRONT = ("as published", "SSR + SAR as in the paper", "most different")  # the README's presets
+FRONT = ("as published", "SSR + SAR (DiverseVAR)", "most different")  # the README's presets
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def draw_row(row: Row, model: Family, tokenizer: VAE, conditions: Sequence[Text]
 
 def file_name(title: str) -> str:
     """A heading as a file's name."""
-    return f"gallery-{title.lower().replace(' + ', ' ').replace(' ', '-')}.png"
+    name = re.sub(r"\W+", "-", title.lower()).strip("-")
+    return f"gallery-{name}.png"
 
 
 def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path]) -> str:

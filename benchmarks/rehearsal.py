@@ -127,7 +127,8 @@ def write_text_encoder(folder: Path, weights: Mapping[str, Tensor]) -> None:
     names, index = sorted(weights), {}
     for i, part in enumerate((names[::2], names[1::2]), 1):
         shard = Checkpoint({name: weights[name] for name in part}, {})
-        write(folder / f"model-{i}.safetensors", shard, dict.fromkeys(part, torch.float32))
+        with (folder / f"model-{i}.safetensors").open("xb") as file:
+            write(file, shard, dict.fromkeys(part, torch.float32))
         index |= dict.fromkeys(part, f"model-{i}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     words = ("<pad>", "</s>", "<unk>", "a", "cat", "on", "the", "moon")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Class labels (B,), from 0."""
+    """Class labels (B,), from 0; one more than the last is none, as for guidance."""
 
     labels: Tensor
 

@@ -65,7 +65,7 @@ MOST = Preset(guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)
 PRESETS = {
     "balanced": Preset(guidance_start=4),
     "most different": Preset(guidance_start=4, starts=256),
-    "SSR + SAR as in the paper": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
+    "SSR + SAR (DiverseVAR)": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
     "as published": Preset(),
 }
 CALIBRATION = "my calibration"  # the name of the preset that calibration saves

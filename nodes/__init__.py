@@ -1,6 +1,7 @@
 """The pack's nodes."""
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 from . import (
     adaptive_scaling,
@@ -29,7 +30,7 @@ from . import (
     text_noise,
     travel,
 )
-from .checks import checked
+from .checks import checked, without_missing_nodes
 
 NODES = [
     *load.NODES,
@@ -64,6 +65,10 @@ class DiverseVARExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
+        if hasattr(
+            PromptServer, "instance"
+        ):  # not in a script that uses ComfyUI without its server
+            PromptServer.instance.add_on_prompt_handler(without_missing_nodes(NODES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [checked(node) for node in NODES]

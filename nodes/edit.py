@@ -36,6 +36,7 @@ class Edit(io.ComfyNode):
             description="Edits an image by instruction with an editing model (VAREdit) and keeps "
             "its size. A mask limits where.",
             search_aliases=ALIASES,
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.model("From Load VAR Model: an editing model."),
                 inputs.vae(),
@@ -57,7 +58,7 @@ class Edit(io.ComfyNode):
                     tooltip="Where the image may change; outside it keeps its pixels.",
                 ),
                 inputs.methods(),
-                inputs.seed("Image i of a batch uses seed + i, and is what that seed gives alone."),
+                inputs.seed("Image i uses seed + i; that seed alone reproduces it."),
                 inputs.batch_size(),
                 inputs.sampling(3.0, 0.1),
                 inputs.guidance_start(0, advanced=True),
@@ -110,16 +111,18 @@ class Edit(io.ComfyNode):
         if mask is not None:
             mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
         _, side = image_size(network, core_vae, schedule)
-        squares = torch.cat([into_square(to_pil(one), side) for one in image])
+        squares = torch.cat([into_square(to_pil(source), side) for source in image])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
         settings = settings_of(network, sampling, guidance_start, guidance_end)
         condition = text(positive, negative, batch_size, model.load_device)
         condition = replace(condition, source=features.to(model.load_device).float())
-        need = schedule, settings, batch_size, method, len(features)
-        ready = partial(host.to_device, model, vae, *need)
-        how = condition, schedule, settings, seed, method, exact_batch
-        latent, seeds = draw(model, vae, *how, ready)
+        ready = partial(
+            host.to_device, model, vae, schedule, settings, batch_size, method, len(features)
+        )
+        latent, seeds = draw(
+            model, vae, condition, schedule, settings, seed, method, exact_batch, ready
+        )
 
         edited = out_of_square(vae.decode(latent["samples"]).movedim(-1, 1).cpu(), width, height)
         if mask is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,12 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError
+from ..diversevar_core.checkpoints.files import (
+    Checkpoint,
+    CheckpointError,
+    is_safetensors,
+    load_pickle,
+)
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
@@ -80,6 +85,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     )
 
 
+def load_file(file: Path) -> Mapping:
+    """A checkpoint file's content, read as ComfyUI reads it: with --disable-mmap into memory.
+
+    Under Dynamic VRAM, each tensor of a safetensors file knows its place in the file, from which
+    ComfyUI reads it straight to the device; a mapped one would come page by page.
+    """
+    if is_safetensors(file):
+        return comfy.utils.load_torch_file(str(file))
+    return load_pickle(file, mmap=not comfy.cli_args.args.disable_mmap)
+
+
 def load_transformer(
     path: Path,
     weight_dtype: str = "default",
@@ -97,7 +113,7 @@ def load_transformer(
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    file = read_model(path, task)
+    file = read_model(path, task, load_file)
     tensors, quantization = quantized(file.tensors, file.facts)
     storage = WEIGHT_TYPES[weight_dtype] or comfy.model_management.unet_dtype(
         device,
@@ -233,7 +249,7 @@ def load_vae(path: Path, disable_dynamic: bool = False) -> VARVAE:
     if not comfy.model_management.is_device_cpu(device):
         dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
     offload = comfy.model_management.vae_offload_device()
-    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast)
+    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast, load_file)
     vae = VARVAE(core, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
     vae.patcher.set_attachments(FILE, path)
@@ -313,7 +329,7 @@ class PromptEncoder(sd1_clip.SD1ClipModel):
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
-    file = read_t5(path, shipped)
+    file = read_t5(path, shipped, load_file)
     config = asdict(file.config) | {"model_type": "t5"}
     config["dense_act_fn"] = "gelu_pytorch_tanh" if file.config.is_gated_act else "relu"
     unpadded = partial(

@@ -88,7 +88,7 @@ def read_sides(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"sides must be whole numbers with commas, as in 4,6; not {quote(text)}."
+            f"sides must be comma-separated integers, e.g. 4,6; not {quote(text)}."
         ) from None
 
 

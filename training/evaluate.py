@@ -243,7 +243,7 @@ def contact_sheet(bench: Bench, known: Sequence[str], path: Path) -> None:
     """Save a grid: eight pictures per prompt, as published, with SSR and SAR, most different."""
     ways = {
         "as published": "as published",
-        "SSR and SAR": "SSR + SAR as in the paper",
+        "SSR and SAR": "SSR + SAR (DiverseVAR)",
         "most different": "most different",
     }
     rows = {}

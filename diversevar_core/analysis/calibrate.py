@@ -34,7 +34,7 @@ from .judge import self_alignment
 
 CANDIDATES = (
     Preset(),
-    PRESETS["SSR + SAR as in the paper"],
+    PRESETS["SSR + SAR (DiverseVAR)"],
     Preset(guidance_start=2),
     Preset(guidance_start=4),
     Preset(guidance_start=6),

@@ -17,8 +17,8 @@ TEXT_ENCODER = FOLDER / NAME / "text_encoder.safetensors"
 
 def all_of(file: str) -> dict[str, Path]:
     """Model name -> file, for every included model with a file of this name; the default first."""
-    found = {path.parent.name: path for path in sorted(FOLDER.glob(f"*/{file}"))}
-    return {NAME: found[NAME]} | found
+    files = {path.parent.name: path for path in sorted(FOLDER.glob(f"*/{file}"))}
+    return {NAME: files[NAME]} | files
 
 
 def prompts(text_encoder: Path = TEXT_ENCODER) -> list[str]:

@@ -17,7 +17,7 @@ from ..images import to_pil
 from ..presets import calibration_path
 from ..text.encoder import load_text_encoder
 from .load import device_of, load_pair
-from .options import add_model_options
+from .options import add_model_options, whole
 from .output import IMAGE_SUFFIXES, place
 
 
@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--prompts", type=Path, required=True, help="text file with a prompt or class per line"
     )
-    command.add_argument("--seeds", type=int, default=6, help="images per prompt")
+    command.add_argument("--seeds", type=whole(2, 64), default=6, help="images per prompt")
     command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
 
 

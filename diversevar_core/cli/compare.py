@@ -26,7 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--presets",
         nargs="+",
         choices=[*PRESETS, CALIBRATION],
-        default=["SSR + SAR as in the paper", "balanced", "most different"],
+        default=["SSR + SAR (DiverseVAR)", "balanced", "most different"],
     )
     command.set_defaults(prompts=["octopus"], batch=8)
 
@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for name in ("as published", *args.presets):
         preset = preset_named(name, Path(args.model))
-        _, steps = job.run(preset.settings(job.settings), preset.chain())
-        row = job.as_source(job.image(steps))
-        rows.append((name if str(preset) == name else f"{name}: {preset}", row))
+        _, images = job.run(preset.settings(job.settings), preset.chain())
+        rows.append((name if str(preset) == name else f"{name}: {preset}", images))
     save_image(args.out, captioned_rows(rows))

@@ -6,11 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import UserError
 from ..images import Row, contact_sheet
 from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
-from .options import add_sampling_options
+from .options import add_sampling_options, whole
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
@@ -24,25 +23,23 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=run)
     command.add_argument("prompts", nargs="+", metavar="prompt", help="text of the images")
-    command.add_argument("--seeds", type=int, default=6, help="images of each prompt (default 6)")
+    command.add_argument(
+        "--seeds", type=whole(1, 1024), default=6, help="images of each prompt (6)"
+    )
     command.add_argument("--preset", choices=[*PRESETS, CALIBRATION], default="balanced")
     add_sampling_options(command)
-    command.set_defaults(
-        batch=None, labels=None, source=None, source_features=None, text_features=None
-    )
+    command.set_defaults(batch=None, labels=None, source=None)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw the prompts one after the other, save the images and their sheet, print the paths."""
-    if args.seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, not {args.seeds}.")
     args.out = place(args.out, *IMAGE_SUFFIXES)
     job, preset = prepare(args), preset_named(args.preset, Path(args.model))
     rows = []
     for prompt, condition in zip(args.prompts, job.condition.split(), strict=True):
         own = replace(job, condition=condition.repeat(args.seeds))
-        seeds, steps = own.run(preset.settings(job.settings), preset.chain())
-        images = list(own.image(steps).cpu())
+        seeds, images = own.run(preset.settings(job.settings), preset.chain())
+        images = list(images.cpu())
         for number, (image, seed) in enumerate(zip(images, seeds, strict=True), 1):
             name = f"{args.out.stem}-{len(rows) + 1}-{number}"
             save_image(args.out.with_stem(name), image, [seed])

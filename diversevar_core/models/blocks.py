@@ -204,7 +204,8 @@ class SelfAttention(nn.Module):
         qkv += fixed.bias
         qkv = rearrange(qkv, "r n (three h c) -> r n three h c", three=3, h=self.heads)
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
-        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(qk.dtype, torch.float32)  # the norm of float64 is never smaller
+        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=wide)
         factor = fixed.temperature / lengths.clamp(min=MIN_LENGTH)
         in_place = qk.dtype == torch.float32 and not torch.is_grad_enabled()
         qk = qk.mul_(factor) if in_place else qk * factor  # float32

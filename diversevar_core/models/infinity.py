@@ -290,7 +290,7 @@ class Infinity(Family):
         KeyError if a tensor is missing, UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = len(places) or depth_of(state_dict)
+        depth = depth_of(cls.rename(state_dict))
         chunks = len({chunk for chunk, _ in places}) or 1
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)

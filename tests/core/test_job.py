@@ -44,8 +44,6 @@ def test_starts_are_refused_where_images_do_not_show_the_same(pair):
         with pytest.raises(UserError, match="set starts to 1, or give one"):
             drawn(pair, condition, Chain(tuple(methods), STARTS))
         assert drawn(pair, condition, Chain(tuple(methods), Starts(2))).seeds == [100, 101]
-    with pytest.raises(UserError, match="set starts to 1, or draw each"):
-        drawn(pair, text(1, 1), Chain(starts=STARTS), shared=True)
     assert len(drawn(pair, text(1, 1), Chain((kept(pair, 1, 1),), STARTS)).seeds) == 2
 
 

@@ -1,5 +1,7 @@
 """Variations and inpainting keep what they should, and only that."""
 
+import math
+
 import pytest
 import torch
 
@@ -46,6 +48,47 @@ def test_outside_the_mask_tokens_stay_at_every_scale(pair, maps):
         drawn, own = (t.reshape(-1, side, side, 16) for t in (got[k], maps[k]))
         assert torch.equal(drawn[:, :, : side // 2], own.expand_as(drawn)[:, :, : side // 2])
     assert not torch.equal(drawn[:, :, side // 2 :], own.expand_as(drawn)[:, :, side // 2 :])
+
+
+def drawn(pair, maps, mask) -> list[torch.Tensor]:
+    """Of every map, (h, w): where both images have other tokens than the one that is kept."""
+    pairs = zip(tokens(pair, Keep(maps, mask=mask)), maps, strict=True)
+    # one of 16 bits at least differs, in one image at least, all but surely
+    others = [(got != own).any(dim=2).any(dim=0) for got, own in pairs]
+    return [other.view(math.isqrt(len(other)), -1) for other in others]
+
+
+@pytest.mark.parametrize(
+    ("box", "within"),
+    [
+        # tokens whose middle the box covers, of 1, 2, 4, 6, 8, 12 and 16 along a side
+        ((23, 41), [None, None, (1, 3), (2, 4), (3, 5), (4, 8), (6, 10)]),
+        ((0, 64), [None, (0, 2), (0, 4), (0, 6), (0, 8), (0, 12), (0, 16)]),
+        ((41, 47), [None, None, None, None, (5, 6), (8, 9), (10, 12)]),
+    ],
+)
+def test_a_token_is_drawn_where_the_mask_covers_its_middle(pair, maps, box, within):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, slice(*box), slice(*box)] = 1
+    for own, part in zip(drawn(pair, maps, mask), within, strict=True):
+        want = torch.zeros_like(own)
+        if part:
+            want[slice(*part), slice(*part)] = True
+        assert torch.equal(own, want)
+
+
+def test_a_soft_mask_draws_where_it_is_above_half(pair, maps):
+    mask = torch.full((1, 16, 16), 0.4)
+    mask[:, :, 8:] = 0.6
+    last = drawn(pair, maps, mask)[-1]
+    assert last[:, 8:].all() and not last[:, :8].any()
+
+
+def test_a_mask_that_draws_nothing_is_refused(pair, maps):
+    mask = torch.zeros(1, 256, 256)
+    mask[:, 64:68, 64:68] = 1  # the corner of a token
+    with pytest.raises(UserError, match="The mask covers the middle of no token"):
+        tokens(pair, Keep(maps, mask=mask))
 
 
 def test_maps_of_another_shape_are_refused(pair, maps):

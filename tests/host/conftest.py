@@ -12,11 +12,8 @@ from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
-# a CLIP vision model, as the host's loader knows the large ones only, and any Python object on a
-# socket that fits every other, as other packs have
+# a CLIP vision model, as the host's loader knows the large ones only
 OTHER_PACK = """
-import math
-
 import torch
 from comfy.clip_vision import ClipVisionModel
 
@@ -36,21 +33,7 @@ class TinyCLIPVision:
         return (model,)
 
 
-class AnyObject:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"code": ("STRING", {})}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "make", "tests"
-
-    def make(self, code):
-        return (eval(code, {"torch": torch, "math": math}),)
-
-
-class AnyList(AnyObject):
-    OUTPUT_IS_LIST = (True,)
-
-
-NODE_CLASS_MAPPINGS = {
-    "TinyCLIPVision": TinyCLIPVision, "AnyObject": AnyObject, "AnyList": AnyList
-}
+NODE_CLASS_MAPPINGS = {"TinyCLIPVision": TinyCLIPVision}
 """
 
 
@@ -72,6 +55,14 @@ def host(tmp_path_factory):
     yield host
     host.stop()
     assert not host.complaints(), "\n\n".join(host.complaints())
+
+
+@pytest.fixture(scope="session")
+def inside():
+    """The host's code in this process."""
+    import inside_host
+
+    return inside_host
 
 
 def write_infinity(models: Path) -> None:

@@ -154,7 +154,7 @@ def no_instruction() -> dict:
         (edit_model_with_task(), "set task to edit"),
         (edit_model_in_sampler(), "use var edit image"),
         (edit_model_in_sampler("edit", "infinity_tiny.safetensors"), "use var edit image"),
-        (wrong_vae(), "VAE"),
+        (wrong_vae(), "vae"),
         (two_images(), "image is a batch of 2 and batch_size is 3"),
         (masked(0.0), "the mask is empty"),
         (no_instruction(), "empty"),

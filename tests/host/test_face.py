@@ -200,7 +200,7 @@ def test_the_subgraph_is_added_from_the_search_and_runs(host, page):
 
 
 # what is visible once a preset, or sampling, is chosen -> another value than its own
-PRESETS = ["balanced", "most different", "SSR + SAR as in the paper", "as published"]
+PRESETS = ["balanced", "most different", "SSR + SAR (DiverseVAR)", "as published"]
 VISIBLE = {
     "infinity": [
         {"preset": "custom", "preset.guidance_start": 0},

@@ -59,7 +59,7 @@ def test_ssr_and_sar_change_the_image(host):
 def test_a_preset_sets_the_numbers(host):
     (published,) = pixels(host.run(graph("infinity", preset="as published")))
     (off,) = pixels(host.run(graph("infinity", guidance_start=0)))
-    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR as in the paper")))
+    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR (DiverseVAR)")))
     np.testing.assert_array_equal(published, off)
     assert not np.array_equal(published, paper)
 
@@ -95,11 +95,12 @@ def test_chosen_seeds_are_an_output_and_in_the_saved_image(host):
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)
 
 
-def test_images_of_a_list_of_seeds_are_saved_with_their_own(host):
-    prompt = graph("emoji", batch_size=2)
-    prompt["list"] = {"class_type": "AnyList", "inputs": {"code": "[11, 22]"}}
-    prompt["sampler"]["inputs"]["seed"] = ["list", 0]
-    assert list(saved(host, prompt, "list").values()) == [11, 12, 22, 23]
+def test_images_of_a_list_are_saved_with_their_own_seeds(host):
+    """Rebatch Latents makes a list of two; image i of the whole is seed + i, as with KSampler."""
+    prompt = graph("emoji", batch_size=4, seed=11, latent_image=["parts", 0])
+    inputs = {"latents": ["empty", 0], "batch_size": 2}
+    prompt["parts"] = {"class_type": "RebatchLatents", "inputs": inputs}
+    assert list(saved(host, prompt, "list").values()) == [11, 12, 13, 14]
 
 
 METHODS = {
@@ -466,7 +467,7 @@ def two_prompts() -> dict:
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        (wrong_vae(), "VAE"),
+        (wrong_vae(), "vae"),
         (class_for_infinity(), "classes"),
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),
@@ -481,7 +482,7 @@ def two_prompts() -> dict:
         (graph("infinity", prompt=" "), "empty"),
         (graph("infinity", prompt="cat " * 600), "601 tokens"),
         (advanced("infinity", sides="4,7"), "7"),
-        (advanced("infinity", sides="four"), "four"),
+        (advanced("infinity", sides="four"), "not 'four'"),
         (advanced("infinity", ssr=float("nan")), "nan"),
         (graph("var", top_p=float("nan")), "nan"),
     ],

@@ -197,6 +197,16 @@ def test_workflow_opens_and_runs(host, page, name):
             image.save(Path(folder, f"{name}-{outcome.images.index(image)}.png"))
 
 
+def test_inpainting_ends_with_the_images_own_pixels_outside_the_mask(host):
+    prompt = json.loads((ROOT / "workflows" / "api" / "6 Inpaint an image.json").read_text())
+    image, *drawn = [np.asarray(image).astype(int) for image in host.run(prompt).images]
+    half = image.shape[1] // 2
+    assert len(drawn) == 4
+    for again in drawn:
+        assert (again[:, :half] == image[:, :half]).all()
+        assert abs(again[:, half:] - image[:, half:]).mean() > 10
+
+
 @pytest.mark.parametrize(
     ("name", "files"),
     [
