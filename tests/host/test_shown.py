@@ -30,8 +30,7 @@ RUN = """async () => {
     const {api} = await import("/scripts/api.js");
     const over = new Promise(resolve => ["execution_success", "execution_error"].forEach(
         name => api.addEventListener(name, () => resolve(name), {once: true})));
-    await app.queuePrompt(0);
-    return over;
+    return (await app.queuePrompt(0)) ? over : "refused";
 }"""
 
 
@@ -40,6 +39,7 @@ def page(host, page, request):
     """The page with classic nodes or Nodes 2.0."""
     host.fetch("/settings/Comfy.VueNodes.Enabled", request.param)
     page.reload()
+    page.wait_for_function("window.LiteGraph?.registered_node_types.DiverseVARSampler")
     page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
     yield page
     host.fetch("/settings/Comfy.VueNodes.Enabled", False)
