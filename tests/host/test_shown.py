@@ -39,8 +39,8 @@ def page(host, page, request):
     """The page with classic nodes or Nodes 2.0."""
     host.fetch("/settings/Comfy.VueNodes.Enabled", request.param)
     page.reload()
-    page.wait_for_function("window.LiteGraph?.registered_node_types.DiverseVARSampler")
     page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
     yield page
     host.fetch("/settings/Comfy.VueNodes.Enabled", False)
 
