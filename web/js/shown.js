@@ -10,7 +10,7 @@ function textBox(node) {
   const text = document.createElement("div");
   text.style.cssText =
     "white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; padding: 4px 6px; " +
-    "border-radius: 4px; font: 11px/1.35 sans-serif; " +
+    "border-radius: 4px; font: 11px/1.35 sans-serif; max-height: 150px; overflow-y: auto; " +
     "color: var(--input-text); background: var(--comfy-input-bg)";
   box.append(text);
   let height = 20; // of the text when it was last visible, as a small node hides it
