@@ -4,7 +4,7 @@ ComfyUI checks the values of widgets, but of linked inputs only the type's name.
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from numbers import Integral, Real
 
@@ -30,14 +30,12 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @wraps(execute)
     def check_and_execute(cls, **values) -> io.NodeOutput:
         schema = cls.define_schema()
-        fields = schema.inputs
-        check_names(fields, values)
         if schema.is_input_list:
-            for field in fields:
-                for value in values.get(field.id, ()):
-                    check(field, value)
-            return execute(cls, **values)
-        checked = check_all([field for field in fields if field.id not in own], values)
+            checks = {field.id: partial(check, field) for field in schema.inputs}
+            lists = {name: [*map(checks[name], listed)] for name, listed in values.items()}
+            return execute(cls, **lists)
+        check_names(schema.inputs, values)
+        checked = check_all([field for field in schema.inputs if field.id not in own], values)
         return execute(cls, **{name: values[name] for name in own if name in values}, **checked)
 
     node.execute = check_and_execute

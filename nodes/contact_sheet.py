@@ -1,6 +1,7 @@
 """Contact Sheet: rows of prompts, columns of seeds, one image."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from comfy_api.latest import io, ui
@@ -93,7 +94,7 @@ def rows_of(
             f"There are {len(labels)} seeds for {len(single)} images; connect the seeds that go "
             "with these images."
         )
-    ends = torch.tensor(batches).cumsum(0).tolist()
+    ends = accumulate(batches)
     return [
         Row(prompt, single[end - count : end], labels[end - count : end])
         for prompt, count, end in zip(prompts or [""] * rows, batches, ends, strict=True)

@@ -1,6 +1,7 @@
 """Load LoRA (VAR)."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.lora
@@ -99,7 +100,7 @@ def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
         ) from error
     weights = model.model.state_dict()
     patches = {name: patch for name, patch in patches.items() if name in weights}
-    used = {id(part) for patch in patches.values() for part in host.parts_of(patch)}
+    used = {id(part) for patch in patches.values() for part in parts_of(patch)}
     unused = [name for name in tensors if id(tensors[name]) not in used and not NUMBER.search(name)]
     if unused:
         raise UserError(
@@ -141,7 +142,7 @@ def check_shape(patch: object, shape: torch.Size, name: str, path: Path) -> None
 
     Its rarer kinds (LoKr, OFT, GLoRA) are left to it.
     """
-    parts = host.parts_of(patch)
+    parts = parts_of(patch)
     if isinstance(patch, (LoRAAdapter, LoHaAdapter)):
         up, down = parts = parts[:2]
         fits = (*up.shape[:1], *down.shape[1:]) == shape and up.shape[1:] == down.shape[:1]
@@ -153,6 +154,11 @@ def check_shape(patch: object, shape: torch.Size, name: str, path: Path) -> None
             f"{quote(path)} was made for another model: for {name} it has {has}, and this "
             f"model's is {list(shape)}; choose a LoRA that was trained on it."
         )
+
+
+def parts_of(patch: object) -> Sequence[object]:
+    """The tensors and numbers of one of ComfyUI's patches."""
+    return patch.weights if isinstance(patch, WeightAdapterBase) else patch[-1]
 
 
 def layers(model: ModelPatcher) -> dict[str, str]:

@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=run)
     command.add_argument("prompts", nargs="+", metavar="prompt", help="text of the images")
     command.add_argument(
-        "--seeds", type=whole(1, 1024), default=6, help="images of each prompt (6)"
+        "--seeds", type=whole(1, 1024), default=6, help="images of each prompt (default 6)"
     )
     command.add_argument("--preset", choices=[*PRESETS, CALIBRATION], default="balanced")
     add_sampling_options(command)

@@ -210,11 +210,6 @@ def test_explore_writes_a_sheet_and_one_file_an_image(command_line, tmp_path):
     assert wide > 3 * 128 and high > 2 * 128
 
 
-def test_explore_without_seeds_is_refused(command_line, tmp_path):
-    done = command_line("explore", "fox", "--seeds", 0, "--out", tmp_path / "none.png")
-    assert done.stderr == "error: --seeds must be 1 or more, not 0."
-
-
 @pytest.mark.parametrize(
     "command", ["sample", "compare", "explore", "calibrate", "encode", "convert"]
 )
