@@ -77,7 +77,7 @@ def test_one_line_is_what_clip_text_encode_makes_of_it(host):
 def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host):
     outcome = host.run(exploring("fox\npurple owl"))
     lines = outcome.text_of("text").splitlines()
-    assert lines[0].startswith("purple owl (drawn: owl; ") and "left out: purple" in lines[0]
+    assert lines[0] == "drawn: owl; new to this model and left out: purple"
     assert lines[1:] == ["2 prompts: fox, purple owl"]
     executed = [data["node"] for data in outcome.of("executed")]
     assert executed.index("text") < executed.index("sampler")
