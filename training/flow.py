@@ -16,12 +16,12 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from diversevar_core.sampling.schedule import square
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from diversevar_core.checkpoints.loading import load_tokenizer
-from diversevar_core.sampling.schedule import square
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
