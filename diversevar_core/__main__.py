@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from .cli import calibrate, compare, convert, encode, sample
+from . import __version__
+from .cli import calibrate, compare, convert, encode, explore, sample
 from .errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are sentences, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message.removesuffix(".") + ".")
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="diversevar_core", description=__doc__)
+    top = Parser(prog="diversevar_core", description=__doc__)
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True)
-    for command in (sample, compare, calibrate, encode, convert):
+    for command in (sample, compare, explore, calibrate, encode, convert):
         command.add(commands)
     return top
 
@@ -22,12 +33,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; wrong input ends it with one sentence that says what is wrong."""
     args = parser().parse_args(argv)
-    if sys.stdout.errors == "strict":
+    if sys.stdout and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that cannot be encoded
     try:
         args.run(args)
+        if sys.stdout:  # None where a shell closed it
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the path; Python would complain of it at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:  # OSError: such as a full disk
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).removesuffix('.')}.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Class labels (B,), from 0."""
+    """Class labels (B,), from 0; one more than the last is none, as for guidance."""
 
     labels: Tensor
 
@@ -59,7 +59,7 @@ class Text:
     def alike(self) -> bool:
         """Whether all images have the same text, negative text and source."""
         texts = [self.positive, *([self.negative] if self.negative else [])]
-        same = all(one is text[0] or torch.equal(one, text[0]) for text in texts for one in text)
+        same = all(t is text[0] or torch.equal(t, text[0]) for text in texts for t in text)
         return same and (self.source is None or len(self.source) == 1)
 
     def split(self) -> list[Text]:
@@ -75,8 +75,9 @@ class Text:
 
     def repeat(self, count: int) -> Text:
         """The first image's condition, for ``count`` images."""
-        one = self.split()[0]
-        return Text(one.positive * count, one.negative and one.negative * count, one.source)
+        first = self.split()[0]
+        negative = first.negative and first.negative * count
+        return Text(first.positive * count, negative, first.source)
 
 
 Condition = Labels | Text

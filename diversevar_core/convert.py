@@ -1,7 +1,7 @@
 """Any official checkpoint -> one safetensors file, with all that loading needs in its header.
 
-The source is memory-mapped, and the file is written and verified tensor by tensor, so that one
-tensor at a time is in memory. (Pickles from before torch 1.6 cannot be mapped and are read whole.)
+The source is memory-mapped, and the file is written tensor by tensor, so that one tensor at a time
+is in memory. (Pickles from before torch 1.6 cannot be mapped and are read whole.)
 
 ``dtype`` applies to the weights that the models use in half precision anyway: matrices and
 convolutions. Vectors (biases, norms, gains) and the layers that compute in float32 (``EXACT``) keep
@@ -16,26 +16,14 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows, which does not remove a file that is open
-    fcntl = None
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from .checkpoints.files import (
-    Checkpoint,
-    CheckpointError,
-    parse,
-    read,
-    read_header,
-    read_safetensors,
-)
+from .checkpoints.files import Checkpoint, CheckpointError, parse, read
 from .checkpoints.loading import BUFFERS, describe, is_model, is_quantized, is_vae
 from .errors import quote
 from .text.encoder import is_t5, read_tokenizer, rename, tokenizer_path
@@ -60,7 +48,6 @@ EXACT = re.compile(
     r"(shared_ada_lin|head_nm|head|quantize)\."  # VAR's and Infinity's float32 layers, the codebook
     r"|.*\.(ada_gss|relative_attention_bias\.weight)$"  # stacked vectors
 )
-UNFINISHED = ".diversevar-"  # prefix of the name of a file that is being written
 BLOCK = re.compile(r"(block_chunks|blocks|encoder\.block)\.")
 
 
@@ -70,30 +57,24 @@ def convert(source: str | Path, out: str | Path, dtype: torch.dtype | None = Non
     source: a file or folder that ``load_model``, ``load_vae`` or ``load_text_encoder`` reads;
     of a whole T5, only the encoder is written. dtype: one of ``DTYPES`` (see above), None to keep
     the stored types. The header gets the facts from the source's header, sidecar and name, and a
-    text encoder's tokenizer.json. Raises CheckpointError; ``out`` then does not exist.
+    text encoder's tokenizer.json. Raises CheckpointError if the source cannot be converted, or
+    ``out`` is there already or cannot be written; no half file stays.
     """
     out = Path(out)
-    check_out(out)
+    if os.path.lexists(out):
+        raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
     checkpoint = read_whole(Path(source))
     types = {name: target(name, t, dtype) for name, t in checkpoint.tensors.items()}
-    with replacing(out) as unfinished:
-        write(unfinished, checkpoint, types)
-        verify(unfinished, checkpoint, types)
-
-
-def check_out(out: Path) -> None:
-    """Raise CheckpointError if this is not a path for a new safetensors file."""
-    if out.suffix.lower() != ".safetensors":
-        raise CheckpointError(
-            f"{quote(out)} must be a safetensors file; end its name in .safetensors."
-        )
+    draft = out.with_name(f".{uuid.uuid4().hex}.part")  # so that no half file is taken for a whole
     try:
-        out.lstat()
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:  # too long, a file as a folder, a null byte
+        try:
+            with draft.open("xb") as file:
+                write(file, checkpoint, types)
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
         raise unwritable(out, error) from error
-    raise CheckpointError(f"There is a file {quote(out)} already; choose another name.")
 
 
 def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
@@ -104,12 +85,11 @@ def unwritable(out: Path, error: OSError | ValueError) -> CheckpointError:
 
 def read_whole(source: Path) -> Checkpoint:
     """Read a source's facts, and its tensors without those that no loader uses."""
-
-    def known(keys) -> bool:
-        return is_model(keys) or is_vae(keys) or is_t5(keys)
-
-    file = read(source, known)
-    if not known(file.tensors):
+    for recognise in (is_model, is_vae, is_t5):  # a trainer's file has its VAE too
+        file = read(source, recognise)
+        if recognise(file.tensors):
+            break
+    else:
         raise CheckpointError(
             f"{quote(source)} is {describe(file.tensors)}; what can be converted is a VAR or "
             "Infinity transformer, its VAE, or a T5 text encoder."
@@ -119,9 +99,10 @@ def read_whole(source: Path) -> Checkpoint:
     facts, vocabulary = file.facts, tokenizer_path(source)
     if is_t5(file.tensors):
         tensors = rename(file.tensors)
-        facts = {name: facts[name] for name in ("tokenizer.json",) if name in facts}
-        if not facts and vocabulary.is_file():
-            facts = {"tokenizer.json": read_tokenizer(vocabulary)}
+        kept = ("tokenizer.json", "prompts", "phrases")
+        facts = {name: facts[name] for name in kept if name in facts}
+        if "tokenizer.json" not in facts and vocabulary.is_file():
+            facts["tokenizer.json"] = read_tokenizer(vocabulary)
     else:
         wanted = ("encoder.", "decoder.") if BSQ.recognises(file.tensors) else ""
         tensors = {
@@ -148,38 +129,6 @@ def target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """Yield a temporary file next to ``out``; rename it to ``out`` at the end, or remove it.
-
-    Temporary files that killed conversions left in the folder are removed too: they are unlocked.
-    """
-    try:
-        for abandoned in out.parent.glob(f"{UNFINISHED}*.part"):
-            with suppress(OSError):
-                remove_unlocked(abandoned)
-        unfinished = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}.part")
-        try:
-            with unfinished.open("xb") as file:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                yield unfinished
-            os.replace(unfinished, out)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from error
-
-
-def remove_unlocked(file: Path) -> None:
-    """Remove a file; OSError where another process holds its lock."""
-    with file.open("rb") as opened:
-        if fcntl:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
-    file.unlink(missing_ok=True)
-
-
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a tensor. Raises CheckpointError if a value is out of the type's range."""
     if tensor.dtype == dtype:
@@ -195,12 +144,7 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
 
-def raw(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor."""
-    return tensor.reshape(-1).view(torch.uint8)
-
-
-def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
+def write(file: BinaryIO, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
     """Write a safetensors file: 8 bytes with the header's length, header, tensors.
 
     github.com/huggingface/safetensors, "Format". The largest types come first, so that all tensors
@@ -218,31 +162,17 @@ def write(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) 
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(raw(cast(name, tensors[name], types[name])).numpy())
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(cast(name, tensors[name], types[name]).reshape(-1).view(torch.uint8).numpy())
 
 
 def header_facts(checkpoint: Checkpoint) -> dict[str, str]:
     """A checkpoint's facts as header texts, from which ``parse`` reads the same facts."""
     facts = {"format": "pt"} | checkpoint.facts
     return {
-        name: fact if isinstance(fact, str) and parse(name, fact) == fact else json.dumps(fact)
+        name: fact
+        if isinstance(fact, str) and parse(name, fact) == fact
+        else json.dumps(fact, default=str)
         for name, fact in facts.items()
     }
-
-
-def verify(path: Path, checkpoint: Checkpoint, types: Mapping[str, torch.dtype]) -> None:
-    """Compare a written file with what should be in it. Raises CheckpointError."""
-    written, facts = read_safetensors(path), read_header(path)["__metadata__"]
-    complete = written.keys() == types.keys() and facts == header_facts(checkpoint)
-    if not complete or not all(
-        written[name].dtype == dtype
-        and written[name].shape == checkpoint.tensors[name].shape
-        and torch.equal(raw(written[name]), raw(cast(name, checkpoint.tensors[name], dtype)))
-        for name, dtype in types.items()
-    ):
-        raise CheckpointError("The written file differs from the source; check the disk.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +19,11 @@ from .errors import UserError, quote
 
 FEATHER = 2  # pixels; a softened edge is 2 * FEATHER + 1 wide
 BAND = 256  # rows or columns that are resized at once, to save memory
+CELL = 384  # pixels along the longer side of a contact sheet's cells
+COLUMNS = 8  # of a contact sheet; longer rows go on below
+GAP = 6  # pixels around each image of a contact sheet
+# Chinese and Japanese, which Pillow's own font lacks: on Linux (twice), Windows and macOS
+FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "Hiragino Sans GB.ttc")
 
 
 def feathered(mask: Tensor) -> Tensor:
@@ -58,11 +66,61 @@ def captioned_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 
 def caption(text: str, height: int, width: int) -> Tensor:
-    """Dark text on white, (3, height, width) in 0..1."""
-    strip = Image.new("RGB", (width, height), "white")
-    font = ImageFont.load_default(size=height * 0.6)
-    ImageDraw.Draw(strip).text((height // 4, height // 2), text, "#222222", font, anchor="lm")
+    """Dark text on white, in as many lines as it needs: (3, lines * height, width) in 0..1."""
+    font = font_of(text, height * 0.6)
+    lines, letters = [text] if text else [], len(text)
+    while any(font.getlength(line) > width - height / 2 for line in lines) and letters > 1:
+        letters -= 1
+        lines = textwrap.wrap(text, letters)
+    strip = Image.new("RGB", (width, len(lines) * height), "white")
+    for i, line in enumerate(lines):
+        place = (height // 4, i * height + height // 2)
+        ImageDraw.Draw(strip).text(place, line, "#222222", font, anchor="lm")
     return from_pil(strip)
+
+
+def font_of(text: str, size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, or for other letters than its own one of the system's, if there is one."""
+    for name in () if text.isascii() else FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
+
+
+class Row(NamedTuple):
+    """A row of a contact sheet."""
+
+    prompt: str  # "" if it is not known
+    images: Sequence[Tensor]  # (3, H, W) each, in 0..1
+    labels: Sequence[str]  # as many as images, or none
+
+
+def contact_sheet(rows: Sequence[Row]) -> Tensor:
+    """Rows of images, with prompts above and labels below -> one image (3, H, W) in 0..1, on white.
+
+    Rows and images are numbered from 1. All cells have the shape of the largest image.
+    """
+    height, width = (max(i.shape[axis] for row in rows for i in row.images) for axis in (1, 2))
+    scale = CELL / max(height, width)
+    cell = max(round(width * scale), 1), max(round(height * scale), 1)
+    lines = []
+    for number, (prompt, images, labels) in enumerate(rows, 1):
+        names = [f"{i + 1}: {labels[i]}" if labels else f"{i + 1}" for i in range(len(images))]
+        cells = labelled(images, names, cell)
+        shown = f"{number}: {prompt}" if len(rows) > 1 else prompt
+        for first in range(0, len(cells), COLUMNS):
+            lines.append(("" if first else shown, cells[first : first + COLUMNS]))
+    return captioned_rows(lines)
+
+
+def labelled(images: Sequence[Tensor], labels: Sequence[str], cell: tuple[int, int]) -> Tensor:
+    """Fit images (3, H, W) into cells of a width and height, with labels below: (B, 3, H', W')."""
+    fitted = [ImageOps.pad(to_pil(image), cell, color="white") for image in images]
+    framed = [from_pil(ImageOps.expand(image, GAP, "white")) for image in fitted]
+    below = [caption(label, CELL // 8, framed[0].shape[2]) for label in labels]
+    deepest = max(strip.shape[1] for strip in below)
+    below = [F.pad(strip, (0, 0, 0, deepest - strip.shape[1]), value=1) for strip in below]
+    return torch.cat((torch.stack(framed), torch.stack(below)), dim=2)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from .conditions import Condition
-from .errors import UserError
+from .errors import UserError, check_range
 from .methods.keep import Keep
 from .methods.starts import TOGETHER, Starts, choose_starts
 from .methods.travel import sample_and_travel
@@ -34,10 +33,8 @@ class Chain:
     travel: int | None = None
 
     def __post_init__(self) -> None:
-        if self.travel is not None and self.travel < 0:
-            raise UserError(
-                f"Scale travel keeps maps up to a side of 0 or more, not {self.travel}."
-            )
+        if self.travel is not None:
+            check_range("The side of scale travel", self.travel, 0)
 
     @property
     def names(self) -> list[str]:
@@ -83,37 +80,36 @@ def draw(
     seed: int,
     chain: Chain = PLAIN,
     *,
-    shared: bool = False,
+    offsets: Sequence[int] | None = None,
     exact_batch: bool = False,
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """Choose the seeds, from ``seed`` on, now; the images are drawn while ``steps`` is iterated.
 
-    ready: loads the models to the device; called before every group of candidates and before the
-    images, as comparing candidates may load other models. progress: called with the number of
-    candidates drawn so far. The other arguments are those of ``sample``. Raises UserError if
-    seeds are to be chosen and the images have different conditions.
+    offsets: image i's seed is ``seed + offsets[i]``, by default ``seed + i``, if starts do not
+    choose it. ready: loads the models to the device; called before every group of candidates and
+    before the images, as comparing candidates may load other models. progress: called with the
+    number of candidates drawn so far. The other arguments are those of ``sample``. Raises UserError
+    if seeds are to be chosen and the images have different conditions.
     """
-    how, count = (model, vae, condition, schedule, settings), len(condition)
-    seeds = list(range(seed, seed + count))
+    task, count = (model, vae, condition, schedule, settings), len(condition)
+    seeds = [seed + i for i in (range(count) if offsets is None else offsets)]
     if chain.starts and chain.starts.chooses(count):
-        if shared:
-            raise UserError(
-                "Diverse starts choose a seed for each image, and a shared stream uses only the "
-                "first; set starts to 1, or draw each image from its own seed."
-            )
         kept = [method for method in chain.methods if isinstance(method, Keep)]
         if not (condition.alike and all(keep.alike for keep in kept)):
             raise UserError(
                 "Diverse starts compare images of the same prompt, class, image and mask, and here "
                 "these differ within the batch; set starts to 1, or give one for the whole batch."
             )
-        seeds = choose_starts(chain.starts, count, *how, seed, chain.methods, progress, ready)
+        seeds = choose_starts(chain.starts, count, *task, seed, chain.methods, progress, ready)
     seeds = [seed % 2**64 for seed in seeds]
     ready()
     maps = Methods(chain.methods).drawn(schedule)
-    draw_all = partial(sample, *how, seeds, shared, exact_batch=exact_batch)
+
+    def draw_all(methods: Sequence[Method]) -> Iterator[Step]:
+        return sample(*task, seeds, methods=methods, exact_batch=exact_batch)
+
     if not chain.travel:
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .checkpoints.files import CheckpointError, read_object
-from .errors import UserError, quote
+from .errors import UserError, check_range, quote
 from .job import PLAIN, Chain
 from .methods.repulsion import Repulsion
 from .methods.ssr_sar import PAPER, DiverseVAR
@@ -33,13 +33,13 @@ class Preset:
         """The model's settings with the preset's ``guidance_start``."""
         return replace(settings, guidance_start=self.guidance_start)
 
-    def chain(self, given: Chain = PLAIN) -> Chain:
-        """``given`` with those of the preset's methods and starts that it has not itself."""
+    def chain(self, connected: Chain = PLAIN) -> Chain:
+        """``connected`` with those of the preset's methods and starts that it has not itself."""
         own = DiverseVAR(ssr=self.ssr, sar=self.sar), Repulsion(self.repulsion)
-        kinds = {type(method) for method in given.methods}
-        added = [one for one in own if one not in OFF and type(one) not in kinds]
-        starts = given.starts or Starts(self.starts)
-        return replace(given, methods=(*added, *given.methods), starts=starts)
+        kinds = {type(method) for method in connected.methods}
+        added = [method for method in own if method not in OFF and type(method) not in kinds]
+        starts = connected.starts or Starts(self.starts)
+        return replace(connected, methods=(*added, *connected.methods), starts=starts)
 
     @classmethod
     def used(cls, chain: Chain, guidance_start: int) -> Preset:
@@ -53,8 +53,8 @@ class Preset:
         return preset
 
     def __str__(self) -> str:
-        given = {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
-        return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "as published"
+        changed = {name: n for name, n in asdict(self).items() if n != DEFAULTS[name]}
+        return ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "as published"
 
 
 OFF = DiverseVAR(), Repulsion(0.0)
@@ -65,7 +65,7 @@ MOST = Preset(guidance_start=128, starts=1024, ssr=8.0, sar=4.0, repulsion=16.0)
 PRESETS = {
     "balanced": Preset(guidance_start=4),
     "most different": Preset(guidance_start=4, starts=256),
-    "SSR + SAR as in the paper": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
+    "SSR + SAR (DiverseVAR)": Preset(ssr=PAPER.ssr, sar=PAPER.sar),
     "as published": Preset(),
 }
 CALIBRATION = "my calibration"  # the name of the preset that calibration saves
@@ -73,17 +73,12 @@ CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 def preset_of(saved: object) -> Preset:
     """Read a preset that was saved as JSON; UserError if it is not valid."""
-    if not isinstance(saved, dict):
-        raise UserError(f"a preset is an object, not {quote(saved)}")
+    if not isinstance(saved, dict) or saved.keys() - DEFAULTS.keys():
+        raise UserError(f"{quote(saved)} is not a preset")
     for name, value in saved.items():
-        if name not in DEFAULTS:
-            raise UserError(f"there is no strength {quote(name)}")
-        least, most = DEFAULTS[name], getattr(MOST, name)
-        whole = isinstance(least, int)
-        kinds = (int,) if whole else (int, float)
-        if type(value) not in kinds or not least <= value <= most:
-            kind = "a whole number" if whole else "a number"
-            raise UserError(f"{name} must be {kind} from {least:g} to {most:g}, not {quote(value)}")
+        if type(value) not in {int, type(DEFAULTS[name])}:
+            raise UserError(f"{name} is {quote(value)}")
+        check_range(name, value, DEFAULTS[name], getattr(MOST, name))
     return Preset(**saved)
 
 

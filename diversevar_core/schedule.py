@@ -147,6 +147,6 @@ def fixed(sides: Sequence[int], aspect: float, pixels: str | None) -> Schedule:
     if aspect != 1.0 or pixels is not None:
         raise UserError(
             f"This model makes square images of one size (sides {', '.join(map(str, sides))}); "
-            "leave the aspect ratio at 1:1 and the pixel budget unset."
+            "leave the aspect ratio at 1:1 and the size at the official one."
         )
     return square(sides)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .errors import UserError
+from .errors import UserError, check_choice, check_range
 from .schedule import Schedule
 
 
@@ -30,17 +29,14 @@ class Settings:
 
     def check(self, depth: int, choices: int) -> None:
         """Raise UserError if they are not valid for a model; depth: its number of blocks."""
-        if not -depth < self.cfg_layer <= 0:
-            raise UserError(
-                f"cfg_layer must be 0 (the logits) or -1 to {1 - depth} (a block, counted from "
-                f"the last), not {self.cfg_layer}."
-            )
-        if min(self.tau) <= 0:
-            raise UserError(f"tau must be above 0, not {min(self.tau)}.")
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(
-                f"top_k must be 0 or more and top_p from 0 to 1, not {self.top_k} and {self.top_p}."
-            )
+        check_range("cfg_layer (0: the logits, -1: the last block)", self.cfg_layer, 1 - depth, 0)
+        for tau in self.tau:
+            check_range("tau", tau, 0.001)
+        for cfg in self.cfg:
+            check_range("cfg", cfg, 0)
+        check_range("top_k", self.top_k, 0)
+        check_range("top_p", self.top_p, 0, 1)
+        check_choice("cfg_schedule", self.cfg_schedule, ("flat", "ramp"))
         if self.more_smooth and choices == 2:
             raise UserError(
                 "more_smooth blends codebook rows, and this model's tokens are bits; turn it off."
@@ -63,8 +59,6 @@ def guidance(settings: Settings, schedule: Schedule) -> list[Guidance]:
     after ``guidance_end`` are drawn without guidance, at their own temperature: they have most of
     the tokens and take half the time without the unconditional rows.
     """
-    if settings.cfg_schedule not in ("flat", "ramp"):
-        raise UserError(f"cfg_schedule must be flat or ramp, not {settings.cfg_schedule!r}.")
     values = []
     for scale, cfg, tau in zip(
         schedule,
@@ -86,7 +80,4 @@ def per_scale(name: str, values: Sequence[float], schedule: Schedule) -> tuple[f
             f"{name} has {len(values)} values, but this image has {len(schedule)} scales; "
             f"give one value, or up to {len(schedule)}."
         )
-    for value in values:
-        if not math.isfinite(value):
-            raise UserError(f"{name} must be a finite number, not {value}.")
     return tuple(values) + (values[-1],) * (len(schedule) - len(values))

@@ -1,14 +1,18 @@
 """The pack's nodes."""
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 from . import (
     adaptive_scaling,
     calibrate,
+    contact_sheet,
+    decode,
     diverse_seeds,
     edit,
     empty_latent,
     encode,
+    encode_prompts,
     fastvar,
     folders,
     imagenet,
@@ -16,6 +20,7 @@ from . import (
     lora,
     measure,
     path_search,
+    pick,
     repulsion,
     sample,
     save,
@@ -25,11 +30,12 @@ from . import (
     text_noise,
     travel,
 )
-from .checks import checked
+from .checks import checked, without_missing_nodes
 
 NODES = [
     *load.NODES,
     *lora.NODES,
+    *encode_prompts.NODES,
     *imagenet.NODES,
     *empty_latent.NODES,
     *sample.NODES,
@@ -44,8 +50,11 @@ NODES = [
     *fastvar.NODES,
     *scalekv.NODES,
     *calibrate.NODES,
+    *decode.NODES,
     *encode.NODES,
     *save.NODES,
+    *contact_sheet.NODES,
+    *pick.NODES,
     *measure.NODES,
     *spectrum.NODES,
 ]
@@ -56,6 +65,10 @@ class DiverseVARExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
+        if hasattr(
+            PromptServer, "instance"
+        ):  # not in a script that uses ComfyUI without its server
+            PromptServer.instance.add_on_prompt_handler(without_missing_nodes(NODES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [checked(node) for node in NODES]

@@ -27,9 +27,8 @@ class Calibrate(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Tries several strengths on a few prompts and keeps the one that makes "
             "seeds differ most while the model still finds that its images follow the prompts. "
-            "The sampler's preset my calibration then uses it. If you cancel, the next run "
-            "continues.",
-            search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
+            "The sampler's preset my calibration then uses it.",
+            search_aliases=["var", "diverse", "tune", "strength", "my calibration"],
             is_output_node=True,
             inputs=[
                 inputs.model(),
@@ -89,17 +88,10 @@ class Calibrate(io.ComfyNode):
             seeds,
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
-        others = [other.patcher for other in (clip, clip_vision) if other is not None]
-        about = {
-            "prompts": lines,
-            "seeds": seeds,
-            "features": "pixels" if clip_vision is None else "CLIP vision",
-            "models": [host.figures_of(patcher) for patcher in (model, vae.patcher, *others)],
-        }
         need = model, vae, schedule, network.defaults(), seeds
         bar = comfy.utils.ProgressBar(1000)
         measured = []
-        for now, done in calibrate(task, path, about, ready=partial(host.to_device, *need)):
+        for now, done in calibrate(task, path, ready=partial(host.to_device, *need)):
             measured = now
             bar.update_absolute(round(1000 * done))
         chosen = choose(measured)

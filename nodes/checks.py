@@ -3,83 +3,106 @@
 ComfyUI checks the values of widgets, but of linked inputs only the type's name.
 """
 
-from collections.abc import Sequence
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from inspect import signature
 from numbers import Integral, Real
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from comfy_execution.graph_utils import is_link
 from torch import Tensor
 
 from ..diversevar_core.errors import UserError, quote
-from ..diversevar_core.job import Chain
 from ..diversevar_core.text.encoder import check_characters
 
-# socket type -> whether an object is of that type
-SOCKETS = {
-    "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
-    "MASK": lambda value: isinstance(value, Tensor) and value.ndim in (2, 3, 4),
-    "LATENT": lambda value: isinstance(value, dict) and isinstance(value.get("samples"), Tensor),
-    "CONDITIONING": lambda value: isinstance(value, list) and len(value) > 0,
-    "CLIP": lambda value: hasattr(value, "encode_from_tokens_scheduled"),
-    "CLIP_VISION": lambda value: hasattr(value, "encode_image"),
-    "DIVERSEVAR_MODEL": lambda value: isinstance(value, ModelPatcher),
-    "DIVERSEVAR_METHOD": lambda value: isinstance(value, Chain),
-}
 LISTED = 20  # choices that an error message lists
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Make a node check its inputs before it runs; an optional input may be None."""
+    """Make a node check its inputs before it runs, except those that its validate_inputs checks.
+
+    Optional inputs that are not there, or None, are left out, or have their default.
+    """
     execute = node.execute.__func__
+    own = signature(node.validate_inputs).parameters
 
     @classmethod
     @wraps(execute)
-    def check_and_execute(cls, **inputs) -> io.NodeOutput:
-        check_all(cls.define_schema().inputs, inputs)
-        return execute(cls, **inputs)
+    def check_and_execute(cls, **values) -> io.NodeOutput:
+        schema = cls.define_schema()
+        if schema.is_input_list:
+            checks = {field.id: partial(check, field) for field in schema.inputs}
+            lists = {name: [*map(checks[name], listed)] for name, listed in values.items()}
+            return execute(cls, **lists)
+        check_names(schema.inputs, values)
+        checked = check_all([field for field in schema.inputs if field.id not in own], values)
+        return execute(cls, **{name: values[name] for name in own if name in values}, **checked)
 
     node.execute = check_and_execute
     return node
 
 
-def check_all(inputs: Sequence[io.Input], values: dict[str, object]) -> None:
-    """Check every input's value; an optional input that is None is removed."""
-    for given in inputs:
-        if given.optional and values.get(given.id) is None:
-            values.pop(given.id, None)
-        else:
-            check(given, values.get(given.id))
+def check_names(fields: Sequence[io.Input], values: dict[str, object]) -> None:
+    """Raise UserError if an option's input lacks its choice's name, as clients may send it."""
+    known = {field.id for field in fields}
+    for field in fields:
+        for option in getattr(field, "options", []):
+            for inner in getattr(option, "inputs", []):
+                if inner.id in values.keys() - known:
+                    raise UserError(
+                        f"{inner.id} is an input of {field.id}; call it {field.id}.{inner.id}."
+                    )
 
 
-def check(given: io.Input, value: object) -> None:
-    """Raise UserError if a value does not fit its input."""
-    match given:
+def check_all(fields: Sequence[io.Input], values: dict[str, object]) -> dict[str, object]:
+    """The values of these inputs; UserError if one does not fit."""
+    checked = {}
+    for field in fields:
+        value = values.get(field.id)
+        if value is None and field.optional:
+            value = getattr(field, "default", None)
+        if value is not None or not field.optional:
+            checked[field.id] = check(field, value)
+    return checked
+
+
+def check(field: io.Input, value: object) -> object:
+    """The value of an input; UserError if it does not fit."""
+    match field:
         case io.Int.Input():
-            check_number(given, value, Integral, "a whole number")
+            check_number(field, value, Integral, "a whole number")
         case io.Float.Input():
-            check_number(given, value, Real, "a number")
-        case io.Boolean.Input():
-            if not isinstance(value, Integral):
-                raise UserError(f"{given.id} must be true or false, not {quote(value)}.")
+            check_number(field, value, Real, "a number")
         case io.Combo.Input():
-            check_choice(given.id, value, given.options)
+            check_choice(field.id, value, field.options)
         case io.DynamicCombo.Input():
-            check_dynamic(given, value)
+            return with_inputs(field, value)
         case io.String.Input():
-            if not isinstance(value, str):
-                raise UserError(f"{given.id} must be a text, not {quote(value)}.")
-            check_characters(given.id, value)
-        case _:
-            check_object(given, value)
+            check_characters(field.id, value)
+        case io.Image.Input() | io.Mask.Input():
+            check_tensor(field.id, value)
+        case io.Latent.Input():
+            for tensor in (value["samples"], value.get("noise_mask")):
+                if tensor is not None:
+                    check_tensor(field.id, tensor)
+    return value
 
 
-def check_dynamic(given: io.DynamicCombo.Input, value: object) -> None:
-    """Check a choice and the inputs of its option: {input's name: choice, other name: value}."""
-    chosen = value.get(given.id) if isinstance(value, dict) else value
-    options = {option.key: option.inputs for option in given.options}
-    check_choice(given.id, chosen, list(options))
-    check_all(options[chosen], value)
+def with_inputs(field: io.DynamicCombo.Input, value: object) -> dict[str, object]:
+    """A choice and the inputs of its option: {field's name: choice, other name: value}.
+
+    ComfyUI passes only a valid choice made on the node like this; a linked or unknown one, as sent.
+    """
+    nested = isinstance(value, dict) and field.id in value
+    choice = value[field.id] if nested else value
+    options = {option.key: option.inputs for option in field.options}
+    check_choice(field.id, choice, list(options))
+    if options[choice] and not nested:
+        raise UserError(
+            f"{field.id} is linked, and {quote(choice)} has inputs of its own; choose it on the "
+            "node."
+        )
+    return {field.id: choice} | check_all(options[choice], value if nested else {})
 
 
 def check_choice(name: str, value: object, choices: list[str]) -> None:
@@ -87,23 +110,46 @@ def check_choice(name: str, value: object, choices: list[str]) -> None:
     if not (isinstance(value, str) and value in choices):
         listed = ", ".join(map(quote, choices[:LISTED]))
         more = ", ..." if len(choices) > LISTED else ""
-        raise UserError(f"{name} has no {quote(value)}, only {listed}{more}.")
+        what = f"{name} is missing" if value is None else f"{quote(value)} is not a valid {name}"
+        raise UserError(f"{what}; choose one of {listed}{more}.")
 
 
-def check_number(given: io.Input, value: object, kind: type, words: str) -> None:
+def check_number(field: io.Input, value: object, kind: type, words: str) -> None:
     """Raise UserError if a value is not a number of this kind in the input's range."""
     if not isinstance(value, kind):
-        raise UserError(f"{given.id} must be {words}, not {quote(value)}.")
-    if not given.min <= value <= given.max:
-        raise UserError(f"{given.id} must be from {given.min} to {given.max}, not {value}.")
+        raise UserError(f"{field.id} must be {words}, not {quote(value)}.")
+    if not field.min <= value <= field.max:
+        raise UserError(f"{field.id} must be from {field.min} to {field.max}, not {value}.")
 
 
-def check_object(given: io.Input, value: object) -> None:
-    """Raise UserError if an object is not of its socket's type, or empty."""
-    kind = given.io_type
-    if not SOCKETS.get(kind, lambda value: True)(value):
-        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{given.id} takes {kind}, but something else is connected ({what}).")
-    tensor = value["samples"] if kind == "LATENT" else value
-    if isinstance(tensor, Tensor) and tensor.numel() == 0:
-        raise UserError(f"{given.id} is empty (shape {list(tensor.shape)}); connect another.")
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise UserError if an image, mask or latent is empty or has numbers that are not finite."""
+    if tensor.numel() == 0:
+        raise UserError(f"{name} is empty (shape {list(tensor.shape)}); connect another.")
+    if not tensor.isfinite().all():
+        raise UserError(f"{name} contains NaN or infinity; check the node that makes it.")
+
+
+def without_missing_nodes(nodes: Sequence[type[io.ComfyNode]]) -> Callable[[dict], dict]:
+    """A handler of prompts: choices that are linked to a node that is not there become None.
+
+    ComfyUI does not look at such a link, and its queue would end with it (docs/upstream.md); a
+    choice that is None is refused.
+    """
+    choices = {
+        schema.node_id: tuple(
+            field.id for field in schema.inputs if isinstance(field, io.DynamicCombo.Input)
+        )
+        for schema in (node.define_schema() for node in nodes)
+    }
+
+    def handle(data: dict) -> dict:
+        prompt = data.get("prompt", {})
+        for node in prompt.values():
+            ours = choices.get(node.get("class_type"), ())
+            for name, value in node.get("inputs", {}).items():
+                if name.startswith(ours) and is_link(value) and value[0] not in prompt:
+                    node["inputs"][name] = None
+        return data
+
+    return handle

@@ -7,7 +7,6 @@ from ..diversevar_core.job import PLAIN
 from ..diversevar_core.methods.starts import Starts
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampling.method import Step
-from ..diversevar_core.vae.autoencoder import to_image
 from . import host, inputs
 from .measure import features_of
 
@@ -26,6 +25,7 @@ class DiverseSeeds(io.ComfyNode):
             description="Chooses the seeds of a batch: many seeds are drawn through the "
             "first token maps, which is quick, and those that differ most are finished.",
             search_aliases=["var", "diversity", "starts", "seed variety", "different seeds"],
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.methods(),
                 io.Int.Input(
@@ -64,14 +64,14 @@ class DiverseSeeds(io.ComfyNode):
     def execute(cls, candidates, side, compare, method=PLAIN) -> io.NodeOutput:
         if compare["compare"] == BY_MAP:
             return io.NodeOutput(method.with_starts(Starts(candidates, side)))
-        core_vae, clip_vision = host.core_vae(compare["vae"]), compare.get("clip_vision")
+        vae, clip_vision = compare["vae"], compare.get("clip_vision")
 
         def features(step: Step) -> torch.Tensor:
             small = area(step.f_hat, step.scale.h, step.scale.w)
-            images = torch.cat([core_vae.decode(one) for one in small.split(1)])
-            return features_of(to_image(images).movedim(1, -1), clip_vision)
+            return features_of(vae.decode(small), clip_vision)  # ComfyUI loads both, as they fit
 
-        return io.NodeOutput(method.with_starts(Starts(candidates, side, features, core_vae)))
+        starts = Starts(candidates, side, features, host.core_vae(vae))
+        return io.NodeOutput(method.with_starts(starts))
 
 
 NODES = [DiverseSeeds]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
@@ -12,11 +12,12 @@ from ..diversevar_core.job import PLAIN
 from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
-from .sample import draw, not_known, settings_of, text
+from .sample import draw, said_of, settings_of, text
+from .shown import short, shown
 
 ALIASES = [
-    "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
-    "img2img",
+    "var", "varedit", "edit image", "image edit", "edit by instruction", "edit by text",
+    "instruct", "inpaint", "img2img",
     "编辑图像", "图像编辑",
     "編輯圖像", "圖像編輯",
     "画像編集", "画像を編集",
@@ -35,6 +36,7 @@ class Edit(io.ComfyNode):
             description="Edits an image by instruction with an editing model (VAREdit) and keeps "
             "its size. A mask limits where.",
             search_aliases=ALIASES,
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.model("From Load VAR Model: an editing model."),
                 inputs.vae(),
@@ -56,7 +58,7 @@ class Edit(io.ComfyNode):
                     tooltip="Where the image may change; outside it keeps its pixels.",
                 ),
                 inputs.methods(),
-                inputs.seed("Image i of a batch uses seed + i, and is what that seed gives alone."),
+                inputs.seed("Image i uses seed + i; that seed alone reproduces it."),
                 inputs.batch_size(),
                 inputs.sampling(3.0, 0.1),
                 inputs.guidance_start(0, advanced=True),
@@ -109,23 +111,24 @@ class Edit(io.ComfyNode):
         if mask is not None:
             mask = feathered(fit_mask(mask, batch_size, height, width)[:, None].cpu())
         _, side = image_size(network, core_vae, schedule)
-        squares = torch.cat([into_square(to_pil(one), side) for one in image])
+        squares = torch.cat([into_square(to_pil(source), side) for source in image])
         features = vae.encode((squares.movedim(1, -1) + 1) / 2)
 
         settings = settings_of(network, sampling, guidance_start, guidance_end)
         condition = text(positive, negative, batch_size, model.load_device)
         condition = replace(condition, source=features.to(model.load_device).float())
-        need = schedule, settings, batch_size, method, len(features)
-        ready = partial(host.to_device, model, vae, *need)
-        how = condition, schedule, settings, seed, method, exact_batch
-        f_hat, seeds = draw(model, vae, *how, ready)
+        ready = partial(
+            host.to_device, model, vae, schedule, settings, batch_size, method, len(features)
+        )
+        latent, seeds = draw(
+            model, vae, condition, schedule, settings, seed, method, exact_batch, ready
+        )
 
-        edited = out_of_square(vae.decode(f_hat).movedim(-1, 1).cpu(), width, height)
+        edited = out_of_square(vae.decode(latent["samples"]).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
-        edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
-        shown = "\n".join((f"seeds {seeds}", *not_known(positive)))
-        return io.NodeOutput(edited, {"samples": f_hat}, seeds, ui=ui.PreviewText(shown))
+        box = shown(said_of(positive), f"seeds {short(seeds, seed)}")
+        return io.NodeOutput(edited.movedim(1, -1), latent, ", ".join(map(str, seeds)), ui=box)
 
 
 NODES = [Edit]

@@ -55,8 +55,6 @@ def fit_mask(mask: torch.Tensor, images: int, height: int, width: int) -> torch.
     Raises UserError if the mask is empty, or there are neither one nor ``images`` masks.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    if mask.isnan().any():
-        raise UserError("The mask contains NaN; draw another one.")
     if len(mask) not in (1, images):
         raise UserError(
             f"There are {len(mask)} masks for {images} images; give one, or one for each image."

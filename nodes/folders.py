@@ -11,9 +11,10 @@ from pathlib import Path
 import folder_paths
 
 from ..diversevar_core.checkpoints import included
-from ..diversevar_core.checkpoints.files import index_of, names_in, version_of
+from ..diversevar_core.checkpoints.files import names_in, version_of
 from ..diversevar_core.checkpoints.loading import is_model, is_vae
 from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.presets import calibration_path
 from ..diversevar_core.text.encoder import is_t5
 
 Accepts = Callable[[Iterable[str]], bool]  # tensor names -> whether a file is of a kind
@@ -36,8 +37,8 @@ MODELS = Kind(
 VAES = Kind(("vae", "checkpoints", OWN), is_vae, included.all_of("vae.safetensors"))
 TEXT_ENCODERS = Kind(("text_encoders", OWN), is_t5, included.all_of("text_encoder.safetensors"))
 
-# file -> (inode, size, time) and the kinds that it can be of, to read each file once
-verdicts: dict[Path, tuple[tuple[int, ...], frozenset[Accepts] | None]] = {}
+# path -> its version and the kinds that it can be of, to read each file once
+verdicts: dict[Path, tuple[list, frozenset[Accepts] | None]] = {}
 
 
 def register() -> None:
@@ -49,12 +50,12 @@ def register() -> None:
 
 def choices(kind: Kind) -> list[str]:
     """The names to list: included models, then the user's subfolders and files of this kind."""
-    found = dict.fromkeys(kind.included)
+    names = dict.fromkeys(kind.included)
     for folder in kind.folders:
         for name in listed(folder):
-            if name not in found and any(fits(kind, path) for path in places(folder, name)):
-                found[name] = None
-    return [*found]
+            if name not in names and any(fits(kind, path) for path in paths(folder, name)):
+                names[name] = None
+    return [*names]
 
 
 def path_of(kind: Kind, name: str) -> Path:
@@ -66,7 +67,8 @@ def path_of(kind: Kind, name: str) -> Path:
             if fits(kind, path):
                 return path
     raise UserError(
-        f"There is no {quote(name)} in models/{kind.folders[0]} any more; refresh and choose again."
+        f"There is no {quote(name)} in models/{kind.folders[0]}; choose another, or download it "
+        "(links in the README) and refresh."
     )
 
 
@@ -79,7 +81,7 @@ def lora_path(name: str) -> Path:
     """The path of a LoRA from ComfyUI's list; UserError if it is missing."""
     for path in find("loras", name):
         return path
-    raise UserError(f"There is no {quote(name)} in models/loras any more; choose again.")
+    raise UserError(f"There is no {quote(name)} in models/loras; choose another.")
 
 
 def check(path_of: Callable[[str], Path], name: str | None) -> bool | str:
@@ -95,6 +97,14 @@ def version(path_of: Callable[[str], Path], name: str | None) -> list[list[objec
     return None if name is None else version_of(path_of(name))
 
 
+def calibrations() -> list[list[object]]:
+    """Path and time of every saved calibration, so that samplers with that preset run again."""
+    roots = [root for folder in MODELS.folders for root in folder_paths.get_folder_paths(folder)]
+    pattern = calibration_path(Path("*")).name
+    files = {file for root in (included.FOLDER, *roots) for file in Path(root).rglob(pattern)}
+    return sorted([str(file), file.stat().st_mtime_ns] for file in files)
+
+
 def listed(folder: str) -> list[str]:
     """The names of a folder's subfolders that have files, then of its files."""
     files = folder_paths.get_filename_list(folder)
@@ -108,11 +118,11 @@ def find(folder: str, name: str) -> Iterator[Path]:
     if name not in names:
         alike = {own.replace("\\", "/"): own for own in names}
         name = alike.get(str(name).replace("\\", "/"))
-    return iter(()) if name is None else places(folder, name)
+    return iter(()) if name is None else paths(folder, name)
 
 
-def places(folder: str, name: str) -> Iterator[Path]:
-    """The paths where a name exists, in all of a folder's directories."""
+def paths(folder: str, name: str) -> Iterator[Path]:
+    """The paths that a name has, in all of a folder's directories."""
     for root in folder_paths.get_folder_paths(folder):
         if os.path.exists(path := os.path.join(root, name)):
             yield Path(path)
@@ -121,11 +131,9 @@ def places(folder: str, name: str) -> Iterator[Path]:
 def fits(kind: Kind, path: Path) -> bool:
     """Whether a path can be of this kind; if its names cannot be read, a file can, a folder not."""
     try:
-        index = index_of(path) if os.path.isdir(path) else None
-        found = (index or path).stat()
+        version = version_of(path)  # of a folder's files too, which may still be downloading
     except OSError:  # missing, or permission denied
         return False
-    version = (found.st_ino, found.st_size, found.st_mtime_ns)
     before, kinds = verdicts.get(path, (None, None))
     if before != version:
         kinds = verdict(path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,12 @@ from comfy.text_encoders.t5 import T5
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..diversevar_core.checkpoints.files import Checkpoint, CheckpointError, version_of
+from ..diversevar_core.checkpoints.files import (
+    Checkpoint,
+    CheckpointError,
+    is_safetensors,
+    load_pickle,
+)
 from ..diversevar_core.checkpoints.loading import (
     build_model,
     is_quantized,
@@ -46,7 +50,7 @@ from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
-from ..diversevar_core.text.known import unseen
+from ..diversevar_core.text.reading import Known, read
 from ..diversevar_core.vae.autoencoder import to_image
 from ..diversevar_core.vae.vae import VAE
 
@@ -61,7 +65,8 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 FILE = "diversevar_file"  # a patcher's attachment: the path that it was loaded from
-UNSEEN = "diversevar_unseen"  # a conditioning's entry: a sentence on words new to the model
+SAID = "diversevar_said"  # a conditioning's entry: what of its text a small model draws
+SUMS = "diversevar_sums"  # a latent's entry: a map's side -> the sum so far, at last samples
 FILE_NAMES = "diversevar_file_names"  # a patcher's attachment: weight -> its name in the file
 
 
@@ -76,6 +81,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     return optimized_attention(
         q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True, scale=scale
     )
+
+
+def load_file(file: Path) -> Mapping:
+    """A checkpoint file's content, read as ComfyUI reads it: with --disable-mmap into memory.
+
+    Under Dynamic VRAM, each tensor of a safetensors file knows its place in the file, from which
+    ComfyUI reads it straight to the device; a mapped one would come page by page.
+    """
+    if is_safetensors(file):
+        return comfy.utils.load_torch_file(str(file))
+    return load_pickle(file, mmap=not comfy.cli_args.args.disable_mmap)
 
 
 def load_transformer(
@@ -95,7 +111,7 @@ def load_transformer(
     """
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    file = read_model(path, task)
+    file = read_model(path, task, load_file)
     tensors, quantization = quantized(file.tensors, file.facts)
     storage = WEIGHT_TYPES[weight_dtype] or comfy.model_management.unet_dtype(
         device,
@@ -231,7 +247,7 @@ def load_vae(path: Path, disable_dynamic: bool = False) -> VARVAE:
     if not comfy.model_management.is_device_cpu(device):
         dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
     offload = comfy.model_management.vae_offload_device()
-    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast)
+    core = load_core_vae(path, offload, dtype, comfy.ops.manual_cast, load_file)
     vae = VARVAE(core, disable_dynamic)
     vae.patcher.cached_patcher_init = (reload, (load_vae, path))
     vae.patcher.set_attachments(FILE, path)
@@ -252,7 +268,12 @@ class GivenTokenizer:
 
 
 class Tokens(dict):
-    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for)."""
+    """Encoder name -> tokens; UserError for encoders of other models (as some nodes ask for).
+
+    said: a sentence on what of the text is drawn, if that is not all.
+    """
+
+    said: str | None = None
 
     def __missing__(self, name: str):
         raise UserError(
@@ -262,45 +283,56 @@ class Tokens(dict):
 
 
 class PromptTokenizer(sd1_clip.SD1Tokenizer):
-    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read."""
+    """The tokenizer of ComfyUI's CLIP object; UserError for text that the model cannot read.
+
+    known: what a small model knows, onto which texts are read.
+    """
+
+    def __init__(self, known: Known | None, **options):
+        super().__init__(**options)
+        self.known = known
 
     def tokenize_with_weights(self, text: str, *arguments, **options) -> Tokens:
         check_characters("The prompt", text)
-        tokens = super().tokenize_with_weights(text, *arguments, **options)
+        said = None
+        if self.known:
+            text, said = read_weighted(text, self.known)
+        tokens = Tokens(super().tokenize_with_weights(text, *arguments, **options))
         check_length(len(tokens["t5"][0]))
-        return Tokens(tokens)
+        tokens.said = said
+        return tokens
+
+
+def read_weighted(text: str, known: Known) -> tuple[str, str | None]:
+    """``read`` a text with ComfyUI's weights, as in "(red:1.2) apple".
+
+    They stay if all of the text is drawn.
+    """
+    parts = sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
+    prompt, said = read(sd1_clip.unescape_important("".join(part for part, _ in parts)), known)
+    weighted = said is None and any(weight != 1 for _, weight in parts)
+    return (text.strip() if weighted else prompt), said
 
 
 class PromptEncoder(sd1_clip.SD1ClipModel):
-    """The model of ComfyUI's CLIP object.
-
-    prompts: all that a small model was trained on; then conditionings get the entry ``UNSEEN``.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompts: list[str] | None, **options):
-        super().__init__(**options)
-        self.words, self.prompts = tokenizer, prompts
+    """The model of ComfyUI's CLIP object; conditionings get what ``Tokens`` say as ``SAID``."""
 
     def encode_token_weights(self, token_weight_pairs):
-        encoded = super().encode_token_weights(token_weight_pairs)
-        if self.prompts is None:
-            return encoded
-        features, pooled, *extras = encoded
-        ids = [token for token, _ in token_weight_pairs["t5"][0] if isinstance(token, int)]
-        sentence = unseen(self.words.decode(ids), self.prompts)
-        return features, pooled, {**(extras[0] if extras else {}), UNSEEN: sentence}
+        features, pooled, *extras = super().encode_token_weights(token_weight_pairs)
+        if said := getattr(token_weight_pairs, "said", None):
+            extras = [{**(extras[0] if extras else {}), SAID: said}]
+        return features, pooled, *extras
 
 
 def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 encoder as ComfyUI's CLIP, for the stock text nodes. Raises CheckpointError."""
     shipped = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
-    file = read_t5(path, shipped)
-    words = file.tokenizer()
+    file = read_t5(path, shipped, load_file)
     config = asdict(file.config) | {"model_type": "t5"}
     config["dense_act_fn"] = "gelu_pytorch_tanh" if file.config.is_gated_act else "relu"
     unpadded = partial(
         sd1_clip.SDTokenizer,
-        words,
+        file.tokenizer(),
         tokenizer_class=GivenTokenizer,
         embedding_size=file.config.d_model,
         embedding_key="t5",
@@ -315,8 +347,8 @@ def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         special_tokens={"end": 1, "pad": 0},
         model_class=T5,
     )
-    tokenizer = partial(PromptTokenizer, name="t5", tokenizer=unpadded)
-    encoder = partial(PromptEncoder, words, file.prompts(), name="t5", clip_model=t5)
+    tokenizer = partial(PromptTokenizer, file.known(), name="t5", tokenizer=unpadded)
+    encoder = partial(PromptEncoder, name="t5", clip_model=t5)
     tensors, quantization = quantized(file.tensors, file.facts)
     layers = {name.rpartition(".")[0] for name in tensors if is_quantized([name])}
     if any(f"{layer}.comfy_quant" not in tensors for layer in layers):
@@ -365,51 +397,15 @@ def to_device(
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=need)
 
 
-def figures_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, object]:
-    """What a model's output depends on, as JSON values: its file, types, and LoRAs."""
-    file = patcher.get_attachment(FILE)
-    layers = set()
-    for layer in patcher.model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor):
-            kept = getattr(layer, "weight_comfy_model_dtype", weight.dtype)
-            layers.add(f"{type(layer).__qualname__} {kept}")
-    digest = hashlib.sha256()
-    if file is None:  # loaded by another pack's node: identified by its small weights
-        for weight in patcher.model.parameters():
-            digest.update(bytes_of(weight.detach()) if weight.ndim == 1 else b"")
-    for name, added in sorted(patcher.patches.items()):
-        for strength, patch, *_ in added:
-            digest.update(f"{name} {strength}".encode())
-            for part in parts_of(patch):
-                digest.update(bytes_of(part))
-    return {
-        "file": file and version_of(file),
-        "layers": sorted(layers),
-        "computes": str(getattr(patcher.model, "dtype", None)),
-        "weights": digest.hexdigest(),
-    }
-
-
-def parts_of(patch: object) -> Sequence[object]:
-    """The tensors and numbers of one of ComfyUI's weight patches (a LoRA's change of a weight)."""
-    return getattr(patch, "weights", None) or patch[-1]
-
-
-def bytes_of(part: object) -> bytes:
-    """The bytes of a tensor, or of another value's repr."""
-    if not isinstance(part, Tensor):
-        return repr(part).encode()
-    return part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def watch(
     model: comfy.model_patcher.ModelPatcher,
     steps: Iterator[Step],
     schedule: Schedule,
     vae: VARVAE,
-) -> Tensor:
-    """Run the sampler with ComfyUI's progress bar and previews; returns f_hat (B, D, H, W).
+) -> dict[str, object]:
+    """Run the sampler with ComfyUI's progress bar and previews; returns a latent.
+
+    ``samples`` is f_hat (B, D, H, W), and ``SUMS`` f_hat after every map, of the last pass.
 
     Cancel raises an exception: ComfyUI's layers check for it; for compiled blocks, it is checked
     between the maps.
@@ -418,16 +414,20 @@ def watch(
     previews = method != comfy.cli_args.LatentPreviewMethod.NoPreviews
     bar = comfy.utils.ProgressBar(sum(scale.tokens for scale in schedule))
     done, pixels = 0, comfy.cli_args.args.preview_size
+    sums = {}
     model.pre_run()
     try:
         for step in steps:
+            sums[step.scale.side] = step.f_hat
             comfy.model_management.throw_exception_if_processing_interrupted()
             done += step.scale.tokens
             image = ("JPEG", preview(step, vae), pixels) if previews else None
             bar.update_absolute(done, preview=image)
     finally:
         model.cleanup()
-    return step.f_hat.to(comfy.model_management.intermediate_device())
+    device = comfy.model_management.intermediate_device()
+    sums = {side: f_hat.to(device) for side, f_hat in sums.items()}
+    return {"samples": sums[step.scale.side], SUMS: sums}
 
 
 def preview(step: Step, vae: VARVAE):

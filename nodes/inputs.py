@@ -60,6 +60,13 @@ def batch_size() -> io.Int.Input:
     )
 
 
+def custom(numbers: list[io.Input]) -> io.DynamicCombo.Option:
+    """The option with one's own numbers; those that a client leaves out have their defaults."""
+    for number in numbers:
+        number.optional = True
+    return io.DynamicCombo.Option(CUSTOM, numbers)
+
+
 def preset() -> io.DynamicCombo.Input:
     """The preset; custom shows its numbers as inputs."""
     numbers = [
@@ -79,12 +86,14 @@ def preset() -> io.DynamicCombo.Input:
         "preset",
         options=[
             *(io.DynamicCombo.Option(name, []) for name in (*PRESETS, CALIBRATION)),
-            io.DynamicCombo.Option(CUSTOM, numbers),
+            custom(numbers),
         ],
-        tooltip="How different the images are from seed to seed. balanced: the first token maps, "
-        "which decide the idea, are drawn without guidance. most different: the same, and of 256 "
-        "seeds those that differ most. SSR + SAR as in the paper: DiverseVAR alone. as published: "
-        "the model as it is. my calibration: what Calibrate Diversity found for this model. "
+        tooltip="How different the images are from seed to seed.\n"
+        "balanced: the first token maps, which decide the idea, are drawn without guidance.\n"
+        "most different: the same, and of 256 seeds those that differ most.\n"
+        "SSR + SAR (DiverseVAR): the paper's method alone, at strengths of ours.\n"
+        "as published: the model as it is.\n"
+        "my calibration: what Calibrate Diversity found for this model.\n"
         "custom: your own numbers.",
     )
 
@@ -111,7 +120,7 @@ def guidance_end() -> io.Int.Input:
         min=0,
         max=128,
         tooltip="Follow the prompt with cfg up to the token map of this side only; the larger "
-        "maps, fine detail, then take half the time. At a million pixels, 24 saves two fifths of "
+        "maps, fine detail, then take half the time. At a million pixels, 24 saves about 40 % of "
         "the time. 0 is the model as published.",
         advanced=True,
     )
@@ -149,8 +158,7 @@ def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
         "sampling",
         options=[
             io.DynamicCombo.Option(f"official (cfg {cfg:g})", []),
-            io.DynamicCombo.Option(
-                CUSTOM,
+            custom(
                 [
                     io.Float.Input(
                         "cfg",
@@ -187,7 +195,7 @@ def sampling(cfg: float, temperature: float) -> io.DynamicCombo.Input:
                         tooltip="Draw from the k likeliest tokens, of 4096 (VAR); Infinity's are "
                         "bits and have two values. 0 is all. Official: 900.",
                     ),
-                ],
+                ]
             ),
         ],
         tooltip="The model's official settings, or your own. After a run the node shows what was "
@@ -201,7 +209,7 @@ def exact_batch() -> io.Boolean.Input:
         "exact_batch",
         default=False,
         tooltip="Compute the images of a batch one by one, so that each is bit for bit what its "
-        "seed gives alone. Together they are faster, and once in a while a token differs.",
+        "seed gives alone. Batching is faster; rounding may occasionally flip a token.",
         advanced=True,
     )
 

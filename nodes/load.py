@@ -1,12 +1,8 @@
 """Loaders of the transformer, its VAE, and the text encoder."""
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
-from ..diversevar_core.errors import UserError
 from ..diversevar_core.models.infinity import TASKS
-from ..diversevar_core.presets import calibrated_preset
 from . import folders, host
 from .inputs import VARModel
 
@@ -71,8 +67,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name=None, **others):
-        version = folders.version(folders.model_path, model_name)
-        return version and [*version, calibration(folders.model_path(model_name))]
+        return folders.version(folders.model_path, model_name)
 
     @classmethod
     def execute(
@@ -130,7 +125,7 @@ class LoadCLIP(io.ComfyNode):
             display_name="Load VAR CLIP (T5)",
             category="DiverseVAR/loaders",
             description="Loads the T5 text encoder that Infinity reads prompts with (flan-t5-xl).",
-            search_aliases=["var", "infinity", "t5", "flan", "load clip"],
+            search_aliases=["var", "infinity", "t5 loader", "flan t5", "load clip"],
             inputs=[
                 io.Combo.Input(
                     "clip_name",
@@ -139,7 +134,7 @@ class LoadCLIP(io.ComfyNode):
                     "models/text_encoders; emoji for the model emoji.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="For VAR Encode Prompts, or CLIP Text Encode.")],
         )
 
     @classmethod
@@ -153,14 +148,6 @@ class LoadCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip_name) -> io.NodeOutput:
         return io.NodeOutput(host.load_clip(folders.text_encoder_path(clip_name)))
-
-
-def calibration(path: Path) -> str | None:
-    """The calibrated preset next to the model as a text, so that samplers run again after it."""
-    try:
-        return str(calibrated_preset(path))
-    except UserError:
-        return None
 
 
 NODES = [LoadModel, LoadVAE, LoadCLIP]

@@ -1,6 +1,7 @@
 """Load LoRA (VAR)."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.lora
@@ -8,11 +9,11 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import BOFTAdapter, OFTAdapter, WeightAdapterBase
+from comfy.weight_adapter import LoHaAdapter, LoRAAdapter, WeightAdapterBase
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diversevar_core.checkpoints.files import read_tensors
+from ..diversevar_core.checkpoints.files import read_object, read_tensors
 from ..diversevar_core.errors import UserError, quote
 from . import folders, host, inputs
 
@@ -21,6 +22,8 @@ PREFIXES = re.compile(
     r"^(?:(?:module|_orig_mod|base_model\.model|diffusion_model|transformer)\.|"
     r"lora_unet_|lora_transformer_|lycoris_)+"
 )
+
+NUMBER = re.compile(r"\.(alpha|reshape_weight)$")  # read as numbers, not as tensors
 
 
 class LoadLora(io.ComfyNode):
@@ -79,61 +82,83 @@ class LoadLora(io.ComfyNode):
 def patches_for(model: ModelPatcher, path: Path) -> dict[str, object]:
     """Read a LoRA file: weight name -> ComfyUI's patch.
 
-    Raises UserError if the file is broken, or was made for another model.
+    Raises UserError if the file is broken, was made for another model, or has tensors that would be
+    left out, as the LoRA would then not be what was trained.
     """
     tensors = {PREFIXES.sub("", name): tensor for name, tensor in read_tensors(path).items()}
+    tensors = peft_alphas(path, tensors) | tensors
     for name, tensor in tensors.items():
-        if name.endswith(".alpha") and tensor.numel() != 1:
-            raise UserError(f"{quote(path)}: {quote(name)} has {tensor.numel()} numbers, not one.")
-        if 0 in tensor.shape:
-            raise UserError(f"{quote(path)}: {quote(name)} is empty; the file is broken.")
-        if not tensor.float().isfinite().all():
-            raise UserError(f"{quote(path)}: {quote(name)} contains NaN or infinity.")
-    named = layers(model)
+        odd = tensor.numel() != 1 if name.endswith(".alpha") else 0 in tensor.shape
+        if odd or not tensor.float().isfinite().all():
+            what = f"has shape {list(tensor.shape)}" if odd else "contains NaN or infinity"
+            raise UserError(f"{quote(path)} is broken: {quote(name)} {what}.")
     try:
-        patches = comfy.lora.load_lora(tensors, named)
+        patches = comfy.lora.load_lora(tensors, layers(model), log_missing=False)
     except KeyError as error:
         raise UserError(
             f"{quote(path)} lacks {quote(error.args[0])}, half of a layer; it is broken."
         ) from error
-    held = model.model.state_dict()
-    patches = {name: patch for name, patch in patches.items() if name in held}
-    if not patches:
+    weights = model.model.state_dict()
+    patches = {name: patch for name, patch in patches.items() if name in weights}
+    used = {id(part) for patch in patches.values() for part in parts_of(patch)}
+    unused = [name for name in tensors if id(tensors[name]) not in used and not NUMBER.search(name)]
+    if unused:
         raise UserError(
-            f"{quote(path)} has no weights for this model; choose a LoRA that was trained on it."
+            f"{quote(path)} has {len(unused)} tensors that cannot be used with this model, such as "
+            f"{quote(unused[0])}; choose a LoRA that was trained on it, and has no others."
         )
-    for name in tensors:
-        layer, lora, _ = name.partition(".lora")
-        if lora and layer in named and named[layer] not in patches:
-            raise UserError(f"{quote(path)} has {quote(name)} without its other half.")
     for name, patch in patches.items():
-        shape = comfy.utils.get_attr(model.model, name).shape  # a quantized one's before packing
-        if not fits(patch, shape, name):
-            has = " and ".join(
-                str(list(part.shape)) for part in host.parts_of(patch) if isinstance(part, Tensor)
-            )
-            raise UserError(
-                f"{quote(path)} was made for another model: for {name} it has {has}, and this "
-                f"model's is {list(shape)}; choose a LoRA that was trained on it."
-            )
+        check_shape(patch, comfy.utils.get_attr(model.model, name).shape, name, path)
     return patches
 
 
-def fits(patch: WeightAdapterBase | tuple, shape: torch.Size, name: str) -> bool:
-    """Whether a patch can change a weight of this shape; ComfyUI would only log an error later.
+def peft_alphas(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The alpha of every layer, from the ``adapter_config.json`` that PEFT writes next to a LoRA.
 
-    It is tried on a meta tensor, or on a real one for OFT and BOFT, which read their own values.
+    PEFT scales a LoRA of rank r by alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732);
+    ComfyUI by alpha / r with the alpha in the file, and without one not at all.
     """
-    if not isinstance(patch, WeightAdapterBase):
-        return host.parts_of(patch)[0].shape == shape
-    rotates = isinstance(patch, (OFTAdapter, BOFTAdapter))
-    with torch.inference_mode(False):  # as inference tensors have no _version
-        weight = torch.zeros(shape, device="cpu" if rotates else "meta")
-        try:
-            changed = patch.calculate_weight(weight, name, 1.0, 1.0, None, lambda change: change)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            return False
-        return changed is weight and weight._version > 0
+    file = path.with_name("adapter_config.json")
+    if not path.stem.startswith("adapter_model") or not file.is_file():
+        return {}
+    config, alphas = read_object(file), {}
+    alpha = config.get("lora_alpha", 8)  # PEFT's own default
+    patterns = config.get("alpha_pattern") or {}  # layers' endings -> their own alpha
+    if not isinstance(patterns, dict) or not all(
+        isinstance(number, (int, float)) for number in (alpha, *patterns.values())
+    ):
+        raise UserError(f"{quote(file)} has an alpha that is not a number; get it again.")
+    for name, down in tensors.items():
+        layer, is_down, _ = name.partition(".lora_A")
+        if is_down:
+            own = (patterns[end] for end in patterns if f".{layer}".endswith(f".{end}"))
+            root = down.shape[:1].numel() ** 0.5 if config.get("use_rslora") else 1
+            alphas[f"{layer}.alpha"] = torch.tensor(next(own, alpha) * root)
+    return alphas
+
+
+def check_shape(patch: object, shape: torch.Size, name: str, path: Path) -> None:
+    """Raise UserError if a patch does not fit a weight, which ComfyUI only logs as it samples.
+
+    Its rarer kinds (LoKr, OFT, GLoRA) are left to it.
+    """
+    parts = parts_of(patch)
+    if isinstance(patch, (LoRAAdapter, LoHaAdapter)):
+        up, down = parts = parts[:2]
+        fits = (*up.shape[:1], *down.shape[1:]) == shape and up.shape[1:] == down.shape[:1]
+    else:
+        fits = isinstance(patch, WeightAdapterBase) or parts[0].shape == shape
+    if not fits:
+        has = " and ".join(str(list(part.shape)) for part in parts)
+        raise UserError(
+            f"{quote(path)} was made for another model: for {name} it has {has}, and this "
+            f"model's is {list(shape)}; choose a LoRA that was trained on it."
+        )
+
+
+def parts_of(patch: object) -> Sequence[object]:
+    """The tensors and numbers of one of ComfyUI's patches."""
+    return patch.weights if isinstance(patch, WeightAdapterBase) else patch[-1]
 
 
 def layers(model: ModelPatcher) -> dict[str, str]:
@@ -142,12 +167,12 @@ def layers(model: ModelPatcher) -> dict[str, str]:
     These are the name in this model, the name in its file (which differs for Infinity), and both in
     kohya's format, with underscores for dots.
     """
-    found = {}
+    names = {}
     for name, in_file in model.get_attachment(host.FILE_NAMES).items():
         if name.endswith(".weight"):
             for layer in {name.removesuffix(".weight"), in_file.removesuffix(".weight")}:
-                found[layer] = found[layer.replace(".", "_")] = name
-    return found
+                names[layer] = names[layer.replace(".", "_")] = name
+    return names
 
 
 NODES = [LoadLora]

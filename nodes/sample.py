@@ -1,13 +1,13 @@
 """DiverseVAR Sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core import job
 from ..diversevar_core.conditions import Condition, Labels, Text
@@ -16,28 +16,40 @@ from ..diversevar_core.job import PLAIN, Chain
 from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
-from ..diversevar_core.presets import Preset, preset_named
+from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
 from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
 from ..diversevar_core.vae.vae import VAE
-from . import host, inputs
+from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
+from .shown import short, shown
 
-# entries of stock nodes in a conditioning that VAR models do not support
+# what stock nodes put into a conditioning and VAR models do not support: entry -> what it asks for,
+# and the value that asks for nothing
 UNREAD = {
-    "area": "an area",
-    "mask": "a mask",
-    "control": "a ControlNet",
-    "hooks": "hooks",
+    "area": ("an area", None),
+    "mask": ("a mask", None),
+    "control": ("a ControlNet", None),
+    "hooks": ("hooks", None),
+    "gligen": ("GLIGEN boxes", None),
+    "reference_latents": ("reference images", None),
+    "concat_latent_image": ("an image to inpaint", None),
+    "unclip_conditioning": ("an unCLIP image", None),
+    "start_percent": ("a range of steps", 0.0),
+    "end_percent": ("a range of steps", 1.0),
+    "strength": ("a strength", 1.0),
 }
 
 ALIASES = [
     "var", "infinity", "ksampler", "seed variety", "same image every seed",
     "all seeds look the same", "all seeds look alike", "same face", "variation", "different images",
-    "similar images", "diversity", "emoji", "text to image", "ssr", "sar",
+    "similar images", "identical images", "unique images", "all images look the same",
+    "more variety", "more random", "random seed", "seed variation", "seed variance enhancer",
+    "batch variety", "different poses", "same composition", "mode collapse",
+    "next scale prediction", "diversity", "emoji", "text to image", "ssr", "sar",
     "种子多样性", "每个种子都一样", "图像相似", "变体", "不同的图像", "文生图", "表情",
     "種子多樣性", "每個種子都一樣", "圖像相似", "變體", "不同的圖像", "文生圖",
     "シードの多様性", "どのシードも同じ画像", "似た画像", "バリエーション", "違う画像",
@@ -57,6 +69,7 @@ class Sampler(io.ComfyNode):
             description="Samples images with a VAR or Infinity model so that seeds really differ; "
             "preset sets how much.",
             search_aliases=ALIASES,
+            accept_all_inputs=True,  # unknown choices too, which ``checked`` then names
             inputs=[
                 inputs.model(),
                 inputs.vae(),
@@ -77,8 +90,8 @@ class Sampler(io.ComfyNode):
                 inputs.methods(),
                 inputs.preset(),
                 inputs.seed(
-                    "Image i of a batch uses seed + i, or the seed that starts chose for it, and "
-                    "is what that seed gives alone. The node shows the seeds."
+                    "Image i uses seed + i (or the seed picked by starts); that seed alone "
+                    "reproduces it. The node shows the seeds."
                 ),
                 inputs.sampling(4.0, 0.5),
                 inputs.guidance_end(),
@@ -94,7 +107,7 @@ class Sampler(io.ComfyNode):
                 inputs.exact_batch(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Latent.Output(tooltip="For VAE Decode, or VAR VQ Decode."),
                 io.String.Output(
                     display_name="seeds",
                     tooltip="The seed of each image; alone, with starts off, it makes the same "
@@ -102,6 +115,10 @@ class Sampler(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, preset=None, **others):
+        return folders.calibrations() if CALIBRATION in str(preset) else None
 
     @classmethod
     def execute(
@@ -145,14 +162,16 @@ class Sampler(io.ComfyNode):
                 "keep_side and a mask need an image, and latent_image is empty; connect VAR VAE "
                 "Encode to it."
             )
-        how = condition, schedule, settings, seed, chain, exact_batch
-        samples, seeds = draw(model, vae, *how, ready)
-        seeds = ", ".join(map(str, seeds))
-        lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += not_known(positive)
+        offsets = latent_image.get("batch_index")  # of Latent From Batch, as KSampler reads it
+        latent, seeds = draw(
+            model, vae, condition, schedule, settings, seed, chain, exact_batch, ready, offsets
+        )
+        notes = said_of(positive)
         if image and keep_side == 0 and mask is None:
-            lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput({"samples": samples}, seeds, ui=ui.PreviewText("\n".join(lines)))
+            notes.append("Only the size of the image was used: set keep_side, or give it a mask.")
+        line = used(method, chain, settings, schedule, batch)
+        box = shown(notes, line, f"seeds {short(seeds, seed)}")
+        return io.NodeOutput(latent, ", ".join(map(str, seeds)), ui=box)
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:
@@ -167,16 +186,16 @@ def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule,
     if chain.starts.candidates > 1 and batch == 1:
         line += "; starts had no effect on a single image"
     missing = {*DEFAULT_SIDES} - {scale.side for scale in schedule}
-    spectral = [one for one in chain.methods if isinstance(one, DiverseVAR)]
-    if missing and any(one.sides is None for one in spectral):
+    spectral = [method for method in chain.methods if isinstance(method, DiverseVAR)]
+    if missing and any(method.sides is None for method in spectral):
         sides = ", ".join(map(str, sorted(missing)))
         line += f"; SSR and SAR had no effect at side {sides}, which this image does not have"
     return line
 
 
-def not_known(positive: list) -> list[str]:
-    """Sentences on words of the prompt that the model does not know."""
-    return [extras[host.UNSEEN] for _, extras in positive if extras.get(host.UNSEEN)]
+def said_of(positive: list) -> list[str]:
+    """Sentences on what of its text a small model draws."""
+    return [extras[host.SAID] for _, extras in positive if host.SAID in extras]
 
 
 def draw(
@@ -189,12 +208,23 @@ def draw(
     chain: Chain,
     exact_batch: bool,
     ready: Callable[[], object],
-) -> tuple[torch.Tensor, list[int]]:
-    """``job.draw`` with ComfyUI's progress bar; returns f_hat (B, D, H, W) and the seeds."""
+    offsets: Sequence[int] | None = None,
+) -> tuple[dict[str, object], list[int]]:
+    """``job.draw`` with ComfyUI's progress bar; returns a latent and the seeds."""
     bar = comfy.utils.ProgressBar(chain.starts.candidates if chain.starts else 1)
-    how = (model.model, vae.core, condition, schedule, settings, seed, chain)
-    options = {"exact_batch": exact_batch, "ready": ready, "progress": bar.update_absolute}
-    drawn = job.draw(*how, **options)
+    drawn = job.draw(
+        model.model,
+        vae.core,
+        condition,
+        schedule,
+        settings,
+        seed,
+        chain,
+        offsets=offsets,
+        exact_batch=exact_batch,
+        ready=ready,
+        progress=bar.update_absolute,
+    )
     return host.watch(model, drawn.steps, drawn.maps, vae), drawn.seeds
 
 
@@ -248,7 +278,7 @@ def condition_of(
     """The condition of a batch from conditionings; UserError if the model cannot read them."""
     if network.reads is Text:
         return text(positive, negative, batch, device)
-    features, extras = one_of(positive, "positive")
+    features, extras = single(positive, "positive")
     if LABEL not in extras:
         raise UserError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
     if features.flatten().tolist() != [extras[LABEL]]:
@@ -262,25 +292,25 @@ def condition_of(
 
 def text(positive: list, negative: list | None, batch: int, device: torch.device) -> Text:
     """The text of a batch from conditionings; an empty negative is the model's learned one."""
-    features = one_prompt(positive, "positive")
+    features = single_prompt(positive, "positive")
     if len(features) == 1:
         raise UserError("The prompt is empty; write what the image should show.")
-    steered = None if negative is None else one_prompt(negative, "negative")
+    steered = None if negative is None else single_prompt(negative, "negative")
     if steered is None or len(steered) == 1:  # only the end token
         return Text([features.to(device)] * batch)
     return Text([features.to(device)] * batch, [steered.to(device)] * batch)
 
 
-def one_prompt(conditioning: list, socket: str) -> torch.Tensor:
+def single_prompt(conditioning: list, socket: str) -> torch.Tensor:
     """The features (length, Ct) of a conditioning that is one prompt."""
-    features, extras = one_of(conditioning, socket)
+    features, extras = single(conditioning, socket)
     if LABEL in extras:
         raise UserError("Infinity takes prompts, not classes; connect CLIP Text Encode.")
     check_length(len(features))
     return features.float()
 
 
-def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
+def single(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
     """The features (length, Ct) and extras of a single conditioning; UserError for others."""
     count = sum(len(features) for features, _ in conditioning)
     if count != 1:
@@ -289,13 +319,11 @@ def one_of(conditioning: list, socket: str) -> tuple[torch.Tensor, dict]:
             "Concat or Average in place of Combine, or one class."
         )
     features, extras = conditioning[0]
-    asks = [words for name, words in UNREAD.items() if extras.get(name) is not None]
-    if extras.get("start_percent", 0.0) > 0 or extras.get("end_percent", 1.0) < 1:
-        asks.append("a range of steps")
+    asks = [words for name, (words, off) in UNREAD.items() if extras.get(name) not in (None, off)]
     if asks:
         raise UserError(
-            f"{socket} asks for {asks[0]}, and a VAR model draws the whole image at every step; "
-            "remove the node that sets it."
+            f"{socket} asks for {asks[0]}, and a VAR model reads only a prompt or a class, for the "
+            "whole image and every step; remove the node that sets it."
         )
     return features[0], extras
 

@@ -1,5 +1,7 @@
 """Save Image with Seeds: each file's metadata has its image's seed."""
 
+import os
+import re
 from types import SimpleNamespace
 
 from comfy_api.latest import io, ui
@@ -7,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..diversevar_core.errors import UserError
 
 SEED = "diversevar_seed"  # the seed's key in a file's metadata
+PREFIX = "DiverseVAR"
 
 
 class Save(io.ComfyNode):
@@ -31,7 +34,7 @@ class Save(io.ComfyNode):
                 ),
                 io.String.Input(
                     "filename_prefix",
-                    default="DiverseVAR",
+                    default=PREFIX,
                     tooltip="How the files' names begin, as on Save Image.",
                 ),
             ],
@@ -41,22 +44,25 @@ class Save(io.ComfyNode):
     @classmethod
     def execute(cls, images, seeds, filename_prefix) -> io.NodeOutput:
         numbers = [number.strip() for number in seeds.split(",")]
-        if len(numbers) != len(images) or not all(number.isdecimal() for number in numbers):
+        if len(numbers) != len(images) or not all(re.fullmatch(r"\d{1,20}", n) for n in numbers):
             raise UserError(
-                f"seeds must be {len(images)} numbers with commas, one for each image; connect "
-                "the seeds output that goes with these images."
+                f"seeds must be {len(images)} comma-separated integers, one for each image; "
+                "connect the seeds output that goes with these images."
             )
-        given = cls.hidden.extra_pnginfo  # from the client, so of any type
-        extra = given if isinstance(given, dict) else {}
+        folder, name = os.path.split(filename_prefix)
+        if name in ("", ".", ".."):  # ComfyUI counts no files of such a name, and overwrites them
+            name = PREFIX
+        sent = cls.hidden.extra_pnginfo  # by the client, so of any type
+        extra = sent if isinstance(sent, dict) else {}
         saved = []
         for i, (image, number) in enumerate(zip(images, numbers, strict=True)):
             about = {**extra, SEED: int(number)}
             node = SimpleNamespace(
                 hidden=SimpleNamespace(prompt=cls.hidden.prompt, extra_pnginfo=about)
             )
-            prefix = filename_prefix.replace("%batch_num%", str(i))
-            folder = io.FolderType.output
-            saved += ui.ImageSaveHelper.save_images(image[None], prefix, folder, node)
+            prefix = os.path.join(folder, name).replace("%batch_num%", str(i))
+            output = io.FolderType.output
+            saved += ui.ImageSaveHelper.save_images(image[None], prefix, output, node)
         return io.NodeOutput(ui=ui.SavedImages(saved))
 
 

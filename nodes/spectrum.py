@@ -55,7 +55,7 @@ class Spectrum(io.ComfyNode):
         steps = sample(network, core_vae, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))
         host.watch(model, islice(steps, len(plotted)), plotted, vae)
-        plot = spectrum_plot(watched.found).movedim(0, -1)[None]
+        plot = spectrum_plot(watched.values).movedim(0, -1)[None]
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))
 
 

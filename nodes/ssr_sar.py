@@ -20,7 +20,7 @@ class SSRSAR(io.ComfyNode):
             description="DiverseVAR with all of its parameters: SSR weakens the largest singular "
             "values of what the model reads at early token maps, SAR strengthens those of what it "
             "puts out.",
-            search_aliases=["var", "diversity", "ssr", "sar", "singular values", "same face"],
+            search_aliases=["var", "diversity", "ssr", "sar", "singular values"],
             inputs=[
                 inputs.methods(),
                 inputs.ssr(PAPER.ssr),
@@ -88,7 +88,7 @@ def read_sides(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"sides must be whole numbers with commas, as in 4,6; not {quote(text)}."
+            f"sides must be comma-separated integers, e.g. 4,6; not {quote(text)}."
         ) from None
 
 

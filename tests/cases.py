@@ -64,13 +64,19 @@ def listed(value) -> str:
 
 
 def arguments(case: Case, i: int, folder: Path) -> list:
-    """The command line of a case's run i."""
+    """The arguments of ``tests.trace`` for a case's run i."""
     run = case.runs[i]
     shown = ["--model", case.model, "--vae", case.vae, "--rng", "shared"]
     shown += ["--top-k", run.get("top_k", 0), "--top-p", run.get("top_p", 0)]
     shown += ["--cfg", listed(run["cfg"]), "--seed", run.get("seed", run.get("g_seed"))]
+    tokens = {name.removeprefix(f"run{i}."): tensor for name, tensor in case.expected.items()}
+    tokens = {name: t.long() for name, t in tokens.items() if name.startswith(("tokens.", "bits."))}
+    save_file(tokens, folder / "theirs.safetensors")
+    if run.get("more_smooth"):
+        shown.append("--more-smooth")  # what comes after a map does not depend on its tokens
+    else:
+        shown += ["--follow", folder / "theirs.safetensors"]
     if "labels" in case.about:
-        shown += ["--more-smooth"] * run.get("more_smooth", False)
         return [*shown, "--labels", listed(run.get("labels", case.about["labels"]))]
     text = {"text": case.expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
     if "neg_lens" in run:
@@ -78,7 +84,7 @@ def arguments(case: Case, i: int, folder: Path) -> list:
         text["negative_lens"] = torch.tensor(run["neg_lens"])
     save_file(text, folder / "text.safetensors")
     shown += ["--text-features", folder / "text.safetensors", "--tau", listed(run["tau"])]
-    shown += ["--aspect", run.get("ratio", 1.0), "--pixels", case.about["config"]["pn"]]
+    shown += ["--aspect", 1 / run.get("ratio", 1.0), "--pixels", case.about["config"]["pn"]]
     if case.about["family"] == "varedit":
         features = {"features": case.expected[f"run{i}.source_features"]}
         save_file(features, folder / "source.safetensors")

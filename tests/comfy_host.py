@@ -28,7 +28,9 @@ PACK = "pack-under-test"  # its folder in custom_nodes; nothing may rely on the 
 DYNAMIC = """
 import comfy.memory_management
 import comfy.model_patcher
+import comfy_aimdo.control
 
+comfy_aimdo.control.init()
 comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}

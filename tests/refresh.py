@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, Refused, chromium, find
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 
 SIDE = 512  # pixels of a thumbnail
@@ -20,6 +20,11 @@ RESULTS = {
     "DiverseVAREncode": "5 Variations of an image",
     "DiverseVAREdit": "7 Edit an image, works at once",
     "DiverseVARSelect": "8 Measure and select the most diverse",
+}
+# the templates whose contact sheet a node's help page shows
+SHEETS = {
+    "DiverseVARContactSheet": "2 Explore prompts",
+    "DiverseVARDecode": "5 Variations of an image",
 }
 # the only node on the page, one and a half times as large; where its box is on the screen
 ALONE = """type => {
@@ -35,16 +40,31 @@ ALONE = """type => {
 }"""
 
 
-def thumbnail(images: list[Image.Image]) -> Image.Image:
-    """Four of the images, from the first on, fill a square."""
+def thumbnail(name: str, images: list[Image.Image]) -> Image.Image:
+    """A square of four of the images, or a sheet's upper left part, with the template's number."""
     square, cell = Image.new("RGB", (SIDE, SIDE)), SIDE // 2
-    for i in range(4):
-        image = images[i * len(images) // 4].convert("RGB")
-        row, column = divmod(i, 2)
-        square.paste(
-            image.resize((cell, cell), Image.Resampling.LANCZOS), (column * cell, row * cell)
-        )
+    if name == SHEETS["DiverseVARContactSheet"]:
+        side = min(sheet(images).size)
+        part = sheet(images).convert("RGB").crop((0, 0, side, side))
+        square.paste(part.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    else:
+        shown = [i for i in images if name not in SHEETS.values() or i is not sheet(images)]
+        for i in range(4):
+            image = shown[i * len(shown) // 4].convert("RGB")
+            row, column = divmod(i, 2)
+            square.paste(
+                image.resize((cell, cell), Image.Resampling.LANCZOS), (column * cell, row * cell)
+            )
+    draw, middle = ImageDraw.Draw(square), SIDE // 14
+    draw.circle((middle + 8, middle + 8), middle, "#d9541e")
+    font = ImageFont.load_default(size=1.4 * middle)
+    draw.text((middle + 8, middle + 8), name[0], "white", font, anchor="mm")
     return square
+
+
+def sheet(images: list[Image.Image]) -> Image.Image:
+    """The contact sheet among a template's images."""
+    return max(images, key=lambda image: image.width)
 
 
 def strip(images: list[Image.Image]) -> Image.Image:
@@ -63,7 +83,12 @@ def spectrum(prompt: dict) -> dict:
     name = next(n for n in nodes if nodes[n]["class_type"] == "DiverseVARSampler")
     inputs = {key: nodes[name]["inputs"][key] for key in ("model", "vae", "positive")}
     plot = {"class_type": "DiverseVARSpectrum", "inputs": inputs | {"seed": 0}}
-    kept = ("DiverseVARLoadModel", "DiverseVARLoadVAE", "DiverseVARLoadCLIP", "CLIPTextEncode")
+    kept = (
+        "DiverseVARLoadModel",
+        "DiverseVARLoadVAE",
+        "DiverseVARLoadCLIP",
+        "DiverseVAREncodePrompts",
+    )
     return {n: node for n, node in nodes.items() if node["class_type"] in kept} | {name: plot}
 
 
@@ -99,7 +124,10 @@ def main() -> None:
             except Refused:
                 print(f"{path.stem} needs models that are not here; its thumbnail stays")
             else:
-                thumbnail(outcome.images).save(path.with_suffix(".jpg"), quality=88)
+                picture = thumbnail(path.stem, outcome.images)
+                picture.save(path.with_suffix(".jpg"), quality=88)
+                for node in (node for node, name in SHEETS.items() if name == path.stem):
+                    sheet(outcome.images).reduce(2).save(IMAGES / f"{node}_result.png")
                 for node in (node for node, name in RESULTS.items() if name == path.stem):
                     strip(outcome.images).save(IMAGES / f"{node}_result.png")
                 if path.stem == RESULTS["DiverseVARSampler"]:

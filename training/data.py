@@ -154,13 +154,17 @@ def select(sets: Sequence[dict], categories: dict[str, str], chosen: str) -> lis
     return sorted(names)
 
 
-def read_sets(folder: Path) -> tuple[list[dict], dict[str, str]]:
-    """Install the npm packages into ``folder``; return the sets, and the category of each name."""
-    packages = [f"@iconify-json/{name}" for name in SETS]
+def install(folder: Path, *packages: str) -> Path:
+    """Install npm packages into ``folder``; return the folder that they are in."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = ["--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
     subprocess.run(["npm", "install", *flags, "--prefix", str(folder), *packages], check=True)
-    root = folder / "node_modules" / "@iconify-json"
+    return folder / "node_modules"
+
+
+def read_sets(folder: Path) -> tuple[list[dict], dict[str, str]]:
+    """Install the npm packages into ``folder``; return the sets, and the category of each name."""
+    root = install(folder, *(f"@iconify-json/{name}" for name in SETS)) / "@iconify-json"
     sets = [{"aliases": {}} | json.loads((root / s / "icons.json").read_text()) for s in SETS]
     categories = {}
     for name in ("twemoji", "noto"):  # the later one takes precedence

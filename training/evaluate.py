@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diversevar_core.analysis.judge import Judged, self_alignment
+from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.conditions import Text
 from diversevar_core.images import captioned_rows, to_pil
@@ -238,11 +239,11 @@ def tokenizer_figures(bench: Bench) -> dict[str, float]:
     }
 
 
-def contact_sheet(bench: Bench, path: Path) -> None:
+def contact_sheet(bench: Bench, known: Sequence[str], path: Path) -> None:
     """Save a grid: eight pictures per prompt, as published, with SSR and SAR, most different."""
     ways = {
         "as published": "as published",
-        "SSR and SAR": "SSR + SAR as in the paper",
+        "SSR and SAR": "SSR + SAR (DiverseVAR)",
         "most different": "most different",
     }
     rows = {}
@@ -250,8 +251,7 @@ def contact_sheet(bench: Bench, path: Path) -> None:
         preset = PRESETS[name]
         rows[title] = Row("", "", chain=preset.chain(), guidance_start=preset.guidance_start)
     prompts = [concept.prompt for concept in bench.data.concepts]
-    known = sorted(bench.text.prompts)
-    shown = [known[len(known) * i // SHOWN] for i in range(SHOWN)]
+    shown = [sorted(known)[len(known) * i // SHOWN] for i in range(SHOWN)]
     bench = replace(bench, seeds=8)
     columns = []
     for title, row in rows.items():
@@ -359,8 +359,9 @@ def main() -> None:
     data = load(args.data)
     judge = load_judge(data, args.folder / "judge.ckpt")
     text = load_text_encoder(args.models / "text_encoder.safetensors")
+    listed = included.prompts(args.models / "text_encoder.safetensors")
     order = torch.randperm(len(data.concepts), generator=torch.Generator().manual_seed(SEED))
-    known = [i for i in order.tolist() if data.concepts[i].prompt in text.prompts]
+    known = [i for i in order.tolist() if data.concepts[i].prompt in listed]
     bench = Bench(
         load_model(args.models / "transformer.safetensors"),
         load_vae(args.models / "tokenizer.safetensors"),
@@ -399,7 +400,7 @@ def main() -> None:
     plot(report, saved.with_suffix(".png"))
     if args.only == [""]:
         with torch.no_grad():
-            contact_sheet(bench, args.folder / "contact.png")
+            contact_sheet(bench, listed, args.folder / "contact.png")
             reconstructions(bench, args.folder / "reconstructions.png")
 
 

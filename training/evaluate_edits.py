@@ -172,6 +172,7 @@ def main() -> None:
     tokenizer = load_vae(args.tokenizer / "tokenizer.safetensors")
     model = load_model(args.models / "transformer.safetensors")
     text = load_text_encoder(args.models / "text_encoder.safetensors")
+    text.known = None  # instructions that it does not offer are measured too
     pool = load_pool(data, tokenizer, args.folder / "pool.pt")
     with torch.enable_grad():
         judge = load_judge(all_states(data), args.folder / "judge.ckpt")

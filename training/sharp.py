@@ -146,6 +146,7 @@ def drawn_by(models: Path, prompts: Sequence[str], tokenizer: BSQ, path: Path) -
     if not path.exists():
         model = load_model(models / "transformer.safetensors")
         text = load_text_encoder(models / "text_encoder.safetensors")
+        text.known = None  # prompts that it does not list are drawn too
         found = []
         for i, prompt in enumerate(prompts):
             settings = Settings((4.0,), "flat", (0.5,), 0, 0.97, guidance_start=4 * (i % 2))

@@ -15,7 +15,7 @@ from torch import Tensor
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.conditions import Text
-from diversevar_core.methods.ssr_sar import DiverseVAR
+from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.models.family import Family
 from diversevar_core.sampling.method import Method
@@ -39,7 +39,7 @@ class Row:
 
 ROWS = {
     "vanilla": Row(),
-    "ssr+sar": Row(methods=(DiverseVAR(ssr=0.5, sar=0.25, sides=(4, 6)),)),
+    "ssr+sar": Row(methods=(PAPER,)),  # the preset
     "late guidance": Row(guidance_start=4),
     "diverse starts": Row(guidance_start=4, starts=Starts(candidates=64, side=6)),
 }

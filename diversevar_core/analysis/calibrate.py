@@ -1,7 +1,7 @@
 """Calibrate a model: find the preset with the most diversity at nearly the published alignment.
 
 Each candidate preset is measured on a few prompts and seeds. No other model is needed: diversity is
-the distance between the images' pixels (or given features), and how well images follow their
+the distance between the images' pixels (or other features), and how well images follow their
 prompts is judged by the model's own likelihood (``judge.py``).
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -20,13 +20,12 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..checkpoints.files import CheckpointError, read_object
 from ..conditions import Condition
 from ..diversity import mean_distance, pixel_features
 from ..errors import UserError, quote
 from ..job import Chain, draw
 from ..models.family import Family
-from ..presets import PRESETS, Preset, preset_of
+from ..presets import PRESETS, Preset
 from ..schedule import Schedule
 from ..settings import Settings
 from ..vae.autoencoder import to_image
@@ -35,7 +34,7 @@ from .judge import self_alignment
 
 CANDIDATES = (
     Preset(),
-    PRESETS["SSR + SAR as in the paper"],
+    PRESETS["SSR + SAR (DiverseVAR)"],
     Preset(guidance_start=2),
     Preset(guidance_start=4),
     Preset(guidance_start=6),
@@ -100,99 +99,49 @@ def measure(
         drawn = draw(*models, settings, 1000 * i, chain, ready=partial(ready, chain))
         steps = list(drawn.steps)
         with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
-            decoded = [task.vae.decode(one) for one in steps[-1].f_hat.split(1)]
+            decoded = [task.vae.decode(f_hat) for f_hat in steps[-1].f_hat.split(1)]
         images = to_image(torch.cat(decoded))
         judged = self_alignment(*models[:2], [step.tokens for step in steps], *models[2:])
         distance = mean_distance(task.features(images))
-        found = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
-        if not all(map(isfinite, found)):
+        figures = distance, judged.alignment.mean().item(), judged.likelihood.mean().item()
+        if not all(map(isfinite, figures)):
             raise UserError(
                 f"With {preset} the likelihood of prompt {i + 1} is NaN or infinite; the weights "
                 "of the model or of a LoRA are broken, or their type is too narrow."
             )
-        yield found
+        yield figures
 
 
 def calibrate(
     task: Task,
     path: Path,
-    about: dict[str, object],
     candidates: Sequence[Preset] = CANDIDATES,
     ready: Callable[[Chain], None] = lambda chain: None,
 ) -> Iterator[tuple[list[Measured], float]]:
-    """Measure every candidate that is not in the file ``path`` yet; save each, and the choice.
+    """Measure every candidate; save the measurements and the choice at the end.
 
-    about: what the figures depend on, as JSON values, saved with them; where the file's differs,
-    all is measured again. ready: loads the models to the device, called before they compute. Yields
-    what is measured so far, and the share of the work that is done, after every prompt. A file
-    that is complete already is not written again.
+    ready: loads the models to the device, called before they compute. Yields what is measured so
+    far, and the share of the work that is done, after every prompt. Raises UserError if the file
+    cannot be written.
     """
-    before = saved_at(path)
-    known = {one.preset: one for one in measured_of(before, about, len(task.conditions))}
-
-    def measured() -> list[Measured]:
-        return [known[preset] for preset in candidates if preset in known]
-
-    done, total = len(measured()) * len(task.conditions), len(candidates) * len(task.conditions)
+    measured, total = [], len(candidates) * len(task.conditions)
     for preset in candidates:
-        if preset in known:
-            continue
-        found = []
-        for numbers in measure(task, preset, ready):
-            found.append(numbers)
-            done += 1
-            yield measured(), done / total
-        known[preset] = Measured(preset, *map(list, zip(*found, strict=True)))
-        write(path, content(about, measured(), None))
-    finished = content(about, measured(), choose(measured()))
-    if finished != before:
-        write(path, finished)
-    yield measured(), 1.0
+        prompts = []
+        for figures in measure(task, preset, ready):
+            prompts.append(figures)
+            yield measured, (len(measured) * len(task.conditions) + len(prompts)) / total
+        measured.append(Measured(preset, *map(list, zip(*prompts, strict=True))))
+    save(path, measured, choose(measured))
+    yield measured, 1.0
 
 
-def saved_at(path: Path) -> dict[str, object]:
-    """The contents of a calibration file; empty where it is missing or cannot be read."""
-    try:
-        return read_object(path)
-    except CheckpointError:
-        return {}
-
-
-def measured_of(saved: dict[str, object], about: dict[str, object], prompts: int) -> list[Measured]:
-    """The valid measurements in a file's contents; none where its ``about`` differs."""
-    if saved.get("about") != about or not isinstance(saved.get("measured"), list):
-        return []
-    measured = []
-    for one in saved["measured"]:
-        try:
-            preset, *figures = (one[field.name] for field in fields(Measured))
-            if all(
-                isinstance(values, list) and len(values) == prompts and all(map(isfinite, values))
-                for values in figures
-            ):
-                measured.append(Measured(preset_of(preset), *figures))
-        except (KeyError, TypeError, ValueError):
-            continue
-    return measured
-
-
-def content(
-    about: dict[str, object], measured: Sequence[Measured], chosen: Measured | None
-) -> dict[str, object]:
-    """The contents to save."""
-    saved = {"chosen": chosen and asdict(chosen.preset), "about": about}
-    return saved | {"measured": [asdict(one) for one in measured]}
-
-
-def write(path: Path, saved: dict[str, object]) -> None:
-    """Save a calibration atomically; UserError if the folder cannot be written to.
-
-    The temporary file has a random name, so that several processes can write at once.
-    """
-    draft = path.with_name(f"{secrets.token_hex(8)}.part")
+def save(path: Path, measured: Sequence[Measured], chosen: Measured) -> None:
+    """Write a calibration; a reader sees all of it or what was there before."""
+    content = {"chosen": asdict(chosen.preset), "measured": [asdict(m) for m in measured]}
+    draft = path.with_name(f"{secrets.token_hex(8)}.part")  # several processes may write at once
     try:
         try:
-            draft.write_text(json.dumps(saved, indent=1) + "\n")
+            draft.write_text(json.dumps(content, indent=1) + "\n")
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -210,13 +159,13 @@ def choose(measured: Sequence[Measured]) -> Measured:
     alignment, likelihood = fmean(measured[0].alignment), fmean(measured[0].likelihood)
     loss = LOSS * abs(alignment)
     good = [
-        one
-        for one in measured
-        if fmean(one.alignment) >= alignment - loss and fmean(one.likelihood) >= likelihood - loss
+        m
+        for m in measured
+        if fmean(m.alignment) >= alignment - loss and fmean(m.likelihood) >= likelihood - loss
     ]
-    most = max(fmean(one.diversity) for one in good)
-    tied = [one for one in good if fmean(one.diversity) >= (1 - TIE) * most]
-    return max(tied, key=lambda one: fmean(one.alignment))
+    most = max(fmean(m.diversity) for m in good)
+    tied = [m for m in good if fmean(m.diversity) >= (1 - TIE) * most]
+    return max(tied, key=lambda m: fmean(m.alignment))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -22,14 +22,14 @@ def front_plot(measured: Sequence[Measured], chosen: Measured | None = None) -> 
     presets. Returns an image (3, H, W) in 0..1.
     """
     aligned = [
-        [own - first for own, first in zip(one.alignment, measured[0].alignment, strict=True)]
-        for one in measured
+        [own - first for own, first in zip(m.alignment, measured[0].alignment, strict=True)]
+        for m in measured
     ]
     canvas = Image.new("RGB", SIZE, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     right, low = SIZE[0] - KEY, SIZE[1] - BOTTOM
     x = Axis([interval(values) for values in aligned], LEFT, right)
-    y = Axis([interval(one.diversity) for one in measured], low, TOP)
+    y = Axis([interval(m.diversity) for m in measured], low, TOP)
     draw.rectangle((LEFT, TOP, right, low), outline=GRID)
     for share in (0.0, 0.5, 1.0):
         across, up = LEFT + share * (right - LEFT), low + share * (TOP - low)
@@ -38,14 +38,14 @@ def front_plot(measured: Sequence[Measured], chosen: Measured | None = None) -> 
     words = "follows the prompt: the model's own judgement, nats an image against 1"
     draw.text(((LEFT + right) / 2, low + 36), words, INK, font, anchor="mt")
     draw.text((LEFT, 8), "images differ: mean distance", INK, font)
-    for i, (one, values) in enumerate(zip(measured, aligned, strict=True)):
-        colour = CHOSEN if one == chosen else OTHER
-        across, up = x(fmean(values)), y(fmean(one.diversity))
+    for i, (m, values) in enumerate(zip(measured, aligned, strict=True)):
+        colour = CHOSEN if m == chosen else OTHER
+        across, up = x(fmean(values)), y(fmean(m.diversity))
         draw.line([(x(end), up) for end in interval(values)], colour, 1)
-        draw.line([(across, y(end)) for end in interval(one.diversity)], colour, 1)
+        draw.line([(across, y(end)) for end in interval(m.diversity)], colour, 1)
         draw.ellipse((across - 5, up - 5, across + 5, up + 5), fill=colour)
         draw.text((across + 7, up - 3), str(i + 1), colour, font, anchor="lb")
-        draw.text((right + 20, TOP + 24 * i), f"{i + 1}  {one.preset}", colour, font)
+        draw.text((right + 20, TOP + 24 * i), f"{i + 1}  {m.preset}", colour, font)
     return from_pil(canvas)
 
 

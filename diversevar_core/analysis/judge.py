@@ -41,7 +41,7 @@ def self_alignment(
     """
     state = model.start(schedule, len(schedule), guided=True)
     model.condition(state, condition)
-    found = []  # of each map: nats with the prompt, then without it, (2B,)
+    maps_nats = []  # of each map: with the prompt, then without it, (2B,)
     f_hat = features = None
     for scale, tokens in zip(schedule, maps, strict=True):
         x = model.embed(state, features) + model.positions(state, scale)
@@ -49,7 +49,7 @@ def self_alignment(
             x = model.block(state, i, scale, x)
         both = (model.logits(state, x), torch.cat((tokens, tokens)))
         nats = log_likelihood(*both, model.token_kind.choices).cpu()  # MPS has no float64
-        found.append(nats.double().sum(dim=1))
+        maps_nats.append(nats.double().sum(dim=1))
         f_hat, features = vae.accumulate(f_hat, tokens, scale)
-    likelihood, without = torch.stack(found).sum(dim=0).chunk(2)
+    likelihood, without = torch.stack(maps_nats).sum(dim=0).chunk(2)
     return Judged(likelihood - without, likelihood)

@@ -25,14 +25,14 @@ class Place(NamedTuple):
 class Spectra(Method):
     """Run ``method`` and record singular values of the first image's feature maps.
 
-    found: place -> singular values (min(n, C),) before and after the method, descending, for maps
+    values: place -> singular values (min(n, C),) before and after the method, descending, for maps
     of these ``sides`` and these ``blocks``. Of the method, only the hooks that change feature maps
     are called.
     """
 
     def __init__(self, method: Method, sides: Collection[int], blocks: Collection[int]):
         self.method, self.sides, self.blocks = method, sides, blocks
-        self.found: dict[Place, tuple[Tensor, Tensor]] = {}
+        self.values: dict[Place, tuple[Tensor, Tensor]] = {}
 
     def begin(self, context: Context) -> Spectra:
         self.method = self.method.begin(context)
@@ -40,8 +40,8 @@ class Spectra(Method):
 
     def note(self, place: Place, before: Tensor, after: Tensor) -> None:
         if place.side in self.sides and place.block in {MODEL, *self.blocks}:
-            values = (torch.linalg.svdvals(x[0].cpu().double()) for x in (before, after))
-            self.found[place] = tuple(values)
+            spectra = (torch.linalg.svdvals(x[0].cpu().double()) for x in (before, after))
+            self.values[place] = tuple(spectra)
 
     def features(self, x: Tensor, scale: Scale) -> Tensor:
         return self.method.features(x, scale)

@@ -19,13 +19,13 @@ DECADES = 4  # below the largest value
 BEFORE, AFTER, INK, FRAME = "#8a8f98", "#d9541e", "#222222", "#d5d8dc"
 
 
-def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
+def spectrum_plot(values: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
     """A panel per map and block with singular values before and after a method.
 
-    found: of ``spectra.Spectra``. Both axes are logarithmic. Returns an image (3, H, W) in 0..1.
+    values: of ``spectra.Spectra``. Both axes are logarithmic. Returns an image (3, H, W) in 0..1.
     """
-    rows = sorted({(p.side, not p.reads) for p in found})
-    blocks = sorted({p.block for p in found} - {MODEL})
+    rows = sorted({(p.side, not p.reads) for p in values})
+    blocks = sorted({p.block for p in values} - {MODEL})
     columns = [MODEL, *blocks]
     wide, high = PANEL[0] + GAP, PANEL[1] + GAP
     size = (MARGIN + wide * len(columns), HEAD + high * len(rows) + GAP)
@@ -40,7 +40,7 @@ def spectrum_plot(found: Mapping[Place, tuple[Tensor, Tensor]]) -> Tensor:
         words = f"side {side}\n{'written' if written else 'read'}"
         draw.multiline_text((GAP, top + PANEL[1] / 2), words, INK, font, anchor="lm")
         for c, block in enumerate(columns):
-            panel(draw, MARGIN + c * wide, top, *found[Place(side, block, not written)])
+            panel(draw, MARGIN + c * wide, top, *values[Place(side, block, not written)])
     return from_pil(canvas)
 
 

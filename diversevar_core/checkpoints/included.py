@@ -17,10 +17,10 @@ TEXT_ENCODER = FOLDER / NAME / "text_encoder.safetensors"
 
 def all_of(file: str) -> dict[str, Path]:
     """Model name -> file, for every included model with a file of this name; the default first."""
-    found = {path.parent.name: path for path in sorted(FOLDER.glob(f"*/{file}"))}
-    return {NAME: found[NAME]} | found
+    files = {path.parent.name: path for path in sorted(FOLDER.glob(f"*/{file}"))}
+    return {NAME: files[NAME]} | files
 
 
-def prompts() -> list[str]:
-    """All prompts that the default model was trained on."""
-    return json.loads(read_header(TEXT_ENCODER)["__metadata__"]["prompts"])
+def prompts(text_encoder: Path = TEXT_ENCODER) -> list[str]:
+    """All prompts that an included model was trained on."""
+    return json.loads(read_header(text_encoder)["__metadata__"]["prompts"])

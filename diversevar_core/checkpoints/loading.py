@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +17,7 @@ from ..models.attention import Attention, sdpa
 from ..models.family import Family
 from ..vae import VAES
 from ..vae.vae import VAE
-from .files import Checkpoint, CheckpointError, naming, read
+from .files import Checkpoint, CheckpointError, load_file, naming, read
 
 # buffers of the original modules that are not needed
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
@@ -40,6 +40,8 @@ def describe(keys: Collection[str]) -> str:
         return "a VAR transformer"
     if is_vae(keys):
         return "a VAR VAE"
+    if any("flat_param" in key for key in keys):
+        return "FSDP's flat parameters (save the full state dict instead)"
     if any("lora_" in key for key in keys):
         return "a LoRA"
     diffusion = ("model.diffusion_model.", "double_blocks.", "joint_blocks.", "input_blocks.")
@@ -59,21 +61,26 @@ def is_quantized(keys: Collection[str]) -> bool:
 
 
 def read_kind(
-    path: str | Path, recognise: Callable[[Collection[str]], bool], wanted: str
+    path: str | Path,
+    recognise: Callable[[Collection[str]], bool],
+    wanted: str,
+    load: Callable[[Path], Mapping] = load_file,
 ) -> Checkpoint:
     """``read``; CheckpointError if the file is of another kind than the ``wanted``."""
-    file = read(path, recognise)
+    file = read(path, recognise, load)
     if not recognise(file.tensors):
         raise CheckpointError(f"{quote(path)} is {describe(file.tensors)}, not {wanted}.")
     return file
 
 
-def read_model(path: str | Path, task: str | None = None) -> Checkpoint:
+def read_model(
+    path: str | Path, task: str | None = None, load: Callable[[Path], Mapping] = load_file
+) -> Checkpoint:
     """Read a VAR or Infinity transformer's file. Raises CheckpointError.
 
-    task: generate or edit, in place of what the file says.
+    task: generate or edit, in place of what the file says. load: as in ``read``.
     """
-    file = read_kind(path, is_model, "a VAR or Infinity transformer; choose one of those")
+    file = read_kind(path, is_model, "a VAR or Infinity transformer; choose one of those", load)
     return Checkpoint(file.tensors, file.facts | ({"task": task} if task else {}))
 
 
@@ -109,13 +116,8 @@ def build_model(
         config = family.read_config(file.tensors, file.facts)
     tensors = family.rename(file.tensors)
     dtype = dtype or compute_dtype(tensors, device)
-    blocks = ("blocks.", config.depth) if hasattr(config, "depth") else ("", 1)
-
-    def build(operations: ModuleType, device: torch.device | str, depth: int) -> Family:
-        sizes = replace(config, depth=depth) if hasattr(config, "depth") else config
-        return family(sizes, operations, attention, device=device, dtype=dtype)
-
-    return filled(build, blocks, operations, tensors, device, path)
+    build = partial(family, config, attention=attention, dtype=dtype)
+    return filled(build, operations, tensors, device, path)
 
 
 def load_vae(
@@ -123,19 +125,16 @@ def load_vae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     operations: ModuleType = nn,
+    load: Callable[[Path], Mapping] = load_file,
 ) -> VAE:
     """Load VAR's or Infinity's VAE, as ``build_model`` does. Raises CheckpointError."""
-    file = read_kind(path, is_vae, "VAR's or Infinity's VAE; choose one of those")
+    file = read_kind(path, is_vae, "VAR's or Infinity's VAE; choose one of those", load)
     kind = next(kind for kind in VAES if kind.recognises(file.tensors))
     tensors = kind.rename(file.tensors)
     with naming(path):
         config = kind.read_config(tensors)
     dtype = dtype or compute_dtype(tensors, device)
-
-    def build(operations: ModuleType, device: torch.device | str, depth: int) -> VAE:
-        return kind(config, operations, device=device, dtype=dtype)
-
-    return filled(build, ("", 1), operations, tensors, device, path)
+    return filled(partial(kind, config, dtype=dtype), operations, tensors, device, path)
 
 
 def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
@@ -153,8 +152,7 @@ def compute_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> 
 
 
 def filled(
-    build: Callable[[ModuleType, torch.device | str, int], nn.Module],
-    blocks: tuple[str, int],
+    build: Callable[..., nn.Module],
     operations: ModuleType,
     tensors: Mapping[str, Tensor],
     device: torch.device | str,
@@ -162,33 +160,30 @@ def filled(
 ) -> nn.Module:
     """Build a module and load tensors into it.
 
-    build: (operations, device, number of blocks) -> the module without weights. blocks: prefix of
-    the blocks' tensor names, and the number of blocks. Names and shapes are checked against a
-    module of two blocks first, as a small broken file may name very many blocks. Raises
+    build: takes ``operations`` and ``device``, returns the module without weights. Raises
     CheckpointError.
     """
-    start, depth = blocks
     with naming(path):
-        few = build(layers, "meta", min(depth, 2))
-    places = repeated(few.state_dict(), start, depth)
-    check_tensors(tensors, places, path)
+        module = build(operations=layers, device="meta")
+    expected = module.state_dict()
+    check_tensors(tensors, expected, path)
+    types = {}  # as stored
     if operations is nn:
         if is_quantized(tensors):
             raise CheckpointError(
                 f"{quote(path)} is quantized with scales, which only ComfyUI can read; choose a "
                 "file in float16, bfloat16 or float32."
             )
-        types, operations = {name: place.dtype for name, place in places.items()}, layers
+        types = {name: tensor.dtype for name, tensor in expected.items()}
     else:
-        types = {}  # as stored
-    # layers for quantized weights move them to the device that the layers were made on
-    module = build(operations, device if is_quantized(tensors) else "meta", depth)
+        # layers for quantized weights move them to the device that the layers were made on
+        module = build(operations=operations, device=device if is_quantized(tensors) else "meta")
     tensors = {
         name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
     }
     missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
     if missing:  # what quantized layers need in addition, such as a scale
-        raise lacking(missing, places, path)
+        raise lacking(missing, expected, path)
     unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
     if unknown:
         raise CheckpointError(
@@ -198,24 +193,14 @@ def filled(
     return module.requires_grad_(False).eval()
 
 
-def repeated(places: Mapping[str, Tensor], start: str, depth: int) -> dict[str, Tensor]:
-    """The ``state_dict`` entries of a module with ``depth`` blocks, from one with two blocks."""
-    second, found = f"{start}1.", {}
-    for name, place in places.items():
-        if start and name.startswith(second):
-            rest = name.removeprefix(second)
-            found |= {f"{start}{i}.{rest}": place for i in range(1, depth)}
-        else:
-            found[name] = place
-    return found
-
-
 def check_tensors(
-    tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], path: str | Path
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise CheckpointError if a tensor of ``places`` is missing or has another shape."""
-    for name in tensors.keys() & places.keys():
-        has, needs = tensors[name].shape, places[name].shape
+    """Raise CheckpointError if an expected tensor is missing or has another shape."""
+    if missing := expected.keys() - tensors.keys():
+        raise lacking(missing, expected, path)
+    for name, tensor in expected.items():
+        has, needs = tensors[name].shape, tensor.shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
             has, needs = has[:1], needs[:1]  # a quantized row's length depends on its packing
         if has != needs:
@@ -223,14 +208,13 @@ def check_tensors(
                 f"{quote(path)}: {quote(name)} has shape {list(has)} where {list(needs)} is "
                 "needed; this variant is not supported."
             )
-    missing = places.keys() - tensors.keys()
-    if missing:
-        raise lacking(missing, places, path)
 
 
-def lacking(missing: Collection[str], places: Collection[str], path: str | Path) -> CheckpointError:
+def lacking(
+    missing: Collection[str], expected: Collection[str], path: str | Path
+) -> CheckpointError:
     """The error to raise for missing tensors."""
     return CheckpointError(
-        f"{quote(path)} lacks {len(missing)} of {len(places)} tensors, such as "
+        f"{quote(path)} lacks {len(missing)} of {len(expected)} tensors, such as "
         f"{quote(min(missing))}; download it again."
     )

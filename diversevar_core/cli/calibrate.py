@@ -11,14 +11,13 @@ import torch
 
 from ..analysis.calibrate import Task, calibrate, choose, labels_of
 from ..analysis.front import front_plot
-from ..checkpoints.files import version_of
 from ..conditions import Labels, Text
 from ..errors import UserError, quote
 from ..images import to_pil
 from ..presets import calibration_path
 from ..text.encoder import load_text_encoder
 from .load import device_of, load_pair
-from .options import add_model_options
+from .options import add_model_options, whole
 from .output import IMAGE_SUFFIXES, place
 
 
@@ -28,15 +27,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         "calibrate",
         help="find the strengths that suit a model",
         description="Try several strengths on a few prompts, plot diversity against the model's "
-        "own judgement, and save the best next to the model, for --preset 'my calibration'. When "
-        "it is stopped and started again, it continues.",
+        "own judgement, and save the best next to the model, for --preset 'my calibration'.",
     )
     command.set_defaults(run=run)
     add_model_options(command)
     command.add_argument(
         "--prompts", type=Path, required=True, help="text file with a prompt or class per line"
     )
-    command.add_argument("--seeds", type=int, default=6, help="images per prompt")
+    command.add_argument("--seeds", type=whole(2, 64), default=6, help="images per prompt")
     command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
 
 
@@ -52,12 +50,8 @@ def run(args: argparse.Namespace) -> None:
         conditions = [Text(encoder([line])) for line in lines]
     path, started = calibration_path(Path(args.model)), time.monotonic()
     task = Task(model, vae, conditions, model.schedule(), model.defaults(), args.seeds)
-    files = [args.model, args.vae, *([] if model.reads is Labels else [args.text_encoder])]
-    about = {"prompts": lines, "seeds": args.seeds, "features": "pixels"}
-    about["files"] = [version_of(Path(file)) for file in files]
-    about["types"] = [str(model.dtype), str(vae.dtype)]
     begun, measured = 0.0, []
-    for now, done in calibrate(task, path, about):
+    for now, done in calibrate(task, path):
         measured = now
         begun = begun or done
         if begun < done < 1:

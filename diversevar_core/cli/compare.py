@@ -8,7 +8,7 @@ from pathlib import Path
 from ..images import captioned_rows
 from ..presets import CALIBRATION, PRESETS, preset_named
 from .load import prepare
-from .options import add_sampling_options
+from .options import add_sampling_options, add_subject_options
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
@@ -20,14 +20,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Make a batch several times: as published, and with each of --presets.",
     )
     command.set_defaults(run=run)
+    add_subject_options(command)
     add_sampling_options(command)
     command.add_argument(
         "--presets",
         nargs="+",
         choices=[*PRESETS, CALIBRATION],
-        default=["SSR + SAR as in the paper", "balanced", "most different"],
+        default=["SSR + SAR (DiverseVAR)", "balanced", "most different"],
     )
-    command.set_defaults(prompt="octopus", batch=8)
+    command.set_defaults(prompts=["octopus"], batch=8)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,7 +38,6 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for name in ("as published", *args.presets):
         preset = preset_named(name, Path(args.model))
-        _, steps = job.run(preset.settings(job.settings), preset.chain())
-        row = job.as_source(job.image(steps))
-        rows.append((name if str(preset) == name else f"{name}: {preset}", row))
+        _, images = job.run(preset.settings(job.settings), preset.chain())
+        rows.append((name if str(preset) == name else f"{name}: {preset}", images))
     save_image(args.out, captioned_rows(rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..convert import DTYPES, check_out, convert
+from ..convert import DTYPES, convert
 from .output import place
 
 
@@ -27,9 +27,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write one safetensors file, print the path."""
-    if not args.out.suffix:
-        args.out = place(args.out, ".safetensors")
-    check_out(args.out)  # first, as ``place`` would extend another suffix
-    place(args.out, ".safetensors")
-    convert(args.source, args.out, args.dtype and DTYPES[args.dtype])
-    print(args.out)
+    out = place(args.out, ".safetensors")
+    convert(args.source, out, args.dtype and DTYPES[args.dtype])
+    print(out)

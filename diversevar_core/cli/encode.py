@@ -12,7 +12,7 @@ from ..images import open_image, resized
 from ..schedule import checked_sides, square
 from ..vae.autoencoder import to_image
 from .options import integers
-from .output import IMAGE_SUFFIXES, place, save_image, save_trace
+from .output import IMAGE_SUFFIXES, place, save_image
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,14 +25,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("diversevar.png"), help="the decoded image"
     )
-    command.add_argument("--trace", type=Path, help="safetensors file for the token maps")
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
     """Encode and decode an image, save the result, print the path."""
     args.out = place(args.out, *IMAGE_SUFFIXES)
-    args.trace = args.trace and place(args.trace, ".safetensors")
     schedule = square(checked_sides(args.sides, "--sides"))
     vae = load_vae(args.vae)
     size = schedule[-1].w * vae.stride
@@ -40,8 +38,4 @@ def run(args: argparse.Namespace) -> None:
     maps, f_hat = vae.quantize_maps(features, schedule), None
     for scale, tokens in zip(schedule, maps, strict=True):
         f_hat, _ = vae.accumulate(f_hat, tokens, scale)
-    image = to_image(vae.decode(f_hat))
-    if args.trace:
-        sums = {"f_hat": f_hat, "image": image}
-        save_trace(args.trace, vae.token_kind, schedule, maps, sums)
-    save_image(args.out, image[0])
+    save_image(args.out, to_image(vae.decode(f_hat))[0])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoints import included
-from ..errors import UserError
+from ..errors import quote
 from ..models.infinity import TASKS
 from ..schedule import PIXELS
 
@@ -21,12 +23,26 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A parser of the whole numbers from ``least`` to ``most``."""
+
+    def number(text: str) -> int:
+        if text.isdecimal() and len(text) < 10 and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {least} to {most}, not {quote(text)}"
+        )
+
+    return number
+
+
 def aspect(text: str) -> float:
-    """``4:3`` or ``1.333`` -> height / width."""
-    height, _, width = text.partition(":")
-    if width and float(width) == 0:
-        raise UserError("there is no width")
-    return float(height) / float(width or 1)
+    """``16:9`` or ``1.778``, width to height -> height / width."""
+    width, _, height = text.partition(":")
+    ratio = float(width) / float(height or 1) if height.strip("0.") or not height else math.inf
+    if not 0 < ratio < math.inf:
+        raise argparse.ArgumentTypeError(f"must be width to height, as in 16:9, not {quote(text)}")
+    return 1 / ratio
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -54,37 +70,36 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``sample`` and ``compare``."""
-    add_model_options(command)
+def add_subject_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what the images show."""
     what = command.add_argument_group("what to make")
-    what.add_argument("--prompt", help="text of the image")
-    what.add_argument("--negative", help="negative prompt")
-    what.add_argument("--text-features", help="safetensors with text, lens[, negative_text, ...]")
+    what.add_argument(
+        "--prompt", dest="prompts", nargs=1, metavar="PROMPT", help="text of the image"
+    )
     what.add_argument("--source", help="editing models: the image; --prompt says what to change")
-    what.add_argument("--source-features", help="the same as safetensors: features (1, d, H, W)")
-    what.add_argument("--labels", type=integers, help="class labels, as in 3,7")
-    what.add_argument("--batch", type=int, help="images (default: one per prompt or label)")
+    what.add_argument("--labels", type=integers, help="class labels, as in 3,7; 1000 is none")
+    what.add_argument(
+        "--batch", type=whole(1, 1024), help="images (default: one per prompt or label)"
+    )
+
+
+def add_sampling_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of every command that makes images."""
+    add_model_options(command)
+    what = command.add_argument_group("how it is drawn")
+    what.add_argument("--negative", help="negative prompt")
     what.add_argument("--seed", type=int, default=0, help="image i has seed + i (default 0)")
-    what.add_argument("--rng", choices=("per-image", "shared"), default="per-image")
     what.add_argument(
         "--exact-batch", action="store_true", help="compute each image of a batch alone"
     )
-    what.add_argument("--aspect", type=aspect, default=1.0, help="height to width: 4:3 or 1.333")
+    what.add_argument("--aspect", type=aspect, default=1.0, help="width to height: 16:9 or 1.778")
     what.add_argument("--pixels", choices=tuple(PIXELS), help="pixel budget (default: the model's)")
     how = command.add_argument_group(
         "how to sample (defaults: the model family's official settings)"
     )
     how.add_argument("--cfg", type=numbers, help="guidance, one value or one per scale")
     how.add_argument("--cfg-schedule", choices=("flat", "ramp"))
-    how.add_argument("--cfg-layer", type=int, help="0 guides logits, -m block depth-m")
     how.add_argument("--tau", type=numbers, help="temperature, one value or one per scale")
-    how.add_argument(
-        "--guidance-start",
-        type=int,
-        metavar="SIDE",
-        help="no guidance and temperature 1 at the maps before this side",
-    )
     how.add_argument(
         "--guidance-end", type=int, metavar="SIDE", help="no guidance at the maps after this side"
     )

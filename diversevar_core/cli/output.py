@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..convert import unwritable
 from ..errors import UserError
 from ..images import to_pil
-from ..schedule import Schedule
-from ..tokens import TokenKind
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -47,16 +43,3 @@ def save_image(path: Path, image: Tensor, seeds: Sequence[int] = ()) -> None:
         about.add_text("seeds", ", ".join(map(str, seeds)))
     to_pil(image).save(path, pnginfo=about)
     print(path)
-
-
-def save_trace(
-    path: Path, kind: TokenKind, schedule: Schedule, maps: list[Tensor], others: dict[str, Tensor]
-) -> None:
-    """Write the map of scale K as ``tokens.K`` or ``bits.K``, and other tensors, as safetensors.
-
-    The header has the schedule: [h, w] of every scale.
-    """
-    name = "bits" if kind.choices == 2 else "tokens"
-    tensors = {f"{name}.{k}": tokens for k, tokens in enumerate(maps)} | others
-    header = {"schedule": json.dumps([[scale.h, scale.w] for scale in schedule])}
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, header)

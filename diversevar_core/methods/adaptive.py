@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_range
 from ..sampling.method import Context, Method
 from ..schedule import Scale
 
@@ -34,8 +34,7 @@ class AdaptiveScaling(Method):
     name = "Adaptive Logits Scaling"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"The strength of adaptive scaling is 0 to 1, not {self.strength}.")
+        check_range("The strength of adaptive scaling", self.strength, 0, 1)
 
     def begin(self, context: Context) -> AdaptiveScaling:
         return replace(self, choices=context.choices)

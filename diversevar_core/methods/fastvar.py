@@ -16,7 +16,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_range
 from ..resize import area
 from ..sampling.method import Context, Method
 from ..schedule import Scale, Schedule
@@ -40,11 +40,8 @@ class FastVAR(Method):
     name = "FastVAR"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune < 1 or self.skip < 0:
-            raise UserError(
-                "FastVAR prunes a share of 0 or more and below 1, and skips 0 maps or more; "
-                f"not {self.prune} and {self.skip}."
-            )
+        check_range("prune", self.prune, 0, 0.99)
+        check_range("skip", self.skip, 0)
 
     def drawn(self, schedule: Schedule) -> Schedule:
         return schedule[: max(1, len(schedule) - self.skip)]

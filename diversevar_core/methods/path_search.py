@@ -2,8 +2,9 @@
 
 Yang et al., "DiverseAR", arXiv 2512.02931. At each early map several candidates are drawn and
 continued for a few maps; the one whose path has the lowest mean negative log-likelihood is kept.
-The paper's energy also has a penalty on certainty above its targets, which is 0 with adaptive
-scaling. Its numbers of candidates and maps are not public.
+The paper's energy also adds how far the mean of the largest probabilities is above the targets of
+adaptive scaling. It is left out: of the map itself it is the same for all candidates, and with
+adaptive scaling at strength 1 it is 0. The paper's numbers of candidates and maps are not public.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_range
 from ..sampling.method import Advance, BatchState, Context, Method, Step
 from ..schedule import Scale
 from ..settings import Guidance
@@ -23,7 +24,8 @@ from ..settings import Guidance
 class PathSearch(Method):
     """At the maps up to ``side``, draw ``candidates`` (1 is off) and look ``ahead`` maps ahead.
 
-    Such a map takes about candidates * (1 + ahead) times as long.
+    Such a map takes as long as candidates * (1 + ahead) + 1 maps: those drawn to compare, and the
+    chosen one again.
     """
 
     candidates: int = 4
@@ -33,11 +35,8 @@ class PathSearch(Method):
     name = "Energy Path Search"
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.ahead < 0:
-            raise UserError(
-                "Path search takes 1 candidate or more and looks 0 maps ahead or more; "
-                f"not {self.candidates} and {self.ahead}."
-            )
+        check_range("candidates", self.candidates, 1)
+        check_range("ahead", self.ahead, 0)
 
     def begin(self, context: Context) -> Method:
         return Search(self, context) if self.candidates > 1 else Method()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_range
 from ..sampling.method import Method
 from ..schedule import Scale
 
@@ -31,10 +31,7 @@ class Repulsion(Method):
     name = "Batch Repulsion"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise UserError(
-                f"The strength of repulsion is a number of 0 or more, not {self.strength}."
-            )
+        check_range("The strength of repulsion", self.strength, 0)
 
     def image_logits(self, logits: Tensor, scale: Scale, before: Sequence[Tensor]) -> Tensor:
         if self.strength == 0 or scale.side > self.side or not before:

@@ -17,7 +17,7 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import check_range
 from ..models.blocks import KVCache, cat
 from ..models.compiled import uncompiled
 from ..sampling.method import Advance, BatchState, Context, Method, Step
@@ -51,8 +51,7 @@ class ScaleKV(Method):
     name = "ScaleKV"
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1:
-            raise UserError(f"ScaleKV keeps a share above 0 and up to 1, not {self.budget}.")
+        check_range("budget", self.budget, 0.01, 1)
 
     def memory(self, cache: float, token: float, schedule: Schedule, depth: int) -> float:
         return self.budget * cache

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, check_choice, check_range
 from ..sampling.method import Context, Method
 from ..schedule import Scale
 
@@ -71,11 +71,8 @@ class DiverseVAR(Method):
 
     def __post_init__(self) -> None:
         for name in ("ssr", "sar", "ssr_alpha", "sar_alpha"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise UserError(f"{name} must be a finite number of 0 or more, not {value}.")
-        if self.site not in SITES:
-            raise UserError(f"site must be one of {', '.join(SITES)}, not {self.site!r}.")
+            check_range(name, getattr(self, name), 0)
+        check_choice("site", self.site, SITES)
 
     def begin(self, context: Context) -> DiverseVAR:
         """Raises UserError if a side is not in the schedule."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..conditions import Condition
 from ..diversity import most_different
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..models.family import Family
 from ..resize import area
 from ..sampling.method import Method, Step
@@ -48,11 +48,8 @@ class Starts:
     vae: VAE | None = None
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.side < 1:
-            raise UserError(
-                "Diverse starts need 1 candidate or more and a side of 1 or more; "
-                f"not {self.candidates} and {self.side}."
-            )
+        check_range("candidates", self.candidates, 1)
+        check_range("side", self.side, 1)
 
     def chooses(self, count: int) -> bool:
         """Whether there are more candidates than images, and more than one image."""
@@ -91,12 +88,12 @@ def choose_starts(
     candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))
-    found = []
+    features = []
     for first in range(0, len(candidates), TOGETHER):
         seeds = candidates[first : first + TOGETHER]
         models = (model, vae, condition.repeat(len(seeds)))
         ready()
         *_, last = sample(*models, schedule, settings, seeds, methods=alone, maps=maps)
-        found.append(starts.compare(last))
+        features.append(starts.compare(last))
         progress(first + len(seeds))
-    return [candidates[i] for i in most_different(torch.cat(found), count)]
+    return [candidates[i] for i in most_different(torch.cat(features), count)]

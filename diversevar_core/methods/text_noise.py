@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Condition, Text
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..sampling.method import Context, Method
 from ..schedule import Scale
 
@@ -40,17 +40,13 @@ class TextNoise(Method):
     name = "Text Noise"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise UserError(
-                f"The strength of text noise is a number of 0 or more, not {self.strength}."
-            )
+        check_range("The strength of text noise", self.strength, 0)
+        check_range("rescale", self.rescale, 0, 1)
         if not 0 <= self.begin_time < self.end_time:
             raise UserError(
                 "The begin of text noise must be 0 or more and below its end; "
                 f"not {self.begin_time} and {self.end_time}."
             )
-        if not 0 <= self.rescale <= 1:
-            raise UserError(f"rescale is 0 to 1, not {self.rescale}.")
 
     def begin(self, context: Context) -> TextNoise:
         """Raises UserError if the model does not read text."""

@@ -33,7 +33,7 @@ def sample_and_travel(
     for step in sample(methods):
         yield step
     with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes
-        found = [vae.features(vae.decode(one)) for one in step.f_hat.split(1)]
-        maps = vae.quantize_maps(torch.cat(found), schedule)
+        features = [vae.features(vae.decode(f_hat)) for f_hat in step.f_hat.split(1)]
+        maps = vae.quantize_maps(torch.cat(features), schedule)
     clean = [method for method in methods if not isinstance(method, TextNoise)]
     yield from sample([*clean, Keep(maps, side=side)])

@@ -198,13 +198,14 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(rows, n, C) -> (rows, n, C), with attention to the cached tokens too.
 
-        mask: (1, 1, n, m), True where a key is seen; None: all are, as in sampling.
+        mask: (1, 1, n, m), True if a key is seen; None: all are, as in sampling.
         """
         qkv = self.mat_qkv(modulate(x, *norm).to(self.dtype))
         qkv += fixed.bias
         qkv = rearrange(qkv, "r n (three h c) -> r n three h c", three=3, h=self.heads)
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
-        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(qk.dtype, torch.float32)  # the norm of float64 is never smaller
+        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=wide)
         factor = fixed.temperature / lengths.clamp(min=MIN_LENGTH)
         in_place = qk.dtype == torch.float32 and not torch.is_grad_enabled()
         qk = qk.mul_(factor) if in_place else qk * factor  # float32

@@ -93,7 +93,7 @@ class InfinityState(State):
     rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
     text: Tensor | None = None  # (rows, m, C)
-    text_mask: Tensor | None = None  # (rows, 1, 1, m), None where all prompts are equally long
+    text_mask: Tensor | None = None  # (rows, 1, 1, m), None if all prompts are equally long
     source: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys, values of each block
 
     @property
@@ -290,7 +290,7 @@ class Infinity(Family):
         KeyError if a tensor is missing, UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = len(places) or depth_of(state_dict)
+        depth = depth_of(cls.rename(state_dict))
         chunks = len({chunk for chunk, _ in places}) or 1
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)

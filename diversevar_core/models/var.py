@@ -146,7 +146,10 @@ class VAR(Family):
                 f"no official release has {maps} token maps of {tokens} tokens together; put "
                 '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
-        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        attention = "blocks.0.attn."
+        if attention + "q_bias" in state_dict and attention + "scale_mul_1H11" not in state_dict:
+            raise UserError("it was trained without attn_l2_norm, and only models with it can run")
+        heads = state_dict[attention + "scale_mul_1H11"].numel()
         if not heads or width % heads:
             raise UserError(f"its {width} channels cannot be divided among {heads} heads")
         return VARConfig(
@@ -172,9 +175,11 @@ class VAR(Family):
 
     def condition(self, state: State, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes
-        if not 0 <= labels.min() <= labels.max() < classes:
+        if not 0 <= labels.min() <= labels.max() <= classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise UserError(f"There is no class {wrong}; the last is {classes - 1}.")
+            raise UserError(
+                f"There is no class {wrong}; the last is {classes - 1}, and {classes} is none."
+            )
         if state.guided:
             labels = torch.cat((labels, torch.full_like(labels, classes)))
         state.condition = self.class_emb(labels).float()

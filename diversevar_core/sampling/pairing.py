@@ -43,5 +43,5 @@ def schedule_of_size(model: Family, h: float, w: float) -> Schedule:
                 return schedule
     raise UserError(
         f"The image is {w:g} x {h:g} tokens (width x height), and this model makes none of that "
-        "size; put it through VAR Encode with this model."
+        "size; crop and resize it to one that it makes."
     )

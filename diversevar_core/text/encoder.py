@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..checkpoints.files import BoundedFile, CheckpointError, naming, reading
+from ..checkpoints.files import BoundedFile, CheckpointError, load_file, naming, reading
 from ..checkpoints.loading import compute_dtype, filled, read_kind
 from ..errors import UserError, quote
-from .known import unseen
+from .reading import Known, known_phrases, read
 from .t5 import T5Config, T5Encoder, read_config
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
@@ -22,7 +22,7 @@ FIRST = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def root_of(keys: Iterable[str]) -> str | None:
-    """The prefix of a T5 encoder's ``block.0`` in these keys, None where there is no T5 encoder.
+    """The prefix of a T5 encoder's ``block.0`` in these keys, None if there is no T5 encoder.
 
     It is ``encoder.`` in Hugging Face's files; empty, or ``text_encoder.``, in others. T5 decoders
     do not count, nor UMT5, in which every block has position biases.
@@ -42,9 +42,9 @@ def outer_of(root: str) -> str:
 
 
 def embedding_of(keys: Iterable[str], root: str) -> str | None:
-    """The name of the token embedding of the encoder with this root, None where it is missing."""
-    places = (outer_of(root), root)
-    names = [f"{at}{name}.weight" for name in ("shared", "embed_tokens") for at in places]
+    """The name of the token embedding of the encoder with this root, None if it is missing."""
+    prefixes = (outer_of(root), root)
+    names = [f"{start}{name}.weight" for name in ("shared", "embed_tokens") for start in prefixes]
     return next((name for name in names if name in keys), None)
 
 
@@ -60,7 +60,7 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     root = root_of(tensors)
     embedding = embedding_of(tensors, root)
-    places = {
+    starts = {
         f"{root}block.": "encoder.block.",
         f"{root}final_layer_norm.": "encoder.final_layer_norm.",
         embedding.removesuffix("weight"): "shared.",
@@ -69,7 +69,7 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         to + key.removeprefix(start): tensor
         for key, tensor in tensors.items()
-        for start, to in places.items()
+        for start, to in starts.items()
         if key.startswith(start)
     }
 
@@ -96,7 +96,7 @@ class T5File:
 
     config: T5Config
     tensors: dict[str, Tensor]
-    vocabulary: Path  # its tokenizer.json, used where ``facts`` has none
+    vocabulary: Path  # its tokenizer.json, used if ``facts`` has none
     facts: dict[str, object]  # from the file's header and sidecar
 
     def tokenizer(self) -> Tokenizer:
@@ -121,11 +121,13 @@ class T5File:
         tokenizer.no_padding()
         return tokenizer
 
-    def prompts(self) -> list[str] | None:
-        """All prompts that the model was trained on, None where the file does not list them."""
-        prompts = self.facts.get("prompts")
-        listed = isinstance(prompts, list) and all(isinstance(one, str) for one in prompts)
-        return prompts if listed else None
+    def known(self) -> Known | None:
+        """What a small model knows, None if the file lists no prompts."""
+        prompts, phrases = self.facts.get("prompts"), self.facts.get("phrases", {})
+        if not isinstance(prompts, list) or not isinstance(phrases, dict):
+            return None
+        texts = all(isinstance(text, str) for text in (*prompts, *phrases.values()))
+        return known_phrases(prompts, phrases) if prompts and texts else None
 
 
 def read_tokenizer(path: Path) -> str:
@@ -139,14 +141,18 @@ def tokenizer_path(path: Path) -> Path:
     return (path if path.is_dir() else path.parent) / "tokenizer.json"
 
 
-def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
+def read_t5(
+    path: str | Path,
+    vocabulary: Path | None = None,
+    load: Callable[[Path], Mapping] = load_file,
+) -> T5File:
     """Read a T5 encoder from a Hugging Face folder or a single file.
 
-    Its tokenizer.json is the one in the file's header (as ``convert`` writes it), else the one
-    next to the file, else ``vocabulary``. Raises CheckpointError.
+    Its tokenizer.json is that in the file's header (as ``convert`` writes it), else that next to
+    the file, else ``vocabulary``. load: as in ``read``. Raises CheckpointError.
     """
     path = Path(path)
-    file = read_kind(path, is_t5, "a T5 text encoder; choose flan-t5-xl's")
+    file = read_kind(path, is_t5, "a T5 text encoder; choose flan-t5-xl's", load)
     expected = tokenizer_path(path)
     if expected.is_file():
         vocabulary = expected
@@ -162,26 +168,26 @@ def read_t5(path: str | Path, vocabulary: Path | None = None) -> T5File:
 class TextEncoder:
     """A T5 encoder and its tokenizer; call it with prompts.
 
-    prompts: all that the model was trained on, where its file lists them.
+    known: what a small model knows, onto which prompts are read; None: they are encoded as typed.
     """
 
     def __init__(
         self,
         encoder: Callable[[Tensor], Tensor],
         tokenizer: Tokenizer,
-        prompts: Sequence[str] | None = None,
+        known: Known | None = None,
     ):
-        self.encoder, self.tokenizer, self.prompts = encoder, tokenizer, prompts
+        self.encoder, self.tokenizer, self.known = encoder, tokenizer, known
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features (length, Ct) float32 of each prompt, end token included.
 
-        Raises UserError if a prompt is empty or longer than ``MAX_TOKENS``.
+        Raises UserError if a prompt is empty, longer than ``MAX_TOKENS``, or all new to the model.
         """
         features = []
-        for prompt in prompts:
-            check_characters("The prompt", prompt)
+        for text in prompts:
+            prompt, _ = self.read(text)
             if not prompt.strip():
                 raise UserError("The prompt is empty; write what the image should show.")
             ids = self.tokenizer.encode(prompt).ids
@@ -189,16 +195,17 @@ class TextEncoder:
             features.append(self.encoder(torch.tensor([ids]))[0])
         return features
 
-    def unseen(self, prompt: str) -> str | None:
-        """One sentence that names what of a prompt the model does not know, or None."""
-        return unseen(prompt, self.prompts) if self.prompts else None
+    def read(self, text: str) -> tuple[str, str | None]:
+        """The prompt that is encoded for a text, and a sentence on it, as ``reading.read``."""
+        check_characters("The prompt", text)
+        return read(text, self.known) if self.known else (text, None)
 
 
 def load_text_encoder(path: str | Path, device: torch.device | str = "cpu") -> TextEncoder:
     """Load a T5 encoder and its tokenizer: ``read_t5``, then ``build_t5``."""
     file = read_t5(path)
     tokenizer = file.tokenizer()  # checked before the weights are loaded
-    return TextEncoder(build_t5(file, path, device), tokenizer, file.prompts())
+    return TextEncoder(build_t5(file, path, device), tokenizer, file.known())
 
 
 def build_t5(
@@ -212,9 +219,4 @@ def build_t5(
     dtype: of the layers' computation; None is float32 on a CPU and the stored type elsewhere.
     """
     dtype = dtype or compute_dtype(file.tensors, device)
-
-    def build(operations: ModuleType, device: torch.device | str, depth: int) -> T5Encoder:
-        return T5Encoder(replace(file.config, num_layers=depth), operations, device, dtype)
-
-    blocks = ("encoder.block.", file.config.num_layers)
-    return filled(build, blocks, nn, file.tensors, device, path)
+    return filled(partial(T5Encoder, file.config, dtype=dtype), nn, file.tensors, device, path)

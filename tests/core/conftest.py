@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cases import REFERENCE, Case, write_case, write_text_encoder
 
+import tests.trace
 from diversevar_core.__main__ import main
 from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.models.family import Family
@@ -47,6 +48,16 @@ def text_encoder(folder) -> Path:
 def command_line(capsys):
     """Run the command line with these arguments; returns its exit code and output."""
 
+    return runner(main, capsys)
+
+
+@pytest.fixture
+def trace(capsys):
+    """``python -m tests.trace`` with these arguments; returns its exit code and output."""
+    return runner(tests.trace.main, capsys)
+
+
+def runner(main, capsys):
     def run(*arguments: object) -> subprocess.CompletedProcess:
         code, error = 0, ""
         try:

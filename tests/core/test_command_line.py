@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from diversevar_core.checkpoints import included
+from diversevar_core.conditions import Text
 from diversevar_core.errors import UserError
 from diversevar_core.images import open_image
 from diversevar_core.presets import Preset
+from diversevar_core.sampling.sampler import sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,21 +55,28 @@ def test_prompt_and_negative_make_an_image(command_line, common):
         ({"prompt": "cat " * 600}, "The prompt is 601 tokens long and the model reads at most 512"),
         ({"prompt": None}, "give --prompt"),
         ({"text_encoder": "nowhere"}, "There is no file 'nowhere'"),
-        ({"batch": 0}, "--batch must be 1 or more"),
-        ({"ssr": "nan"}, "ssr must be a finite number"),
+        ({"batch": 0}, "argument --batch: must be a whole number from 1 to 1024, not '0'."),
+        ({"batch": 1025}, "must be a whole number from 1 to 1024, not '1025'."),
+        ({"batch": "9" * 5000}, "must be a whole number from 1 to 1024, not '99"),
+        ({"starts": 0}, "argument --starts: must be a whole number from 1 to 1024, not '0'."),
+        ({"starts": 10**9}, "argument --starts: must be a whole number from 1 to 1024"),
+        ({"cfg": "x"}, "argument --cfg: invalid numbers value: 'x'."),
+        ({"ssr": "nan"}, "ssr must be a number of 0 or more, not nan"),
         ({"ssr": 1, "sides": "5"}, "no token map of side 5; its sides are 1, 2, 4, 6, 8, 12, 16"),
-        ({"aspect": "-1"}, "aspect ratio"),
-        ({"aspect": "4:0"}, "argument --aspect: invalid aspect value: '4:0'"),
+        ({"aspect": "-1"}, "argument --aspect: must be width to height, as in 16:9, not '-1'."),
+        ({"aspect": "0"}, "must be width to height, as in 16:9, not '0'."),
+        ({"aspect": "4:0"}, "must be width to height, as in 16:9, not '4:0'."),
+        ({"aspect": "nan"}, "must be width to height"),
         ({"device": "gpu"}, "There is no device 'gpu' here; choose one of "),
         ({"device": "cuda:99"}, "There is no device 'cuda:99' here; choose one of "),
-        ({"adaptive": 3}, "adaptive scaling is 0 to 1"),
-        ({"starts": 0}, "need 1 candidate or more"),
+        ({"adaptive": 3}, "adaptive scaling must be a number from 0 to 1"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(command_line, common, changes, words):
     done = command_line("sample", *options(common, **changes))
     assert done.returncode != 0
     assert words in done.stderr
+    assert done.stderr.rstrip().endswith(".")
     assert "Traceback" not in done.stderr
     assert not common["--out"].exists()
 
@@ -79,16 +89,15 @@ def test_wrong_vae_names_both(command_line, common, var_case):
 
 def test_an_unknown_class_is_refused(command_line, var_case, tmp_path):
     files = ["--model", var_case.model, "--vae", var_case.vae, "--out", tmp_path / "p.png"]
-    done = command_line("sample", *files, "--labels", "3,10")
-    assert "There is no class 10; the last is 9" in done.stderr
+    done = command_line("sample", *files, "--labels", "3,11")
+    assert "There is no class 11; the last is 9, and 10 is none." in done.stderr
 
 
-def test_text_features_of_another_width(command_line, common, tmp_path):
-    features = tmp_path / "text.safetensors"
-    save_file({"text": torch.zeros(4, 64), "lens": torch.tensor([4])}, features)
-    done = command_line("sample", *options(common, prompt=None, text_features=features))
-    assert "text features are 64 wide" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_text_features_of_another_width(pair):
+    model, vae = pair
+    text = Text([torch.zeros(4, 64)])
+    with pytest.raises(UserError, match="text features are 64 wide"):
+        list(sample(model, vae, text, model.schedule(), model.defaults(), [0]))
 
 
 def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
@@ -112,7 +121,7 @@ def test_encode_encodes_and_decodes_an_image(command_line, common, tmp_path):
 
 def test_compare_shows_the_included_model_with_presets(command_line, tmp_path):
     out = tmp_path / "rows.png"
-    presets = ["SSR + SAR as in the paper", "most different"]
+    presets = ["SSR + SAR (DiverseVAR)", "most different"]
     done = command_line("compare", "--batch", "3", "--out", out, "--presets", *presets)
     assert done.returncode == 0, done.stderr
     image = np.asarray(Image.open(out).convert("RGB")).astype(float)
@@ -156,10 +165,9 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
     assert command_line("sample", *files, *one).returncode == 0
 
 
-@pytest.mark.parametrize("options", [["--labels", "1,2"], ["--labels", "1", "--rng", "shared"]])
-def test_starts_compare_images_of_one_class(command_line, var_case, tmp_path, options):
+def test_starts_compare_images_of_one_class(command_line, var_case, tmp_path):
     files = ["--model", var_case.model, "--vae", var_case.vae, "--out", tmp_path / "p.png"]
-    done = command_line("sample", *files, *options, "--batch", "2", "--starts", "8")
+    done = command_line("sample", *files, "--labels", "1,2", "--batch", "2", "--starts", "8")
     assert "Diverse starts" in done.stderr and "set starts to 1" in done.stderr
 
 
@@ -180,7 +188,31 @@ def test_an_image_is_never_lost_at_the_end(command_line, tmp_path, out, made):
     assert Image.open(tmp_path / made).size == (128, 128)
 
 
-@pytest.mark.parametrize("command", ["sample", "compare", "calibrate", "encode", "convert"])
+def test_explore_writes_a_sheet_and_one_file_an_image(command_line, tmp_path):
+    """Every image is the one that its prompt and seed make alone."""
+    out = tmp_path / "fruit.png"
+    done = command_line(
+        "explore", "red apple", "purple fox", "--seeds", 3, "--seed", 7, "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out") == done.stderr.count("left out: purple") == 1
+    names = [f"fruit-{row}-{number}.png" for row in (1, 2) for number in (1, 2, 3)]
+    assert done.stdout.split() == [str(tmp_path / name) for name in (*names, out.name)]
+    alone = tmp_path / "alone.png"
+    for name, prompt, seed in ((names[0], "red apple", 7), (names[5], "purple fox", 9)):
+        command_line(
+            "sample", "--prompt", prompt, "--seed", seed, "--preset", "balanced", "--out", alone
+        )
+        image = Image.open(tmp_path / name)
+        assert image.text["seeds"] == str(seed)
+        np.testing.assert_allclose(np.array(image), np.array(Image.open(alone)).astype(int), atol=1)
+    wide, high = Image.open(out).size
+    assert wide > 3 * 128 and high > 2 * 128
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "compare", "explore", "calibrate", "encode", "convert"]
+)
 @pytest.mark.parametrize("out", ["", "a.png/b", "x" * 300, "a\0", "folder"])
 def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, command, out):
     (tmp_path / "a.png").touch()
@@ -188,6 +220,7 @@ def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, co
     more = {
         "sample": ["--prompt", "octopus", "--model", "nowhere"],
         "compare": ["--model", "nowhere"],
+        "explore": ["fox", "--model", "nowhere"],
         "calibrate": ["--model", "nowhere", "--prompts", "nowhere"],
         "encode": ["--vae", "nowhere", "--image", "nowhere", "--sides", "1,2"],
         "convert": ["nowhere"],
@@ -197,10 +230,70 @@ def test_unwritable_paths_are_refused_before_the_work(command_line, tmp_path, co
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "folder"}
 
 
-def test_a_trace_is_written_with_an_image(command_line, tmp_path):
-    files = ["--out", tmp_path / "a", "--trace", tmp_path / "new" / "b"]
-    assert command_line("sample", "--prompt", "octopus", *files).returncode == 0
-    assert (tmp_path / "new" / "b.safetensors").exists()
+def run(module, *arguments, **options) -> subprocess.CompletedProcess:
+    """A command line in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_trace_that_does_not_fit_leaves_the_image(tmp_path):
+    import resource
+
+    out, size = tmp_path / "new" / "a.png", 100_000  # the image has 20 kB, the trace 200
+    options = ["--prompt", "octopus", "--out", out, "--trace", tmp_path / "t.safetensors"]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    assert "File too large" in run("tests.trace", *options, preexec_fn=limit).stderr
+    assert Image.open(out).size == (128, 128)
+
+
+def test_a_closed_output_loses_nothing_and_complains_of_nothing(tmp_path):
+    read, unread = os.pipe()
+    os.close(read)
+    closed = {"preexec_fn": partial(os.close, 1)}  # by the shell, as with >&-
+    for i, options in enumerate((closed, {"stdout": unread})):  # by the reader: | head -0
+        out = tmp_path / f"{i}.safetensors"
+        done = run("diversevar_core", "convert", included.VAE, "--out", out, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert out.exists()
+    os.close(unread)
+
+
+def test_the_version_is_the_packs(command_line):
+    version = re.search('^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert command_line("--version").stdout == f"diversevar_core {version}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (["--guidance-start", "6", "--starts", "1"], ["--guidance-start", "6"]),
+        (["--starts", "1"], ["--guidance-start", "4"]),
+        (["--guidance-start", "0", "--starts", "1"], []),
+        (["--starts", "1", "--repulsion", "4"], ["--guidance-start", "4", "--repulsion", "4"]),
+    ],
+)
+def test_an_option_wins_over_the_presets(command_line, tmp_path, options, same):
+    images = []
+    for i, own in enumerate((["--preset", "most different", *options], same)):
+        out = tmp_path / f"{i}.png"
+        done = command_line("sample", "--prompt", "octopus", "--batch", "2", "--out", out, *own)
+        assert done.returncode == 0, done.stderr
+        images.append(Image.open(out).tobytes())
+    assert images[0] == images[1]
+
+
+def test_sixteen_to_nine_is_wide(command_line, common):
+    for aspect in ("16:9", "1.778"):
+        assert command_line("sample", *options(common, aspect=aspect)).returncode == 0
+        width, height = Image.open(common["--out"]).size
+        assert width / height == pytest.approx(16 / 9, rel=0.05)
+
+
+@pytest.mark.parametrize("seeds", ["0", "1", "-1", "65", "x", "9" * 5000])
+def test_how_many_seeds_calibration_takes(command_line, tmp_path, seeds):
+    done = command_line("calibrate", "--prompts", tmp_path / "nowhere", "--seeds", seeds)
+    assert "--seeds: must be a whole number from 2 to 64, not" in done.stderr
 
 
 def test_convert_sets_the_suffix_and_makes_the_folder(command_line, tmp_path):

@@ -57,7 +57,7 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tmp_path):
+def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, trace, tmp_path):
     run, expected = edit_case.runs[i], edit_case.expected
     text = {"text": expected[f"run{i}.text"], "lens": torch.tensor(run["lens"])}
     if "neg_lens" in run:
@@ -71,7 +71,7 @@ def test_a_batch_of_one_source_is_each_edit_alone(edit_case, i, command_line, tm
 
     def traced(seed, batch):
         out = ["--trace", tmp_path / "trace.safetensors", "--out", tmp_path / "image.png"]
-        done = command_line("sample", *shared, "--seed", seed, "--batch", batch, *out)
+        done = trace(*shared, "--seed", seed, "--batch", batch, *out)
         assert done.returncode == 0, done.stderr
         return load_file(tmp_path / "trace.safetensors")
 
@@ -219,8 +219,6 @@ def test_an_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, comm
     assert "cannot edit an image" in done.stderr
     done = command_line("sample", *files, "--source", image, "--aspect", 1.5)
     assert "leave --aspect at 1:1" in done.stderr
-    done = command_line("sample", *files, "--source-features", image)
-    assert "does not hold source features" in done.stderr
     assert "Traceback" not in done.stderr
 
 

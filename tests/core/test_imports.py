@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 REQUIRED = set((ROOT / "requirements.txt").read_text().split("\n"))
 LIBRARIES = {"PIL" if name == "pillow" else name for name in REQUIRED if name.isidentifier()}
-HOST = {"comfy", "comfy_api", "folder_paths", "server", "transformers"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "transformers"}
 
 
 def imported(file: Path) -> set[str]:

@@ -374,15 +374,15 @@ def test_starts_can_be_compared_by_anything(pair):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: AdaptiveScaling(2.0), "0 to 1, not 2.0"),
-        (lambda: TextNoise(float("nan")), "text noise is a number of 0 or more, not nan"),
+        (lambda: AdaptiveScaling(2.0), "from 0 to 1, not 2"),
+        (lambda: TextNoise(float("nan")), "text noise must be a number of 0 or more, not nan"),
         (lambda: TextNoise(begin_time=0.9, end_time=0.6), "must be 0 or more and below its end"),
-        (lambda: TextNoise(rescale=3.0), "rescale is 0 to 1"),
-        (lambda: Repulsion(-1.0), "repulsion is a number of 0 or more"),
-        (lambda: PathSearch(0), "takes 1 candidate or more"),
-        (lambda: Starts(0), "need 1 candidate or more"),
-        (lambda: FastVAR(1.0), "a share of 0 or more and below 1"),
-        (lambda: ScaleKV(0.0), "a share above 0 and up to 1"),
+        (lambda: TextNoise(rescale=3.0), "rescale must be a number from 0 to 1"),
+        (lambda: Repulsion(-1.0), "repulsion must be a number of 0 or more"),
+        (lambda: PathSearch(0), "candidates must be a number of 1 or more"),
+        (lambda: Starts(0), "candidates must be a number of 1 or more"),
+        (lambda: FastVAR(1.0), "prune must be a number from 0 to 0.99"),
+        (lambda: ScaleKV(0.0), "budget must be a number from 0.01 to 1"),
     ],
 )
 def test_impossible_numbers_are_refused(make, sentence):

@@ -259,11 +259,11 @@ def test_what_is_not_finite_is_named(infinity_case, case):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"tau": (0.0,)}, "tau must be above 0"),
-        ({"cfg": (float("nan"),)}, "cfg must be a finite number"),
+        ({"tau": (0.0,)}, "tau must be a number of 0.001 or more, not 0"),
+        ({"cfg": (float("nan"),)}, "cfg must be a number of 0 or more, not nan"),
         ({"cfg": (1.0,) * 8}, "cfg has 8 values, but this image has 7 scales"),
-        ({"cfg_layer": -4}, "cfg_layer must be 0"),
-        ({"top_p": 1.5}, "top_p from 0 to 1"),
+        ({"cfg_layer": -4}, "the last block. must be a number from -3 to 0, not -4"),
+        ({"top_p": 1.5}, "top_p must be a number from 0 to 1, not 1.5"),
         ({"more_smooth": True}, "more_smooth blends codebook rows"),
     ],
 )

@@ -12,11 +12,8 @@ from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
-# a CLIP vision model, as the host's loader knows the large ones only, and any Python object on a
-# socket that fits every other, as other packs have
+# a CLIP vision model, as the host's loader knows the large ones only
 OTHER_PACK = """
-import math
-
 import torch
 from comfy.clip_vision import ClipVisionModel
 
@@ -36,21 +33,7 @@ class TinyCLIPVision:
         return (model,)
 
 
-class AnyObject:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"code": ("STRING", {})}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "make", "tests"
-
-    def make(self, code):
-        return (eval(code, {"torch": torch, "math": math}),)
-
-
-class AnyList(AnyObject):
-    OUTPUT_IS_LIST = (True,)
-
-
-NODE_CLASS_MAPPINGS = {
-    "TinyCLIPVision": TinyCLIPVision, "AnyObject": AnyObject, "AnyList": AnyList
-}
+NODE_CLASS_MAPPINGS = {"TinyCLIPVision": TinyCLIPVision}
 """
 
 
@@ -61,17 +44,27 @@ def host(tmp_path_factory):
         pytest.skip(HOW_TO)
     base = tmp_path_factory.mktemp("base")
     models = base / "models"
-    for folder in ("diffusion_models", "vae", "text_encoders"):
+    for folder in ("checkpoints", "diffusion_models", "vae", "text_encoders"):
         (models / folder).mkdir(parents=True)
     write_infinity(models)
     write_var(models)
     write_edit(models)
     emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
+    checkpoint = models / "checkpoints" / "sd_xl_base_1.0.safetensors"  # as the template says
+    shutil.copy(ROOT / "tests" / "flow.safetensors", checkpoint)
     host = Host(*found, base, OTHER_PACK)
     yield host
     host.stop()
     assert not host.complaints(), "\n\n".join(host.complaints())
+
+
+@pytest.fixture(scope="session")
+def inside():
+    """The host's code in this process."""
+    import inside_host
+
+    return inside_host
 
 
 def write_infinity(models: Path) -> None:
@@ -86,7 +79,7 @@ def write_infinity(models: Path) -> None:
     write_release(models / "diffusion_models" / "infinity_2b_reg.pth", shapes["infinity"], config)
     write_release(models / "vae" / "infinity_vae_d32reg.pth", shapes["vae"], config)
     encoder = write_text_encoder(models / "text_encoders" / "t5_tiny") / "model.safetensors"
-    shutil.copy(encoder, models / "text_encoders")
+    shutil.copy(encoder, models / "text_encoders" / "flan-t5-xl.safetensors")
     shutil.copy(encoder.with_name("tokenizer.json"), models / "text_encoders")
 
 

@@ -59,6 +59,32 @@ changed.write_bytes(changed.read_bytes() + b" ")
 folder_paths.filename_list_cache.clear()
 print(json.dumps([first, again, listing(), len(folders.verdicts)]))
 """
+DOWNLOADED = """
+from pathlib import Path
+folder, whole = Path(models, "diffusion_models", "many"), Path(sys.stdin.read().strip('"'))
+folder.mkdir()
+content = whole.read_bytes()
+(folder / "m.safetensors").write_bytes(content[:1000])
+def listed():
+    folder_paths.filename_list_cache.clear()
+    return [name for name in folders.choices(folders.MODELS) if name.startswith("many")]
+before = listed()
+with (folder / "m.safetensors").open("ab") as file:
+    file.write(content[1000:])
+print(json.dumps([before, listed()]))
+"""
+LONG = """
+import os, time
+from pathlib import Path
+def listing():
+    began = time.process_time()
+    folders.choices(folders.MODELS)
+    return time.process_time() - began
+first = listing()
+for file in Path(models, "diffusion_models").glob("long*"):
+    os.utime(file, (1, 1))
+print(json.dumps([first, listing()]))
+"""
 VERSIONS = """
 import os
 from pathlib import Path
@@ -133,7 +159,7 @@ def test_only_names_of_the_list_are_taken_with_any_systems_separators(models):
     odd += ["sub/../good.safetensors", "good.safetensors\0", 7]
     found = json.loads(run_in_host(NAMES, models, names + odd).splitlines()[-1])
     assert found[:4] == [f"diffusion_models/{name}" for name in [*good, good[1]]]
-    assert all("refresh and choose again" in words for words in found[4:]), found[4:]
+    assert all("choose another" in words for words in found[4:]), found[4:]
 
 
 def test_a_listing_reads_what_has_changed_however_many_files_there_are(models):
@@ -148,6 +174,24 @@ def test_a_listing_reads_what_has_changed_however_many_files_there_are(models):
     assert first[0] == again[0] == changed[0] > 4200
     assert again[2] < 5
     assert kept == first[1]
+
+
+def test_a_folder_is_listed_once_its_file_is_downloaded(models):
+    file = str(models / "diffusion_models" / "good.safetensors")
+    half, whole = json.loads(run_in_host(DOWNLOADED, models, file).splitlines()[-1])
+    assert half == ["many/m.safetensors"]  # in doubt
+    assert whole == ["many", "many/m.safetensors"]
+
+
+def test_long_headers_are_refused_quickly(models):
+    """Ten of 16 MB, with 180,000 names each: parsing them takes seconds."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"word_embed.weight.{i:07}": entry for i in range(180_000)}).encode()
+    for i in range(10):
+        content = len(header).to_bytes(8, "little") + header
+        (models / "diffusion_models" / f"long {i}.safetensors").write_bytes(content)
+    first, touched = json.loads(run_in_host(LONG, models).splitlines()[-1])
+    assert first < 2 and touched < 2
 
 
 def test_a_choice_has_another_version_after_any_of_its_files_changed(models):

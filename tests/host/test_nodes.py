@@ -11,7 +11,7 @@ from PIL import Image
 from prompts import PIXELS, VAES, encoded, graph, pixels
 from safetensors.torch import load_file
 
-from diversevar_core.checkpoints.included import TOKENIZER
+from diversevar_core.checkpoints.included import VAE
 from diversevar_core.checkpoints.loading import load_vae
 from diversevar_core.schedule import square
 from diversevar_core.vae.autoencoder import to_image
@@ -59,7 +59,7 @@ def test_ssr_and_sar_change_the_image(host):
 def test_a_preset_sets_the_numbers(host):
     (published,) = pixels(host.run(graph("infinity", preset="as published")))
     (off,) = pixels(host.run(graph("infinity", guidance_start=0)))
-    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR as in the paper")))
+    (paper,) = pixels(host.run(graph("infinity", preset="SSR + SAR (DiverseVAR)")))
     np.testing.assert_array_equal(published, off)
     assert not np.array_equal(published, paper)
 
@@ -95,11 +95,12 @@ def test_chosen_seeds_are_an_output_and_in_the_saved_image(host):
     np.testing.assert_allclose(both[1], second.astype(int), atol=1)
 
 
-def test_images_of_a_list_of_seeds_are_saved_with_their_own(host):
-    prompt = graph("emoji", batch_size=2)
-    prompt["list"] = {"class_type": "AnyList", "inputs": {"code": "[11, 22]"}}
-    prompt["sampler"]["inputs"]["seed"] = ["list", 0]
-    assert list(saved(host, prompt, "list").values()) == [11, 12, 22, 23]
+def test_images_of_a_list_are_saved_with_their_own_seeds(host):
+    """Rebatch Latents makes a list of two; image i of the whole is seed + i, as with KSampler."""
+    prompt = graph("emoji", batch_size=4, seed=11, latent_image=["parts", 0])
+    inputs = {"latents": ["empty", 0], "batch_size": 2}
+    prompt["parts"] = {"class_type": "RebatchLatents", "inputs": inputs}
+    assert list(saved(host, prompt, "list").values()) == [11, 12, 13, 14]
 
 
 METHODS = {
@@ -170,21 +171,25 @@ def test_calibrate_finds_what_the_preset_then_uses(host):
     assert plot.width > plot.height
     steps = [data["value"] for data in outcome.of("progress") if data["node"] == "calibrate"]
     assert len(steps) > 10 and steps == sorted(steps) and steps[-1] == 1000
+    again = host.run(prompt)
+    (cached,) = again.of("execution_cached")
+    assert again.error is None and {"model", "calibrate"} <= set(cached["nodes"])
     assert len(pixels(host.run(with_preset))) == 2
 
     folder = host.base / "models" / "diffusion_models"
     calibration = folder / "emoji_copy.safetensors.diversity.json"
-    written = calibration.stat()
-    outcomes = [host.run(prompt) for _ in range(2)]  # the loader sees the choice
-    assert all(outcome.error is None for outcome in outcomes)
-    (cached,) = outcomes[1].of("execution_cached")
-    assert {"model", "calibrate"} <= set(cached["nodes"])
-    after = calibration.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
-    prompt["model"]["inputs"]["weight_dtype"] = "fp8_e4m3fn"  # other figures: all is measured anew
-    assert host.run(prompt).error is None
-    assert calibration.stat().st_mtime_ns > after.st_mtime_ns
+    def cached_with_preset() -> set[str]:
+        return {
+            name
+            for event in host.run(with_preset).of("execution_cached")
+            for name in event["nodes"]
+        }
+
+    assert {"model", "sampler"} <= cached_with_preset()
+    saved = json.loads(calibration.read_text())
+    calibration.write_text(json.dumps(saved | {"chosen": {"guidance_start": 2}}))
+    assert "sampler" not in cached_with_preset()  # another choice: sampled again
 
 
 def with_clip_vision(prompt: dict, kind: str, **inputs) -> dict:
@@ -222,7 +227,7 @@ def test_calibrate_compares_by_clip_vision(host):
     del prompt["save"]
     assert host.run(prompt).error is None
     saved = json.loads(calibration.read_text())
-    assert saved["about"]["features"] == "CLIP vision" and saved["chosen"]
+    assert saved["chosen"]
 
     prompt = included(preset="as published", batch_size=3)
     with_clip_vision(prompt, "DiverseVARMeasure", images=["decode", 0])
@@ -273,7 +278,7 @@ def test_stock_conditioning_nodes_work(host):
 def through_tokens(host, family: str) -> np.ndarray:
     """That image, taken through the vae without the host: (H, W, 3)."""
     file = host.base / "models" / "vae" / VAES[family]
-    vae = load_vae(TOKENIZER if family == "emoji" else file)
+    vae = load_vae(VAE if family == "emoji" else file)
     schedule, side = square(MAPS[family]), PIXELS[family]
     red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
     image = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
@@ -462,7 +467,7 @@ def two_prompts() -> dict:
 @pytest.mark.parametrize(
     "prompt, words",
     [
-        (wrong_vae(), "VAE"),
+        (wrong_vae(), "vae"),
         (class_for_infinity(), "classes"),
         (prompt_for_var(), "classes"),
         (truncated_model(), "truncated"),
@@ -477,7 +482,7 @@ def two_prompts() -> dict:
         (graph("infinity", prompt=" "), "empty"),
         (graph("infinity", prompt="cat " * 600), "601 tokens"),
         (advanced("infinity", sides="4,7"), "7"),
-        (advanced("infinity", sides="four"), "four"),
+        (advanced("infinity", sides="four"), "not 'four'"),
         (advanced("infinity", ssr=float("nan")), "nan"),
         (graph("var", top_p=float("nan")), "nan"),
     ],

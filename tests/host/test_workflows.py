@@ -11,23 +11,31 @@ import numpy as np
 import pytest
 from comfy_host import PACK, ROOT
 from PIL import Image
+from prompts import on_small_model
 
+ANY_MODEL = "Any model, as it is and with late guidance"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+GRAPHS = [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
 OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename === name"
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
 TYPES = ".map(n => n.type)"
-# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups; a run adds
-# what the sampler used below its widgets
+# boxes (left, top, right, bottom) of the nodes with their titles, and of the groups; the elements
+# are those of Nodes 2.0
 BOXES = """() => {
     const box = ([x, y, w, h]) => [x, y, x + w, y + h];
     const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...n.size])]);
     nodes.forEach(([_, b]) => b[1] -= LiteGraph.NODE_TITLE_HEIGHT);
-    app.graph.nodes.forEach((n, i) => nodes[i][1][3] += n.type === "DiverseVARSampler" ? 50 : 0);
+    for (const element of document.querySelectorAll("[data-node-id]")) {
+        const {left, top, right, bottom} = element.getBoundingClientRect();
+        const i = app.graph.nodes.findIndex(n => n.id == element.dataset.nodeId);
+        nodes[i][1] = [left, top, right, bottom].map(place => place / app.canvas.ds.scale);
+    }
     return [nodes, app.graph.groups.map(g => [g.title, box([...g.pos, ...g.size])])];
 }"""
 # the greatest part of an image node's area that the page's minimap covers
 COVERED = """() => {
+    const SHOWING = ["SaveImage", "PreviewImage", "DiverseVARSave", "DiverseVARContactSheet"];
     const map = document.querySelector(".minimap-main-container").getBoundingClientRect();
     const part = n => {
         const [x, y] = app.canvas.ds.convertOffsetToCanvas(n.pos);
@@ -35,9 +43,13 @@ COVERED = """() => {
         const [right, bottom] = [x + w - Math.max(map.left, x), y + h - Math.max(map.top, y)];
         return (Math.max(0, right) * Math.max(0, bottom)) / w / h;
     };
-    const shows = n => ["SaveImage", "PreviewImage"].includes(n.type);
+    const shows = n => SHOWING.includes(n.type);
     return Math.max(...app.graph.nodes.filter(shows).map(part));
 }"""
+# all inputs that a preset and the sampling settings can show
+CUSTOM = """() => app.graph.nodes.forEach(n => n.widgets?.forEach(widget => {
+    if (["preset", "sampling"].includes(widget.name)) widget.value = "custom";
+}))"""
 PROMPT = "app.graphToPrompt().then(graph => graph.output)"
 DROPPED = """bytes => {
     const transfer = new DataTransfer();
@@ -108,6 +120,42 @@ def test_nothing_covers_anything_else(page, name):
         assert all(holds(b, box) for _, b in touched), (title, touched)
 
 
+@pytest.fixture(params=[False, True], ids=["classic", "Nodes 2.0"])
+def growing(host, page, request):
+    """The page with classic nodes or Nodes 2.0, and previews on the samplers."""
+    settings = {"Comfy.VueNodes.Enabled": request.param, "Comfy.Execution.PreviewMethod": "auto"}
+    for name, value in settings.items():
+        host.fetch(f"/settings/{name}", value)
+    page.reload()
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
+    yield page
+    host.fetch("/settings/Comfy.VueNodes.Enabled", False)
+    host.fetch("/settings/Comfy.Execution.PreviewMethod", "default")
+
+
+# the others have nodes below a sampler, which grows with its inputs and its preview
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name[0] not in "46"])
+def test_nothing_covers_anything_else_after_a_run(host, growing, name):
+    page, graph = growing, json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    graph["extra"] |= {"linearMode": False}
+    page.evaluate("graph => app.loadGraphData(graph)", graph)
+    page.evaluate(CUSTOM)
+    run_on_page(host, page)
+    page.wait_for_timeout(2000)
+    save(page, f"{name}-run")
+    nodes, _ = page.evaluate(BOXES)
+    for i, (title, box) in enumerate(nodes):
+        assert not [other for other, b in nodes[:i] if overlap(box, b)], title
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_the_places_of_links_have_no_empty_fields(path):
+    """A newer page refuses null there."""
+    text = path.read_text()
+    assert '"parentId": null' not in text and '"floating": null' not in text
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_node_says_which_pack_it_is_from(name):
     version = re.search('^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
@@ -121,7 +169,7 @@ def test_every_node_says_which_pack_it_is_from(name):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_template_is_readable_on_a_small_screen(page, name):
     """The page fits it into three quarters of the view; below 0.57 it draws no text."""
-    page.set_viewport_size({"width": 1280, "height": 800})
+    page.set_viewport_size({"width": 1280, "height": 720})
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
     graph["extra"] |= {"linearMode": False}
     page.evaluate(
@@ -151,7 +199,7 @@ def test_workflow_opens_and_runs(host, page, name):
 
     prompt = without_versions(page.evaluate(PROMPT))
     assert prompt == json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
-    outcome = host.run(prompt)
+    outcome = host.run(on_small_model(prompt) if name == ANY_MODEL else prompt)
     assert outcome.error is None
     assert outcome.images
     for image in outcome.images:
@@ -160,12 +208,23 @@ def test_workflow_opens_and_runs(host, page, name):
             image.save(Path(folder, f"{name}-{outcome.images.index(image)}.png"))
 
 
+def test_inpainting_ends_with_the_images_own_pixels_outside_the_mask(host):
+    prompt = json.loads((ROOT / "workflows" / "api" / "6 Inpaint an image.json").read_text())
+    image, *drawn = [np.asarray(image).astype(int) for image in host.run(prompt).images]
+    half = image.shape[1] // 2
+    assert len(drawn) == 4
+    for again in drawn:
+        assert (again[:, :half] == image[:, :half]).all()
+        assert abs(again[:, half:] - image[:, half:]).mean() > 10
+
+
 @pytest.mark.parametrize(
     ("name", "files"),
     [
         ("VAR d16, class to image (1.2 GB)", 2),
         ("Infinity-2B, large images (9 GB)", 3),
         ("VAREdit-8B, edit photographs (large)", 3),
+        (ANY_MODEL, 1),
     ],
 )
 def test_missing_models_are_offered_for_download(page, name, files):

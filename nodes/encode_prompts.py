@@ -1,0 +1,92 @@
+"""VAR Encode Prompts: one prompt a line -> as many conditionings."""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from comfy_api.latest import io
+
+from ..diversevar_core.errors import UserError
+from .sample import said_of
+from .shown import shown
+
+MOST = 256  # prompts of one text: a few braces too many write out millions
+CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost one
+
+ALIASES = [
+    "clip text encode", "prompt list", "multiple prompts", "prompt matrix", "combinatorial prompts",
+    "wildcards", "batch prompts", "flan t5",
+    "提示词列表", "多个提示词", "提示詞清單", "プロンプトリスト",
+]  # fmt: skip
+
+
+class EncodePrompts(io.ComfyNode):
+    """The stock CLIP Text Encode, for a list of prompts."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiverseVAREncodePrompts",
+            display_name="VAR Encode Prompts",
+            category="DiverseVAR",
+            description="Encodes prompts, one a line; {red|green} apple is two of them. What "
+            "follows runs once for every prompt, with the same seeds.",
+            search_aliases=ALIASES,
+            is_output_node=True,  # so that its notes are shown if all of a run is cached, too
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Load VAR CLIP, or any other model's."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=False,  # the page would choose one of the words at random
+                    tooltip="What to see, one prompt a line. {red|green} apple writes out every "
+                    "combination.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    is_output_list=True, tooltip="Each prompt, for positive of the sampler."
+                ),
+                io.String.Output(
+                    display_name="prompts",
+                    is_output_list=True,
+                    tooltip="Each prompt's text, for Contact Sheet and Pick Image.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, text) -> io.NodeOutput:
+        prompts = prompts_of(text)
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
+        notes = [note for conditioning in encoded for note in said_of(conditioning)]
+        lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
+        return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
+
+
+def prompts_of(text: str) -> list[str]:
+    """The prompts of a text, in order and each once; an empty text is one empty prompt.
+
+    Raises UserError if there are more than ``MOST``.
+    """
+    written = (prompt for line in text.splitlines() for prompt in written_out(line.strip()))
+    prompts = list(islice(filter(None, written), MOST + 1))
+    if len(prompts) > MOST:
+        raise UserError(
+            f"The text writes out more than {MOST} prompts; leave out some words in braces, or "
+            "split it."
+        )
+    return list(dict.fromkeys(prompts)) or [""]
+
+
+def written_out(line: str) -> Iterator[str]:
+    """Every combination of the choices in a line: {red|green} apple -> red apple, green apple."""
+    found = CHOICE.search(line)
+    if found is None:
+        yield " ".join(line.split())
+        return
+    for choice in found[1].split("|"):
+        yield from written_out(line[: found.start()] + choice.strip() + line[found.end() :])
+
+
+NODES = [EncodePrompts]

@@ -1,0 +1,312 @@
+"""What is typed is drawn as a prompt that the small model knows, and what is left out is said."""
+
+import json
+import re
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.files import read_header
+from diversevar_core.convert import convert
+from diversevar_core.errors import UserError
+from diversevar_core.text.encoder import load_text_encoder
+
+PROMPTS = set(included.prompts())
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_text_encoder(included.TEXT_ENCODER)
+
+
+def drawn(prompt: str) -> str:
+    return f"drawn: {prompt}"
+
+
+def without(prompt: str, *new: str) -> str:
+    return f"drawn: {prompt}; new to this model and left out: {', '.join(new)}"
+
+
+AS_TYPED = [
+    *("octopus", "Octopus", "OCTOPUS", " octopus ", "octopus\n", "an octopus", "the octopus."),
+    *("Red apple!", "the red apple", "hot dog", "Statue of Liberty", "the statue of liberty"),
+    *("fork and knife", "fork and knife with plate", "T-Rex", "T. rex", "jack-o-lantern"),
+    *("leaf fluttering in the wind", "yo-yo", "a cat face", "birthday cake", "polar bear"),
+    *("a picture of a fox", "draw me an owl", "2nd place medal", "cloud with lightning and rain"),
+]
+OTHERS = {
+    # one or many
+    "cats": drawn("cat"),
+    "foxes": drawn("fox"),
+    "strawberries": drawn("strawberry"),
+    "mice": drawn("mouse"),
+    "wolves": drawn("wolf"),
+    "tomatoes": drawn("tomato"),
+    "Butterflies": drawn("butterfly"),
+    "grape": drawn("grapes"),
+    "pancake": drawn("pancakes"),
+    "two dogs": without("dog", "two"),
+    "3 penguins": without("penguin", "3"),
+    # other words for the same thing
+    "kitten": drawn("cat"),
+    "puppy": drawn("dog face"),
+    "bunny": drawn("rabbit"),
+    "car": drawn("automobile"),
+    "a plane": drawn("airplane"),
+    "coffee": drawn("hot beverage"),
+    "coffee cup": drawn("hot beverage"),
+    "cup of coffee": drawn("hot beverage"),
+    "donut": drawn("doughnut"),
+    "apple": drawn("red apple"),
+    "moon": drawn("full moon"),
+    "burger": drawn("hamburger"),
+    "cheeseburger": drawn("hamburger"),
+    "noodles": drawn("steaming bowl"),
+    "ladybug": drawn("lady beetle"),
+    "bee": drawn("honeybee"),
+    "UFO": drawn("flying saucer"),
+    "pumpkin": drawn("jack o lantern"),
+    "gift": drawn("wrapped gift"),
+    "hippo": drawn("hippopotamus"),
+    "corn": drawn("ear of corn"),
+    "milk": drawn("glass of milk"),
+    "orange": drawn("tangerine"),
+    "heart": drawn("heart suit"),
+    "ship": drawn("passenger ship"),
+    "gun": drawn("water pistol"),
+    "home": drawn("house"),
+    "snow": drawn("snowflake"),
+    "beer": drawn("beer mug"),
+    # what is not known beside what is
+    "a cat on the moon": without("cat", "moon"),
+    "blue car": without("automobile", "blue"),
+    "banana with sunglasses": without("banana", "sunglasses"),
+    "house with garden": without("house", "garden"),
+    "Eiffel tower": without("tokyo tower", "Eiffel"),
+    "slice of watermelon": without("watermelon", "slice"),
+    "red rose": without("rose", "red"),
+    "snow leopard": without("leopard", "snow"),
+    "birthday cake with candles": without("birthday cake", "candles"),
+    "a bowl of rice": without("cooked rice", "bowl"),
+    "a field of sunflowers": without("sunflower", "field"),
+    "a tower of cards": without("tokyo tower", "cards"),
+    "apple pie": without("pie", "apple"),
+    "rainbow unicorn": "drawn: unicorn; one thing at a time, so left out: rainbow",
+    "dog and cat": "drawn: dog; one thing at a time, so left out: cat",
+    "dog, cat": "drawn: dog; one thing at a time, so left out: cat",
+    "a fox and two owls in a forest": "drawn: fox; new to this model and left out: two, forest; "
+    "one thing at a time, so left out: owls",
+    "a red sports car on a beach": without("automobile", "red", "beach"),
+    "a green dragon": without("dragon", "green"),
+    "a blue butterfly": without("butterfly", "blue"),
+    "two cats": without("cat", "two"),
+    "a spaceship over the sea": without("rocket", "sea"),
+    "woman with a dog": without("dog", "woman"),
+    "a penguin riding a skateboard": without("penguin", "riding", "skateboard"),
+    "hot air balloon": without("balloon", "hot", "air"),
+    # emoji
+    "🐙": drawn("octopus"),
+    "🐈": drawn("cat"),
+    "❄️": drawn("snowflake"),
+    "❄": drawn("snowflake"),
+    "🐻‍❄️": drawn("polar bear"),
+    "🐈‍⬛": drawn("black cat"),
+    "🐱🌙": "drawn: cat face; one thing at a time, so left out: 🌙",
+    "🐶🐱": "drawn: dog face; one thing at a time, so left out: 🐱",
+    "🐙 with 🎩": without("octopus", "🎩"),
+    "👍🏽 🍕": without("pizza", "👍🏽"),
+    "🐱‍👤": without("cat face", "👤"),
+    "🍕🇮🇹": without("pizza", "🇮🇹"),
+    "1️⃣ 🍎": without("red apple", "1"),
+    # Chinese
+    "章鱼": drawn("octopus"),
+    "章魚": drawn("octopus"),
+    "一只猫": drawn("cat"),
+    "貓": drawn("cat"),
+    "小狗": drawn("dog"),
+    "苹果": drawn("red apple"),
+    "蘋果": drawn("red apple"),
+    "火箭": drawn("rocket"),
+    "汽车": drawn("automobile"),
+    "蓝色的汽车": without("automobile", "蓝色"),
+    "月亮上的猫": "drawn: cat; one thing at a time, so left out: 月亮",
+    "狗和猫": "drawn: dog; one thing at a time, so left out: 猫",
+    "咖啡": drawn("hot beverage"),
+    "披薩": drawn("pizza"),
+    # Japanese
+    "タコ": drawn("octopus"),
+    "ネコ": drawn("cat"),
+    "ねこ": drawn("cat"),
+    "猫": drawn("cat"),
+    "りんご": drawn("red apple"),
+    "桜": drawn("cherry blossom"),
+    "ロケット": drawn("rocket"),
+    "犬と猫": "drawn: dog; one thing at a time, so left out: 猫",
+    "赤い車": without("automobile", "赤い"),
+    "猫の絵": drawn("cat"),
+    "寿司": drawn("sushi"),
+}
+NOTHING_KNOWN = {
+    "robot": None,
+    "woman": None,
+    "girl with red hair": None,
+    "my grandmother's kitchen": None,
+    "cyberpunk city at night": {"office building", "classical building", "bank", "castle", "house"},
+    "zebra": {
+        "unicorn",
+        "horse",
+        "horse face",
+        "donkey",
+        "giraffe",
+        "deer",
+        "goat",
+        "tiger",
+        "camel",
+    },
+    "lobster": {"crab", "shrimp", "squid", "oyster", "fried shrimp", "jellyfish"},
+    "basketball": {"volleyball", "baseball", "american football", "softball", "tennis", "bowling"},
+    "tractor": {"automobile", "delivery truck", "pickup truck", "minibus", "racing car"},
+    "bicycle": {
+        "motor scooter",
+        "kick scooter",
+        "automobile",
+        "skis",
+        "roller skate",
+        "motorized wheelchair",
+    },
+    "fruit": {"grapes", "melon", "watermelon", "lemon", "banana", "pear", "peach", "red apple"},
+    "knight on horseback": None,
+    "portrait of a woman": None,
+    "zeppelin": None,
+    "Superman": None,
+    "🤖": None,
+    "👩‍🚀": None,
+    "🇯🇵": None,
+    "🤖 🏽": None,
+    "机器人": None,
+    "ロボット": None,
+    "piñata": None,
+    "xyzzy": None,
+    "42": None,
+}
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_what_is_known_as_typed_says_nothing(text, encoder):
+    prompt, said = encoder.read(text)
+    assert prompt in PROMPTS and said is None
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_texts_say_what_is_drawn(text, encoder):
+    prompt, said = encoder.read(text)
+    assert said == OTHERS[text] and prompt == re.match("drawn: ([^;]*)", said)[1]
+    assert prompt in PROMPTS
+
+
+@pytest.mark.parametrize("text", NOTHING_KNOWN)
+def test_where_nothing_is_known_three_near_prompts_are_named(text, encoder):
+    with pytest.raises(UserError, match="This model does not know") as caught:
+        encoder.read(text)
+    sentence = str(caught.value)
+    named = re.findall("'(.+?)'", sentence.rpartition("knows")[2])
+    assert "\n" not in sentence and len(set(named)) == 3
+    assert set(named) <= PROMPTS
+    assert set(named) <= (NOTHING_KNOWN[text] or set(named))
+
+
+def test_every_prompt_gives_the_tokens_that_it_gave_before(encoder):
+    """Each as it is listed, with an article, a capital and a full stop."""
+    for prompt in PROMPTS:
+        tokens = encoder.tokenizer.encode(prompt).ids
+        for text in (prompt, f"a {prompt}", f"The {prompt}.", prompt.capitalize(), f"{prompt} "):
+            assert encoder.tokenizer.encode(encoder.read(text)[0]).ids == tokens
+
+
+def test_a_trailing_space_changes_nothing(encoder):
+    features, other = encoder(["octopus", "octopus "])
+    assert torch.equal(features, other)
+
+
+def test_large_models_read_nothing(text_encoder):
+    assert load_text_encoder(text_encoder).read("anything at all ") == ("anything at all ", None)
+
+
+EDITS = {
+    "Make it blue.": ("make it blue", None),
+    "paint it red please": ("paint it red", None),
+    "make the car blue": ("make it blue", without("make it blue", "car")),
+    "green": ("make it green", drawn("make it green")),
+    "把它变成蓝色": ("make it blue", without("make it blue", "把它变成")),
+}
+
+
+@pytest.mark.parametrize("text", EDITS)
+def test_instructions_are_read_too(text):
+    encoder = load_text_encoder(included.FOLDER / "emoji-edit" / "text_encoder.safetensors")
+    assert encoder.read(text) == EDITS[text]
+    with pytest.raises(UserError, match="'make it red', 'make it yellow' and 'make it green'"):
+        encoder.read("turn it into a zeppelin")
+
+
+def test_a_file_lists_phrases_of_prompts_only_and_they_are_small():
+    header = read_header(included.TEXT_ENCODER)["__metadata__"]
+    phrases = json.loads(header["phrases"])
+    assert {prompt for meant in phrases for prompt in meant.split("|")} == PROMPTS
+    assert all(meant.count("|") in (0, 2) for meant in phrases)
+    assert len(header["phrases"].encode()) < 150_000
+
+
+@pytest.mark.parametrize(
+    "changes, listed",
+    [
+        ({"phrases": "[1]"}, False),
+        ({"phrases": '{"octopus": 1}'}, False),
+        ({"prompts": "[1]"}, False),
+        ({"prompts": "[]"}, False),
+        ({"prompts": "octopus"}, False),
+        ({"phrases": "{}"}, True),
+        ({}, True),
+    ],
+)
+def test_broken_lists_are_no_lists(changes, listed, tmp_path):
+    header = read_header(included.TEXT_ENCODER)["__metadata__"] | changes
+    save_file(load_file(included.TEXT_ENCODER), tmp_path / "t5.safetensors", header)
+    shutil.copy(included.TEXT_ENCODER.parent / "tokenizer.json", tmp_path)
+    encoder = load_text_encoder(tmp_path / "t5.safetensors")
+    if listed:
+        assert encoder.read("Octopus!") == ("octopus", None)
+    else:
+        assert encoder.read("Octopus!") == ("Octopus!", None)
+
+
+def test_converted_files_keep_their_lists(tmp_path):
+    convert(included.TEXT_ENCODER, tmp_path / "t5.safetensors")
+    assert load_text_encoder(tmp_path / "t5.safetensors").read("kitten") == ("cat", drawn("cat"))
+
+
+def test_long_texts_are_read_quickly_and_said_shortly(encoder):
+    words = " ".join(f"word{i}" for i in range(20_000))
+    started = time.monotonic()
+    prompt, said = encoder.read(f"octopus {words} 猫" + "犬" * 20_000)
+    assert prompt == "octopus" and len(said) < 500 and said.count("\n") == 0
+    assert time.monotonic() - started < 10  # measured 0.5
+    with pytest.raises(UserError) as caught:
+        encoder.read(words)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_command_line_says_it(command_line, tmp_path):
+    def sample(*arguments):
+        return command_line("sample", *arguments, "--out", tmp_path / "a.png")
+
+    assert sample("--prompt", "octopus").stderr == ""
+    assert sample("--prompt", "a cat on the moon").stderr.strip() == without("cat", "moon")
+    refused = sample("--prompt", "a zeppelin")
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert "This model does not know 'a zeppelin'" in refused.stderr
+    assert sample("--prompt", "octopus", "--negative", "blurry").returncode != 0
