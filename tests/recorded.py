@@ -6,43 +6,31 @@ as a device orders them, so a token may turn if its choice was closer than ``TOL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from cases import Case
+from cases import Case, arguments
 from torch import Tensor
 
 from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.cli.load import set_in
 from diversevar_core.conditions import Condition, Labels, Text
 from diversevar_core.sampling.method import Context, Method, Methods, Step
-from diversevar_core.sampling.random import Shared, Stream, pick, truncate
+from diversevar_core.sampling.random import PerImage, Shared, Stream, pick, truncate
 from diversevar_core.sampling.sampler import scale_loop
-from diversevar_core.schedule import Scale
-from diversevar_core.settings import guidance
+from diversevar_core.settings import Settings, guidance
 from diversevar_core.vae.autoencoder import to_image
+from tests.trace import Follow, parser, subject_of
 
 # Of logits, features, images. A logit is the end of about 30 chained float32 sums of up to 1024
 # terms; each is off by about sqrt(1024) * 2**-24 = 2e-6 of its terms' size, together by 1e-5 times
 # what guidance (up to 7) and temperature (0.1 to 1) make of it. Found on CPUs: 2e-6 to 7e-5.
 TOLERANCE = 2e-4
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Job:
-    """What is sampled, on any device."""
-
-    model: Path
-    vae: Path
-    condition: Condition
-    stream: Callable[[], Stream]
-    size: tuple = ()  # aspect ratio and pixel budget, if not the model's own
-    settings: dict = field(default_factory=dict)  # those that are not the model's own
-    methods: tuple[Method, ...] = ()
 
 
 class Record(NamedTuple):
@@ -67,8 +55,11 @@ class Difference(NamedTuple):
 
     @property
     def near(self) -> bool:
-        """Whether it is only what rounding explains."""
-        return max(self[2:]) <= TOLERANCE
+        """Whether it is only what rounding explains.
+
+        A choice is a near tie with a chance of less than the width of both tolerances.
+        """
+        return max(self[2:]) <= TOLERANCE and self.turned <= 1 + 2 * TOLERANCE * self.tokens
 
 
 class OnCPU:
@@ -82,42 +73,38 @@ class OnCPU:
         return self.noise[-1]
 
 
-class Forced(Method):
-    """Go on from recorded tokens, and remember those that were drawn."""
-
-    order = 99
-
-    def __init__(self, tokens: Sequence[Tensor]):
-        self.recorded = tokens
-
-    def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
-        self.drawn = tokens
-        return self.recorded[scale.k].to(tokens).view_as(tokens)
-
-
 class Models:
-    """A job's models on a device."""
+    """Models on a device, and what is drawn with them: options of ``tests.trace``, and methods."""
 
-    def __init__(self, job: Job, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        self.job, self.device = job, torch.device(device)
-        self.model = load_model(job.model, self.device, dtype)
-        self.vae = load_vae(job.vae, self.device, dtype)
-        self.schedule = self.model.schedule(*job.size)
-        self.settings = replace(self.model.defaults(), **job.settings)
+    def __init__(
+        self,
+        args: Namespace,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        methods: Sequence[Method] = (),
+    ):
+        self.args, self.device, self.methods = args, torch.device(device), methods
+        self.model = load_model(args.model, self.device, dtype, task=args.task)
+        self.vae = load_vae(args.vae, self.device, dtype)
+        self.schedule = self.model.schedule(args.aspect, args.pixels)
+        self.settings = replace(self.model.defaults(), **set_in(args, Settings))
         self.plan = guidance(self.settings, self.schedule)
-        self.condition = moved(job.condition, self.device)
+        # a text encoder on the CPU gives every device the same features
+        subject = subject_of(args, self.model, self.vae, self.schedule, "cpu")
+        self.condition = moved(subject, self.device)
 
     def steps(self, recorded: Sequence[Tensor] = ()) -> Iterator[tuple[Step, Tensor, Tensor]]:
         """Sample, from these tokens if there are any; yields steps, drawn tokens, their noise."""
-        forced, stream = Forced(recorded), OnCPU(self.job.stream())
-        # more_smooth blends codebook rows in place of tokens, so there is nothing to force
-        free = not recorded or self.settings.more_smooth
-        methods = Methods([*self.job.methods, *([] if free else [forced])])
-        images, model = range(len(self.condition)), self.model
-        sizes = model.token_kind.choices, model.depth
+        seed, images = self.args.seed, range(len(self.condition))
+        shared = self.args.rng == "shared"
+        stream = OnCPU(Shared(seed, CPU) if shared else PerImage([seed + i for i in images]))
+        # what more_smooth blends does not depend on the tokens
+        follow = Follow(recorded) if recorded and not self.settings.more_smooth else None
+        methods = Methods([*self.methods, *([follow] if follow else [])])
+        sizes = self.model.token_kind.choices, self.model.depth
         context = Context(self.schedule, images, images, self.condition, self.plan, *sizes)
-        for step in scale_loop(model, self.vae, context, self.settings, stream, methods):
-            yield step, step.tokens if free else forced.drawn, stream.noise[0]
+        for step in scale_loop(self.model, self.vae, context, self.settings, stream, methods):
+            yield step, follow.own.pop() if follow else step.tokens, stream.noise[0]
             stream.noise.clear()
 
     def image(self, f_hat: Tensor) -> Tensor:
@@ -199,29 +186,14 @@ def margin_of(
     return float("inf")
 
 
-def job_of(case: Case, i: int) -> Job:
-    """A reference case's run."""
-    run, expected = case.runs[i], case.expected
-    settings = {"cfg": listed(run["cfg"]), "top_k": run.get("top_k", 0)}
-    settings |= {"top_p": run.get("top_p", 0.0)}
-    stream = partial(Shared, run.get("seed", run.get("g_seed")), CPU)
-    if "labels" in case.about:
-        condition = Labels(torch.tensor(run.get("labels", case.about["labels"])))
-        settings["more_smooth"] = run.get("more_smooth", False)
-        return Job(case.model, case.vae, condition, stream, settings=settings)
-    negative = None
-    if "neg_lens" in run:
-        negative = expected[f"run{i}.negative_text"].split(run["neg_lens"])
-    rows = expected[f"run{i}.text"].split(run["lens"])
-    condition = Text(rows, negative, expected.get(f"run{i}.source_features"))
-    settings |= {"tau": listed(run["tau"]), "cfg_layer": run["cfg_insertion_layer"][0]}
-    size = run.get("ratio", 1.0), case.about["config"]["pn"]
-    return Job(case.model, case.vae, condition, stream, size, settings)
+def options(*given: object) -> Namespace:
+    """The options of ``tests.trace``."""
+    return parser().parse_args([*map(str, given), "--trace", "unused"])
 
 
-def listed(value: float | list[float]) -> list[float]:
-    """One value for all maps, or one for each."""
-    return value if isinstance(value, list) else [value]
+def models_of(case: Case, i: int, folder: Path, device: str = "cpu") -> Models:
+    """The models of a reference case's run."""
+    return Models(options(*arguments(case, i, folder)), device)
 
 
 def record_of(case: Case, i: int, models: Models) -> Record:
