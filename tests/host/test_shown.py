@@ -99,6 +99,6 @@ def test_an_error_is_seen_in_place_of_what_was_said_before(page):
 def test_an_app_tells_the_words_that_were_left_out(page):
     open_with(page, TEXT)
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
-    page.get_by_text("batch_size", exact=True).first.wait_for()
+    page.get_by_text("batch_size", exact=True).locator("visible=true").first.wait_for()
     page.get_by_role("button", name="Run", exact=True).last.click()
     toast(page).wait_for()
