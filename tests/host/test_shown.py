@@ -84,6 +84,18 @@ def test_the_words_that_were_left_out_are_seen(page):
     assert NOTE not in saved
 
 
+def test_an_error_is_seen_in_place_of_what_was_said_before(page):
+    open_with(page, TEXT)
+    run(page)
+    open_with(page, "a zebra")
+    assert page.evaluate(RUN) == "execution_error"
+    page.wait_for_timeout(2000)
+    said = "This model does not know 'a zebra'; "
+    page.get_by_role("alert").get_by_text(said).wait_for()
+    (text, unseen), *_ = page.evaluate(UNSEEN)
+    assert text.startswith(said) and unseen == ""
+
+
 def test_an_app_tells_the_words_that_were_left_out(page):
     open_with(page, TEXT)
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
