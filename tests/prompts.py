@@ -1,5 +1,7 @@
 """Prompts in API format that tests of the host begin with."""
 
+import copy
+
 import numpy as np
 from comfy_host import ROOT
 
@@ -84,6 +86,30 @@ def encoded(family: str, **sampler) -> dict:
     inputs = {"pixels": ["both", 0], "vae": ["vae", 0], "model": ["model", 0]}
     prompt["encode"] = {"class_type": "DiverseVAREncode", "inputs": inputs}
     return prompt
+
+
+def on_small_model(template: dict, prompt: str = "red apple", seed: int = 0) -> dict:
+    """A template for any checkpoint with what the small diffusion model needs; the rest stays.
+
+    The model of training/flow.py is a transformer only: text encoder and VAE are the included ones.
+    """
+    nodes = copy.deepcopy(template)
+    (loader,) = (n for n, node in nodes.items() if node["class_type"] == "CheckpointLoaderSimple")
+    included = {(loader, 1): ["clip", 0], (loader, 2): ["vae", 0]}
+    settings = {
+        "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 8},
+        "KSampler": {"seed": seed, "steps": 8, "cfg": 4.0, "scheduler": "simple"},
+    }
+    for node in nodes.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = included.get(tuple(value), value)
+        node["inputs"] |= settings.get(node["class_type"], {})
+        if node["_meta"]["title"] == "Prompt":
+            node["inputs"]["text"] = prompt
+    nodes["clip"] = {"class_type": "DiverseVARLoadCLIP", "inputs": {"clip_name": "emoji"}}
+    nodes["vae"] = {"class_type": "DiverseVARLoadVAE", "inputs": {"vae_name": "emoji"}}
+    return nodes
 
 
 def pixels(outcome) -> list[np.ndarray]:

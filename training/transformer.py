@@ -80,11 +80,11 @@ def initialise(model: Infinity) -> None:
             nn.init.trunc_normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def optimizers(model: Infinity, encoder: T5EncoderModel) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for all else."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+def optimizers(blocks: nn.Module, models: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for all else in the models."""
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    others = [p for p in (*model.parameters(), *encoder.parameters()) if id(p) not in chosen]
+    others = [p for p in models.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, weight_decay=0.05, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0),
@@ -167,7 +167,7 @@ class Run:
         initialise(self.models["model"])
         self.average.load_state_dict(self.models.state_dict())
         self.average.eval().requires_grad_(False)
-        self.optimizers = optimizers(self.models["model"], self.models["text"])
+        self.optimizers = optimizers(self.models["model"].blocks, self.models)
         self.step = 0
 
     def save(self, path: Path) -> None:
@@ -234,7 +234,7 @@ class WarmRun(Run):
         self.models = nn.ModuleDict({"model": model, "text": encoder.to(device)})
         self.average = deepcopy(self.models).eval().requires_grad_(False)
         self.models.train().requires_grad_(True)
-        self.optimizers = optimizers(model, encoder)
+        self.optimizers = optimizers(model.blocks, self.models)
         self.step = 0
 
     def grown(self, text: TextEncoder) -> T5EncoderModel:

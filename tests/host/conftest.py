@@ -44,13 +44,15 @@ def host(tmp_path_factory):
         pytest.skip(HOW_TO)
     base = tmp_path_factory.mktemp("base")
     models = base / "models"
-    for folder in ("diffusion_models", "vae", "text_encoders"):
+    for folder in ("checkpoints", "diffusion_models", "vae", "text_encoders"):
         (models / folder).mkdir(parents=True)
     write_infinity(models)
     write_var(models)
     write_edit(models)
     emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
+    checkpoint = models / "checkpoints" / "sd_xl_base_1.0.safetensors"  # as the template says
+    shutil.copy(ROOT / "tests" / "flow.safetensors", checkpoint)
     host = Host(*found, base, OTHER_PACK)
     yield host
     host.stop()
