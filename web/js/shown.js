@@ -55,7 +55,7 @@ let toasts = []; // of this run
 function tell(notes, severity = "info") {
   const detail = [...new Set(notes)].join("\n");
   if (!detail || toasts.some((toast) => toast.detail === detail)) return; // the sampler repeats it
-  toasts.push({ severity, summary: "DiverseVAR", detail, life: 60000 });
+  toasts.push({ severity, summary: "DiverseVAR", detail, life: 20000 });
   app.extensionManager.toast.add(toasts.at(-1));
 }
 
