@@ -16,12 +16,13 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from diversevar_core.sampling.schedule import square
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from diversevar_core.checkpoints.loading import load_tokenizer
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.schedule import square
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
@@ -30,7 +31,6 @@ from .loop import Log, learning_rate
 from .tokenizer import SIDES, summed, to_pixels
 from .transformer import DROPPED, SAMPLED, Run, optimizers
 
-MODELS = Path(__file__).parents[1] / "models" / "emoji"
 DEPTH = 3  # blocks, of width 64 * depth: ComfyUI reads both off the file
 SCALE, SHIFT = 1.5305, 0.0609  # of SD3's latents in ComfyUI (comfy/latent_formats.py)
 BATCH, PEAK, WARMUP, SEED = 64, 2e-3, 100, 1
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     args = parser.parse_args()
 
-    data, vae = load(args.data), load_tokenizer(MODELS / "tokenizer.safetensors")
-    encoder = load_text_encoder(MODELS / "text_encoder.safetensors")
+    data, vae = load(args.data), load_vae(included.VAE)
+    encoder = load_text_encoder(included.TEXT_ENCODER)
     prompts = [concept.prompt for concept in data.concepts]
     with torch.no_grad():
         features = torch.cat([vae.features(to_model(p)) for p in data.pictures.split(64)])

@@ -1,4 +1,4 @@
-// Shows what a run used or found in a box of its node, and its notes in a toast of the page.
+// Shows what a run used or found, and its error, in a box of the node; notes and errors in a toast.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
@@ -52,16 +52,24 @@ function showAll(outputs) {
 
 let toasts = []; // of this run
 
-function tell(notes) {
+function tell(notes, severity = "info") {
   const detail = [...new Set(notes)].join("\n");
   if (!detail || toasts.some((toast) => toast.detail === detail)) return; // the sampler repeats it
-  toasts.push({ severity: "info", summary: "DiverseVAR", detail, life: 60000 });
+  toasts.push({ severity, summary: "DiverseVAR", detail, life: 20000 });
   app.extensionManager.toast.add(toasts.at(-1));
 }
 
 function closeToasts() {
   toasts.forEach((toast) => app.extensionManager.toast.remove(toast));
   toasts = [];
+}
+
+// The page says of every error that a node threw one, and what it was two clicks later.
+function tellError({ detail: { node_id, exception_type, exception_message } }) {
+  if (!/\.diversevar_core\..*Error$/.test(exception_type)) return;
+  const nodeIn = (outer, id) => (outer ? outer.subgraph : app.rootGraph).getNodeById(id);
+  show(String(node_id).split(":").reduce(nodeIn, null), { text: [exception_message.trim()] });
+  tell([exception_message.trim()], "error");
 }
 
 app.registerExtension({
@@ -75,7 +83,10 @@ app.registerExtension({
       tell(output.notes ?? []);
     };
   },
-  setup: () => api.addEventListener("execution_start", closeToasts),
+  setup() {
+    api.addEventListener("execution_start", closeToasts);
+    api.addEventListener("execution_error", tellError);
+  },
   onNodeOutputsUpdated: showAll, // another tab
   afterConfigureGraph: () => showAll(app.nodeOutputs), // undo
 });
