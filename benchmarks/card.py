@@ -154,6 +154,7 @@ def run(args: Namespace) -> int:
     device, began, lines = device_of(args.device), time.time(), {}
     parts = [part for part in PARTS if part in ("machine", args.only or part)]
     parts = [part for part in parts if part != "host" or args.host]
+    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out, ignore_cleanup_errors=True) as scratch:
         card = Card(device, 0.0, Path(scratch).resolve(), args.host, args.against, args.shape)
         folders = [card.scratch, ROOT, *filter(None, (args.host, args.against)), Path.home()]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from diversevar_core.errors import UserError
 from diversevar_core.images import captioned_rows, to_pil
 from diversevar_core.methods.ssr_sar import PAPER
 from diversevar_core.sampling.sampler import sample
@@ -26,14 +27,14 @@ torch.backends.cudnn.allow_tf32 = False
 
 def compared(what: str, models: Models, record: Record, judge: bool = True) -> Line:
     """The differences; judge: whether they must be near ties and rounding."""
-    found = compare(models, record)
-    value = f"{found.turned} of {found.tokens} tokens turned; logits off by {found.logits:.0e}, "
-    value += f"f_hat by {found.f_hat:.0e}, image by {found.image:.0e}"
-    if found.turned:
-        near = f"within {found.margin:.0e}" if found.margin <= TOLERANCE else "not near"
+    off = compare(models, record)
+    value = f"{off.turned} of {off.tokens} tokens turned; logits off by {off.logits:.0e}, "
+    value += f"f_hat by {off.f_hat:.0e}, image by {off.image:.0e}"
+    if off.turned:
+        near = f"within {off.margin:.0e}" if off.margin <= TOLERANCE else "not near"
         value += f", the turned tokens' choices {near}"
-    result = ("pass" if found.near else "fail") if judge else "figure"
-    return Line(what, result, value, {"turned": found.turned / found.tokens})
+    result = ("pass" if off.near else "fail") if judge else "figure"
+    return Line(what, result, value, {"turned": off.turned / off.tokens})
 
 
 def reference(card: Card) -> Iterator[Line]:
@@ -67,11 +68,15 @@ def included_model(card: Card) -> Iterator[Line]:
     record = octopuses().record()
     rows = [("float32, CPU", record.image)]
     for name, dtype in TYPES.items():
-        models, judge = octopuses(card.device, dtype), dtype == torch.float32
-        line = compared(f"octopuses, {name}", models, record, judge)
+        try:
+            models, judge = octopuses(card.device, dtype), dtype == torch.float32
+            line = compared(f"octopuses, {name}", models, record, judge)
+            how = models.condition, models.schedule, models.settings, SEEDS
+            steps = list(sample(models.model, models.vae, *how))
+        except (RuntimeError, TypeError, UserError) as error:  # a type that the card lacks, or NaN
+            yield Line(f"octopuses, {name}", "fail", str(error))
+            continue
         yield line
-        how = models.condition, models.schedule, models.settings
-        steps = list(sample(models.model, models.vae, *how, SEEDS))
         pairs = zip(steps, record.tokens, strict=True)
         equal = torch.cat([(step.tokens.cpu() == tokens).flatten() for step, tokens in pairs])
         share = equal.float().mean().item()

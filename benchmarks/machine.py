@@ -33,7 +33,8 @@ def device(card: Card) -> Iterator[Line]:
     if kind == "cuda":
         name = torch.cuda.get_device_name()
         driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        driver = f"{driver}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}"
+        hip, cuda = torch.version.hip, torch.version.cuda
+        driver = f"ROCm {hip}" if hip else f"{driver}, CUDA {cuda}"
     elif kind == "xpu":
         about = torch.xpu.get_device_properties()
         name, driver = about.name, about.driver_version

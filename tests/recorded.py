@@ -6,6 +6,7 @@ as a device orders them, so a token may turn if its choice was closer than ``TOL
 
 from __future__ import annotations
 
+import importlib.util
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,11 @@ from diversevar_core.sampling.random import PerImage, Shared, Stream, pick, trun
 from diversevar_core.sampling.sampler import scale_loop
 from diversevar_core.settings import Settings, guidance
 from diversevar_core.vae.autoencoder import to_image
-from tests.trace import Follow, parser, subject_of
+
+# by its path: a package of the name tests may be installed, and Python has a module trace
+spec = importlib.util.spec_from_file_location("tests.trace", Path(__file__).with_name("trace.py"))
+trace = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(trace)
 
 # Of logits, features, images. A logit is the end of about 30 chained float32 sums of up to 1024
 # terms; each is off by about sqrt(1024) * 2**-24 = 2e-6 of its terms' size, together by 1e-5 times
@@ -90,7 +95,7 @@ class Models:
         self.settings = replace(self.model.defaults(), **set_in(args, Settings))
         self.plan = guidance(self.settings, self.schedule)
         # a text encoder on the CPU gives every device the same features
-        subject = subject_of(args, self.model, self.vae, self.schedule, "cpu")
+        subject = trace.subject_of(args, self.model, self.vae, self.schedule, "cpu")
         self.condition = moved(subject, self.device)
 
     def steps(self, recorded: Sequence[Tensor] = ()) -> Iterator[tuple[Step, Tensor, Tensor]]:
@@ -99,7 +104,7 @@ class Models:
         shared = self.args.rng == "shared"
         stream = OnCPU(Shared(seed, CPU) if shared else PerImage([seed + i for i in images]))
         # what more_smooth blends does not depend on the tokens
-        follow = Follow(recorded) if recorded and not self.settings.more_smooth else None
+        follow = trace.Follow(recorded) if recorded and not self.settings.more_smooth else None
         methods = Methods([*self.methods, *([follow] if follow else [])])
         sizes = self.model.token_kind.choices, self.model.depth
         context = Context(self.schedule, images, images, self.condition, self.plan, *sizes)
@@ -188,7 +193,7 @@ def margin_of(
 
 def options(*given: object) -> Namespace:
     """The options of ``tests.trace``."""
-    return parser().parse_args([*map(str, given), "--trace", "unused"])
+    return trace.parser().parse_args([*map(str, given), "--trace", "unused"])
 
 
 def models_of(case: Case, i: int, folder: Path, device: str = "cpu") -> Models:
