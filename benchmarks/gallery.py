@@ -1,8 +1,9 @@
 """Draw the README's picture and docs/gallery.md's: ``python -m benchmarks.gallery``.
 
 Eight images of each of the three shortest prompts that the included model knows, as published, with
-every preset and with every method. The README shows three of the presets. The templates' results
-are the thumbnails in ``workflows``.
+every preset and with every method; ``compare.png`` has three of the presets. ``front.png``, the
+README's, has prompts that were chosen as they look good. The templates' results are the thumbnails
+in ``workflows``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from diversevar_core.methods.starts import Starts
 from diversevar_core.methods.text_noise import TextNoise
 from diversevar_core.models.family import Family
 from diversevar_core.presets import PRESETS, Preset
-from diversevar_core.text.encoder import load_text_encoder
+from diversevar_core.text.encoder import TextEncoder, load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
 from diversevar_core.vae.vae import VAE
 
@@ -38,7 +39,9 @@ ROOT = Path(__file__).parents[1]
 PAGE, IMAGES, TEMPLATES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images", ROOT / "workflows"
 SEEDS = 8
 PUBLISHED = PRESETS["as published"]
-FRONT = ("as published", "SSR + SAR (DiverseVAR)", "most different")  # the README's presets
+BY_RULE = ("as published", "SSR + SAR (DiverseVAR)", "most different")  # presets of compare.png
+CHOSEN = ("butterfly", "tropical fish", "octopus", "mushroom", "owl", "birthday cake")
+FRONT = ("as published", "most different")  # presets of front.png
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,34 @@ def shortest(prompts: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def draw_row(row: Row, model: Family, tokenizer: VAE, conditions: Sequence[Text]) -> list[Tensor]:
-    """Images (SEEDS, 3, H, W) in 0..1 of every condition."""
+def draw_row(
+    row: Row, model: Family, tokenizer: VAE, text: TextEncoder, prompts: Sequence[str]
+) -> list[Tensor]:
+    """Images (SEEDS, 3, H, W) in 0..1 of every prompt."""
     settings, chain = row.preset.settings(model.defaults()), row.preset.chain(row.chain)
     images = []
-    for condition in conditions:
+    for prompt in prompts:
+        condition = Text(text([prompt])).repeat(SEEDS)
         *_, last = draw(model, tokenizer, condition, model.schedule(), settings, 0, chain).steps
         images.append(to_image(tokenizer.decode(last.f_hat)))
     return images
+
+
+def save_rows(path: Path, prompts: Sequence[str], images: dict[str, list[Tensor]]) -> None:
+    """A picture with a row for each prompt and preset. images: a preset -> those of each prompt."""
+    rows = [
+        (f"{prompt}: {name}", drawn[i])
+        for i, prompt in enumerate(prompts)
+        for name, drawn in images.items()
+    ]
+    to_pil(captioned_rows(rows)).save(path)
+
+
+def save_front(model: Family, tokenizer: VAE, text: TextEncoder) -> None:
+    """Draw the README's picture."""
+    rows = {name: Row(name, PRESETS[name]) for name in FRONT}
+    images = {name: draw_row(row, model, tokenizer, text, CHOSEN) for name, row in rows.items()}
+    save_rows(IMAGES / "front.png", CHOSEN, images)
 
 
 def file_name(title: str) -> str:
@@ -112,19 +135,12 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__).parse_args()
     model, tokenizer = load_model(included.MODEL), load_vae(included.VAE)
     text, prompts = load_text_encoder(included.TEXT_ENCODER), shortest(included.prompts())
-    conditions = [Text(text([prompt])).repeat(SEEDS) for prompt in prompts]
-    front = {}
-    for row in ROWS:
-        images = draw_row(row, model, tokenizer, conditions)
-        to_pil(sheet(torch.cat(images), SEEDS)).save(IMAGES / file_name(row.title))
-        front[row.title] = images
-        print(row.title, flush=True)
-    lines = [
-        (f"{prompt}: {name}", front[f"Preset {name}"][i])
-        for i, prompt in enumerate(prompts)
-        for name in FRONT
-    ]
-    to_pil(captioned_rows(lines)).save(IMAGES / "compare.png")
+    by_rule = {row.title: draw_row(row, model, tokenizer, text, prompts) for row in ROWS}
+    for title, images in by_rule.items():
+        to_pil(sheet(torch.cat(images), SEEDS)).save(IMAGES / file_name(title))
+    compared = {name: by_rule[f"Preset {name}"] for name in BY_RULE}
+    save_rows(IMAGES / "compare.png", prompts, compared)
+    save_front(model, tokenizer, text)
     PAGE.write_text(page(ROWS, prompts, sorted(TEMPLATES.glob("*.jpg"))))
 
 

@@ -14,23 +14,25 @@ import importlib.util
 import io
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diversevar_core.conditions import Labels
-from diversevar_core.models.family import Family
-from diversevar_core.schedule import Schedule
-from diversevar_core.settings import Settings, guidance
-from diversevar_core.vae.vae import VAE
+from diversevar_core.settings import guidance
 
-from .shapes import Sampled, Side
+from .shapes import Bench, Labels, Sampled, Text, condition_of
 
-STAND_INS = ("flash_attn", "timm", "torchvision", "imageio", "pytz", "tqdm", "huggingface_hub")
+# package -> its modules that are imported by their full names
+STAND_INS = {
+    "flash_attn": ("flash_attn.ops",),
+    "timm": ("timm.models", "timm.models.layers", "timm.loss"),
+    "torchvision": ("torchvision.transforms",),
+} | dict.fromkeys(("imageio", "pytz", "tqdm", "huggingface_hub"), ())
 
 
 class StandIn(types.ModuleType):
@@ -70,14 +72,12 @@ def flash_attn_varlen_kvpacked_func(
     return torch.cat(mixed)
 
 
-def import_from(checkout: Path, names: list[str]) -> list[types.ModuleType]:
+def import_from(checkout: Path, *names: str) -> list[types.ModuleType]:
     """Import modules of a checkout, with stubs for packages that are not installed."""
-    for package in STAND_INS:
+    for package, below in STAND_INS.items():
         if package not in sys.modules and importlib.util.find_spec(package) is None:
-            for name in (package, *BELOW.get(package, ())):
-                sys.modules[name] = StandIn(name)
-    if isinstance(sys.modules.get("flash_attn"), StandIn):
-        attention = sys.modules["flash_attn"]
+            sys.modules |= {name: StandIn(name) for name in (package, *below)}
+    if isinstance(attention := sys.modules.get("flash_attn"), StandIn):
         attention.flash_attn_func = flash_attn_func
         attention.flash_attn_varlen_kvpacked_func = flash_attn_varlen_kvpacked_func
         for missing in ("layer_norm", "rms_norm", "fused_dense"):
@@ -86,33 +86,30 @@ def import_from(checkout: Path, names: list[str]) -> list[types.ModuleType]:
     return [importlib.import_module(name) for name in names]
 
 
-# submodules that are imported by their full names
-BELOW = {
-    "timm": ("timm.models", "timm.models.layers", "timm.loss"),
-    "torchvision": ("torchvision.transforms",),
-    "flash_attn": ("flash_attn.ops",),
-}
+class Original(NamedTuple):
+    """An original with our weights; half precision is by autocast, as in its own scripts."""
+
+    sample: Callable[[], Sampled]
+    decode: Callable[[Tensor], Tensor]  # f_hat -> image in -1..1
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress output, as the constructors print their arguments."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+def shape_of(checkout: Path, small: bool) -> str:
+    """The model to compare with a checkout; small: for a CPU."""
+    if (checkout / "infer.py").exists():  # only VAREdit has it
+        return "varedit-125m" if small else "varedit-8b"
+    if (checkout / "infinity").exists():
+        return "infinity-125m" if small else "infinity-2b"
+    return "var-d16" if small else "var-d30"
 
 
-def original(
-    checkout: Path,
-    model: Family,
-    tokenizer: VAE,
-    condition,
-    schedule: Schedule,
-    settings: Settings,
-    seed: int,
-) -> Side:
-    """The original of the model's family with the model's weights, to sample from one stream."""
-    build = var if model.reads is Labels else infinity
-    return build(checkout, model, tokenizer, condition, schedule, settings, seed)
+def original(checkout: Path, bench: Bench, batch: int = 1) -> Original:
+    """The original of the bench's model, to sample from one stream with seed 0."""
+    condition, dtype = condition_of(bench, batch), bench.model.dtype
+    build = var if isinstance(condition, Labels) else infinity
+    half = torch.autocast(condition.device.type, dtype, enabled=dtype != torch.float32)
+    with contextlib.redirect_stdout(io.StringIO()):  # the constructors print their arguments
+        parts = build(checkout, bench, condition)
+    return Original(*map(half, parts))
 
 
 def give(ours: nn.Module, theirs: nn.Module) -> nn.Module:
@@ -123,22 +120,17 @@ def give(ours: nn.Module, theirs: nn.Module) -> nn.Module:
     return theirs.requires_grad_(False).eval()
 
 
-def var(checkout, model, tokenizer, condition, schedule, settings, seed) -> Side:
+def var(checkout: Path, bench: Bench, condition: Labels) -> tuple[Callable, Callable]:
     """FoundationVision/VAR."""
-    models, device = import_from(checkout, ["models"])[0], condition.device
-    config, autoencoder = model.config, tokenizer.config.autoencoder
-    with quiet():
-        vae, transformer = models.build_vae_var(
-            device=device,
-            patch_nums=config.sides,
-            V=config.codebook,
-            Cvae=config.features,
-            ch=autoencoder.channels[0],
-            num_classes=config.classes,
-            depth=config.depth,
-            shared_aln=config.shared_ada,
-        )
-    give(tokenizer, vae), give(model, transformer)
+    (models,), device = import_from(checkout, "models"), condition.device
+    config, settings = bench.model.config, bench.settings
+    vae, transformer = models.build_vae_var(
+        device=device, patch_nums=config.sides, V=config.codebook, Cvae=config.features,
+        ch=bench.vae.config.autoencoder.channels[0], num_classes=config.classes,
+        depth=config.depth, shared_aln=config.shared_ada,
+    )  # fmt: skip
+    give(bench.vae, vae), give(bench.model, transformer)
+    transformer.rng = torch.Generator(device)
     drawn, handed = [], []
     vae.quantize.embedding.register_forward_hook(lambda layer, args, _: drawn.append(args[0]))
     decode, blank = vae.fhat_to_img, torch.zeros(1)
@@ -147,78 +139,68 @@ def var(checkout, model, tokenizer, condition, schedule, settings, seed) -> Side
     def sample() -> Sampled:
         drawn.clear(), handed.clear()
         transformer.autoregressive_infer_cfg(
-            len(condition), condition.labels, seed, settings.cfg[0], settings.top_k, settings.top_p
+            len(condition), condition.labels, 0, settings.cfg[0], settings.top_k, settings.top_p
         )
         return list(drawn), handed[0]
 
-    return Side("VAR's original", sample, torch.no_grad()(decode))
+    return sample, decode
 
 
-def infinity(checkout, model, tokenizer, condition, schedule, settings, seed) -> Side:
+def infinity(checkout: Path, bench: Bench, condition: Text) -> tuple[Callable, Callable]:
     """FoundationVision/Infinity, or HiDream-ai/VAREdit, whose modules have the same names."""
-    edits = (checkout / "infer.py").exists()  # only VAREdit has it
-    repository = "VAREdit" if edits else "Infinity"
-    if model.edits != edits:
-        task = "edits" if model.edits else "does not edit"
-        raise ValueError(f"The checkout is of {repository}, but the model {task}.")
-    names = ("infinity", "basic", "bsq_vae.vae")
-    modules = import_from(checkout, [f"infinity.models.{name}" for name in names])
+    model, settings = bench.model, bench.settings
+    at = "infinity.models"
+    modules = import_from(checkout, f"{at}.infinity", f"{at}.basic", f"{at}.bsq_vae.vae")
     infinity_module, basic, vae_module = modules
     if model.dtype == torch.float32:
         basic.torch = types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float32})
-    config, autoencoder = model.config, tokenizer.config
+    config, autoencoder = model.config, bench.vae.config
     patchify = int(config.bits != autoencoder.latent)
     multiples = [width // 128 for width in autoencoder.channels]
-    with quiet(), torch.no_grad():
-        vae = vae_module.vae_model(
-            {}, "dynamic", autoencoder.latent, 2**autoencoder.latent,
-            patch_size=tokenizer.stride, encoder_ch_mult=multiples, decoder_ch_mult=multiples,
-        )  # fmt: skip
-        transformer = infinity_module.Infinity(
-            vae_local=vae, text_channels=config.text, text_maxlen=config.unconditional,
-            shared_aln=True, checkpointing="full-block", customized_flash_attn=False,
-            fused_norm=True, pad_to_multiplier=128, add_lvl_embeding_only_first_block=1,
-            use_bit_label=1, rope2d_each_sa_layer=1, rope2d_normalized_by_hw=2, pn=config.pixels,
-            apply_spatial_patchify=patchify, inference_mode=True, train_h_div_w_list=[1.0],
-            depth=config.depth, embed_dim=config.width, num_heads=config.heads, mlp_ratio=4,
-            block_chunks=4,
-        )  # fmt: skip
-    give(tokenizer, vae), give(model, transformer)
+    vae = vae_module.vae_model(
+        {}, "dynamic", autoencoder.latent, 2**autoencoder.latent, patch_size=bench.vae.stride,
+        encoder_ch_mult=multiples, decoder_ch_mult=multiples,
+    )  # fmt: skip
+    transformer = infinity_module.Infinity(
+        vae_local=vae, text_channels=config.text, text_maxlen=config.unconditional,
+        shared_aln=True, checkpointing="full-block", customized_flash_attn=False,
+        fused_norm=True, pad_to_multiplier=128, add_lvl_embeding_only_first_block=1,
+        use_bit_label=1, rope2d_each_sa_layer=1, rope2d_normalized_by_hw=2, pn=config.pixels,
+        apply_spatial_patchify=patchify, inference_mode=True, train_h_div_w_list=[1.0],
+        depth=config.depth, embed_dim=config.width, num_heads=config.heads, mlp_ratio=4,
+        block_chunks=4,
+    )  # fmt: skip
+    give(bench.vae, vae), give(model, transformer)
     vae.to(condition.device), transformer.to(condition.device)
-    if model.dtype == torch.bfloat16:
-        for block in transformer.unregistered_blocks:
-            block.bfloat16()
+    for block in transformer.unregistered_blocks:
+        block.to(model.dtype)
     transformer.rng = torch.Generator(condition.device)
     lengths = [len(row) for row in condition.positive]
     ends = torch.tensor([0, *lengths], device=condition.device).cumsum(0).int()
     text = torch.cat(list(condition.positive)), lengths, ends, max(lengths)
-    plan = guidance(settings, schedule)
+    plan = guidance(settings, bench.schedule)
     source = {}
-    if edits:  # (2 B, n, bits), for the conditional and the unconditional rows
+    if model.edits:  # (2 B, n, bits), for the conditional and the unconditional rows
         source["src_img_prefix"] = condition.source.flatten(2).mT.repeat(2, 1, 1)
     drawn, handed = [], []
     codes = vae.quantizer.lfq.indices_to_codes
     vae.quantizer.lfq.indices_to_codes = lambda bits, **kw: drawn.append(bits) or codes(bits, **kw)
-    decode = vae.decode
-    blank = torch.zeros(1, 3, 1, 1)
+    decode, blank = vae.decode, torch.zeros(1, 3, 1, 1)
     vae.decode = lambda f_hat: handed.append(f_hat) or blank
 
-    @torch.no_grad()
     def sample() -> Sampled:
         drawn.clear(), handed.clear()
-        half = model.dtype == torch.bfloat16
-        with torch.autocast(condition.device.type, torch.bfloat16, enabled=half):
-            transformer.autoregressive_infer_cfg(
-                vae=vae, scale_schedule=[(1, scale.h, scale.w) for scale in schedule],
-                label_B_or_BLT=text, B=len(condition), g_seed=seed,
-                cfg_list=[at.g for at in plan], tau_list=[at.tau for at in plan],
-                top_k=settings.top_k, top_p=settings.top_p,
-                cfg_insertion_layer=[settings.cfg_layer], vae_type=1, returns_vemb=1,
-                ret_img=True, inference_mode=True, **source,
-            )  # fmt: skip
+        transformer.autoregressive_infer_cfg(
+            vae=vae, scale_schedule=[(1, scale.h, scale.w) for scale in bench.schedule],
+            label_B_or_BLT=text, B=len(condition), g_seed=0,
+            cfg_list=[at.g for at in plan], tau_list=[at.tau for at in plan],
+            top_k=settings.top_k, top_p=settings.top_p,
+            cfg_insertion_layer=[settings.cfg_layer], vae_type=1, returns_vemb=1,
+            ret_img=True, inference_mode=True, **source,
+        )  # fmt: skip
         return [patches(bits, patchify) for bits in drawn], handed[0]
 
-    return Side(f"{repository}'s original", sample, torch.no_grad()(decode))
+    return sample, decode
 
 
 def patches(bits: Tensor, patchify: int) -> Tensor:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from .conditions import Condition
 from .errors import UserError, check_range
 from .methods.keep import Keep
-from .methods.starts import Starts, choose_starts
+from .methods.starts import TOGETHER, Starts, choose_starts
 from .methods.travel import sample_and_travel
 from .models.family import Family
 from .sampling.method import Method, Methods, Step, twice
 from .sampling.sampler import sample
 from .schedule import Schedule
-from .settings import Settings
+from .settings import Settings, guidance
 from .vae.vae import VAE
 
 
@@ -114,3 +114,53 @@ def draw(
         return Draw(seeds, maps, draw_all(chain.methods))
     steps = sample_and_travel(draw_all, vae, schedule, chain.methods, chain.travel)
     return Draw(seeds, 2 * maps, steps)
+
+
+def room(
+    model: Family,
+    schedule: Schedule,
+    settings: Settings,
+    batch: int,
+    chain: Chain = PLAIN,
+    sources: int = 0,
+) -> float:
+    """Bytes that a batch needs besides the weights, which a host keeps free for it.
+
+    chain: ScaleKV needs less memory; diverse starts draw more images, but only their first maps.
+    (The candidates of a path search share their caches.) sources: number of source images, 1 if
+    all images share one.
+    """
+    guided = any(g != 1 for g, _ in guidance(settings, schedule))
+    methods, starts = Methods(chain.methods), chain.starts
+    drawn = methods.drawn(schedule)
+    stages = [(batch, drawn)]
+    if starts and starts.chooses(batch):
+        first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
+        stages.append((min(starts.candidates, TOGETHER), first))
+    source = sources * schedule[-1].tokens
+    return max(room_of(model, schedule, maps, guided, n, methods, source) for n, maps in stages)
+
+
+def room_of(
+    model: Family,
+    schedule: Schedule,
+    maps: Schedule,
+    guided: bool,
+    batch: int,
+    methods: Methods,
+    source: int,
+) -> float:
+    """``room`` for these maps: keys and values, and the last map's activations.
+
+    source: number of tokens of all source images.
+    """
+    width, last, cached = model.width, maps[-1].tokens, maps[-1].begin
+    rows = (1 + guided) * batch
+    pair = 2 * width * model.dtype.itemsize  # the key and value of one token in one block
+    token = 4 * rows * width  # the features of one token of every row, float32
+    cache = methods.memory(rows * cached * model.depth * pair, token, schedule, model.depth)
+    cache += (1 + guided) * source * model.depth * pair
+    work = 8 * last * token
+    if source:  # one block's keys and values, joined with the source's
+        work += rows * (cached + 2 * last) * pair
+    return cache + work

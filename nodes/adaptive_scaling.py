@@ -19,7 +19,7 @@ class AdaptiveScalingNode(io.ComfyNode):
             description="Limits how certain the bits of the first token maps may be, so that "
             "seeds decide more of them (DiverseAR). For Infinity; a VAR model is mostly below "
             "the limits already.",
-            search_aliases=["var", "diverse", "diversear", "bits", "temperature", "same face"],
+            search_aliases=["var", "diverse", "diversear", "bits", "temperature"],
             inputs=[
                 inputs.methods(),
                 io.Float.Input(

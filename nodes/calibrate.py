@@ -28,7 +28,7 @@ class Calibrate(io.ComfyNode):
             description="Tries several strengths on a few prompts and keeps the one that makes "
             "seeds differ most while the model still finds that its images follow the prompts. "
             "The sampler's preset my calibration then uses it.",
-            search_aliases=["var", "diverse", "tune", "strength", "my calibration", "same face"],
+            search_aliases=["var", "diverse", "tune", "strength", "my calibration"],
             is_output_node=True,
             inputs=[
                 inputs.model(),

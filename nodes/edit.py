@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
@@ -13,10 +13,11 @@ from ..diversevar_core.sampling.pairing import check_pair, image_size
 from . import host, inputs
 from .encode import fit_mask
 from .sample import draw, said_of, settings_of, text
+from .shown import short, shown
 
 ALIASES = [
-    "var", "varedit", "edit image", "image edit", "edit by instruction", "instruct", "inpaint",
-    "img2img",
+    "var", "varedit", "edit image", "image edit", "edit by instruction", "edit by text",
+    "instruct", "inpaint", "img2img",
     "编辑图像", "图像编辑",
     "編輯圖像", "圖像編輯",
     "画像編集", "画像を編集",
@@ -126,9 +127,8 @@ class Edit(io.ComfyNode):
         edited = out_of_square(vae.decode(latent["samples"]).movedim(-1, 1).cpu(), width, height)
         if mask is not None:
             edited = torch.lerp(image, edited, mask)
-        edited, seeds = edited.movedim(1, -1), ", ".join(map(str, seeds))
-        shown = "\n".join((f"seeds {seeds}", *said_of(positive)))
-        return io.NodeOutput(edited, latent, seeds, ui=ui.PreviewText(shown))
+        box = shown(said_of(positive), f"seeds {short(seeds, seed)}")
+        return io.NodeOutput(edited.movedim(1, -1), latent, ", ".join(map(str, seeds)), ui=box)
 
 
 NODES = [Edit]

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core.errors import UserError
 from .sample import said_of
+from .shown import shown
 
 MOST = 256  # prompts of one text: a few braces too many write out millions
 CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost one
@@ -31,6 +32,7 @@ class EncodePrompts(io.ComfyNode):
             description="Encodes prompts, one a line; {red|green} apple is two of them. What "
             "follows runs once for every prompt, with the same seeds.",
             search_aliases=ALIASES,
+            is_output_node=True,  # so that its notes are shown if all of a run is cached, too
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load VAR CLIP, or any other model's."),
                 io.String.Input(
@@ -57,13 +59,9 @@ class EncodePrompts(io.ComfyNode):
     def execute(cls, clip, text) -> io.NodeOutput:
         prompts = prompts_of(text)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        said = ["\n".join(said_of(conditioning)) for conditioning in encoded]
-        if len(prompts) > 1:
-            named = [
-                f"{prompt} ({text})" for prompt, text in zip(prompts, said, strict=True) if text
-            ]
-            said = [*named, f"{len(prompts)} prompts: {', '.join(prompts)}"]
-        return io.NodeOutput(encoded, prompts, ui=ui.PreviewText("\n".join(said)))
+        notes = [note for conditioning in encoded for note in said_of(conditioning)]
+        lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
+        return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
 
 
 def prompts_of(text: str) -> list[str]:

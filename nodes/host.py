@@ -41,16 +41,14 @@ from ..diversevar_core.checkpoints.loading import (
 from ..diversevar_core.checkpoints.loading import load_vae as load_core_vae
 from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.images import to_pil
-from ..diversevar_core.job import PLAIN, Chain
-from ..diversevar_core.methods.starts import TOGETHER
+from ..diversevar_core.job import PLAIN, Chain, room
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
-from ..diversevar_core.models.family import Family
 from ..diversevar_core.resize import area
-from ..diversevar_core.sampling.method import Methods, Step
+from ..diversevar_core.sampling.method import Step
 from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.schedule import Schedule
-from ..diversevar_core.settings import Settings, guidance
+from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
 from ..diversevar_core.text.reading import Known, read
 from ..diversevar_core.vae.autoencoder import to_image
@@ -389,51 +387,14 @@ def to_device(
 ) -> None:
     """Load both models to the device, with free memory for a batch.
 
-    chain: ScaleKV needs less memory; diverse starts draw more images, but only their first maps;
-    travel decodes an image. (The candidates of a path search share their caches.) sources: number
-    of source images, 1 where all images share one.
+    sources: number of source images, 1 if all images share one.
     """
-    guided = any(g != 1 for g, _ in guidance(settings, schedule))
-    methods, starts = Methods(chain.methods), chain.starts
-    drawn = methods.drawn(schedule)
-    stages = [(batch, drawn)]
-    if starts and starts.chooses(batch):
-        first = [scale for scale in drawn if scale.side <= starts.side] or drawn[:1]
-        stages.append((min(starts.candidates, TOGETHER), first))
-    source = sources * schedule[-1].tokens
-    room = max(
-        room_of(model.model, schedule, maps, guided, n, methods, source) for n, maps in stages
-    )
-    if chain.travel:
+    need = room(model.model, schedule, settings, batch, chain, sources)
+    if chain.travel:  # it decodes an image
         sides = (patch_of(model.model, vae.core) * side for side in schedule[-1].full)
         shape = (1, vae.core.token_kind.channels, *sides)
-        room = max(room, vae.memory_used_decode(shape, vae.vae_dtype))
-    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=room)
-
-
-def room_of(
-    network: Family,
-    schedule: Schedule,
-    maps: Schedule,
-    guided: bool,
-    batch: int,
-    methods: Methods,
-    source: int,
-) -> float:
-    """Bytes that a batch needs for these maps: keys and values, and the last map's activations.
-
-    source: number of tokens of all source images.
-    """
-    width, last, cached = network.width, maps[-1].tokens, maps[-1].begin
-    rows = (1 + guided) * batch
-    pair = 2 * width * network.dtype.itemsize  # the key and value of one token in one block
-    token = 4 * rows * width  # the features of one token of every row, float32
-    cache = methods.memory(rows * cached * network.depth * pair, token, schedule, network.depth)
-    cache += (1 + guided) * source * network.depth * pair
-    work = 8 * last * token
-    if source:  # one block's keys and values, joined with the source's
-        work += rows * (cached + 2 * last) * pair
-    return cache + work
+        need = max(need, vae.memory_used_decode(shape, vae.vae_dtype))
+    comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=need)
 
 
 def watch(

@@ -125,7 +125,7 @@ class LoadCLIP(io.ComfyNode):
             display_name="Load VAR CLIP (T5)",
             category="DiverseVAR/loaders",
             description="Loads the T5 text encoder that Infinity reads prompts with (flan-t5-xl).",
-            search_aliases=["var", "infinity", "t5", "flan", "load clip"],
+            search_aliases=["var", "infinity", "t5 loader", "flan t5", "load clip"],
             inputs=[
                 io.Combo.Input(
                     "clip_name",

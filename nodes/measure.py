@@ -23,7 +23,7 @@ class Measure(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Says how many different images a batch amounts to (Vendi score, from 1 "
             "to the batch's size) and how far apart they are (mean cosine distance).",
-            search_aliases=["diversity", "vendi", "similar images", "same face"],
+            search_aliases=["diversity", "vendi", "similar images", "flux same image"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The batch to measure."),

@@ -19,7 +19,7 @@ class RepulsionNode(io.ComfyNode):
             description="At the first token maps, makes what earlier images of a batch drew "
             "less likely for the later ones. An image then depends on those before it in the "
             "batch.",
-            search_aliases=["var", "diverse", "particle guidance", "batch", "same face"],
+            search_aliases=["var", "diverse", "particle guidance", "batch"],
             inputs=[
                 inputs.methods(),
                 io.Float.Input(

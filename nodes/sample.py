@@ -7,7 +7,7 @@ from functools import partial
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..diversevar_core import job
 from ..diversevar_core.conditions import Condition, Labels, Text
@@ -25,6 +25,7 @@ from ..diversevar_core.vae.vae import VAE
 from . import folders, host, inputs
 from .encode import fit_mask
 from .imagenet import LABEL
+from .shown import short, shown
 
 # what stock nodes put into a conditioning and VAR models do not support: entry -> what it asks for,
 # and the value that asks for nothing
@@ -45,7 +46,10 @@ UNREAD = {
 ALIASES = [
     "var", "infinity", "ksampler", "seed variety", "same image every seed",
     "all seeds look the same", "all seeds look alike", "same face", "variation", "different images",
-    "similar images", "diversity", "emoji", "text to image", "ssr", "sar",
+    "similar images", "identical images", "unique images", "all images look the same",
+    "more variety", "more random", "random seed", "seed variation", "seed variance enhancer",
+    "batch variety", "different poses", "same composition", "mode collapse",
+    "next scale prediction", "diversity", "emoji", "text to image", "ssr", "sar",
     "种子多样性", "每个种子都一样", "图像相似", "变体", "不同的图像", "文生图", "表情",
     "種子多樣性", "每個種子都一樣", "圖像相似", "變體", "不同的圖像", "文生圖",
     "シードの多様性", "どのシードも同じ画像", "似た画像", "バリエーション", "違う画像",
@@ -162,12 +166,12 @@ class Sampler(io.ComfyNode):
         latent, seeds = draw(
             model, vae, condition, schedule, settings, seed, chain, exact_batch, ready, offsets
         )
-        seeds = ", ".join(map(str, seeds))
-        lines = [used(method, chain, settings, schedule, batch), f"seeds {seeds}"]
-        lines += said_of(positive)
+        notes = said_of(positive)
         if image and keep_side == 0 and mask is None:
-            lines.append("Only the size of the image was used: set keep_side, or give it a mask.")
-        return io.NodeOutput(latent, seeds, ui=ui.PreviewText("\n".join(lines)))
+            notes.append("Only the size of the image was used: set keep_side, or give it a mask.")
+        line = used(method, chain, settings, schedule, batch)
+        box = shown(notes, line, f"seeds {short(seeds, seed)}")
+        return io.NodeOutput(latent, ", ".join(map(str, seeds)), ui=box)
 
 
 def used(connected: Chain, chain: Chain, settings: Settings, schedule: Schedule, batch: int) -> str:

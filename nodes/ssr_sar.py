@@ -20,7 +20,7 @@ class SSRSAR(io.ComfyNode):
             description="DiverseVAR with all of its parameters: SSR weakens the largest singular "
             "values of what the model reads at early token maps, SAR strengthens those of what it "
             "puts out.",
-            search_aliases=["var", "diversity", "ssr", "sar", "singular values", "same face"],
+            search_aliases=["var", "diversity", "ssr", "sar", "singular values"],
             inputs=[
                 inputs.methods(),
                 inputs.ssr(PAPER.ssr),

@@ -18,7 +18,7 @@ class TextNoiseNode(io.ComfyNode):
             category="DiverseVAR/methods",
             description="Adds noise to what the model reads of the prompt while it draws the "
             "first token maps, less from map to map (CADS). Infinity only.",
-            search_aliases=["var", "diverse", "cads", "condition noise", "same face"],
+            search_aliases=["var", "diverse", "cads", "condition noise"],
             inputs=[
                 inputs.methods(),
                 io.Float.Input(

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -56,6 +56,16 @@ def find() -> tuple[Path, str] | None:
     return (path, str(python)) if (path / "main.py").exists() and python.exists() else None
 
 
+def link(path: Path) -> None:
+    """Link this pack to a path, unless it is linked there."""
+    if path.exists():
+        return
+    if os.name == "nt":  # symbolic links are for administrators there
+        subprocess.run(["cmd", "/c", "mklink", "/J", path, ROOT], check=True)
+    else:
+        path.symlink_to(ROOT, target_is_directory=True)
+
+
 @dataclass
 class Outcome:
     """The result of a prompt: messages, preview frames, images, and error."""
@@ -89,23 +99,30 @@ class Host:
     """A running ComfyUI with this pack, on its own port and base directory.
 
     COMFYUI_FRONTEND: the folder of another frontend than the host's own. other_pack: the source of
-    another custom node. With ``DYNAMIC`` it simulates Dynamic VRAM, except what needs a GPU
-    (weights are still whole in memory, and patched there): layers start empty, and the code paths
-    for Dynamic VRAM are used.
+    another custom node. options: of the host's command line. With ``DYNAMIC`` it simulates Dynamic
+    VRAM, except what needs a GPU (weights are still whole in memory, and patched there): layers
+    start empty, and the code paths for Dynamic VRAM are used.
     """
 
-    def __init__(self, path: Path, python: str, base: Path, other_pack: str = ""):
+    def __init__(
+        self,
+        path: Path,
+        python: str,
+        base: Path,
+        other_pack: str = "",
+        options: Sequence[str] = ("--cpu",),
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.base = base
-        (base / "custom_nodes").mkdir()
-        (base / "input").mkdir()
+        (base / "custom_nodes").mkdir(exist_ok=True)
+        (base / "input").mkdir(exist_ok=True)
         shutil.copy(path / "input" / "example.png", base / "input")  # for Load Image
-        (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        link(base / "custom_nodes" / PACK)
         if other_pack:
             (base / "custom_nodes" / "other_pack.py").write_text(other_pack)
-        command = [python, "main.py", "--cpu", "--listen", "127.0.0.1"]
+        command = [python, "main.py", *options, "--listen", "127.0.0.1"]
         command += ["--port", self.address.split(":")[1], "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         if frontend := os.environ.get("COMFYUI_FRONTEND"):
@@ -149,7 +166,10 @@ class Host:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
+            if os.name == "nt":
+                self.process.terminate()
+            else:
+                os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait(START_SECONDS)
 
     def fetch(self, path: str, body: object = None) -> bytes:

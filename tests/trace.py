@@ -18,13 +18,15 @@ from safetensors.torch import load_file, save_file
 from diversevar_core.cli.load import condition_of, cycle, device_of, load_pair, set_in, source_of
 from diversevar_core.cli.options import add_sampling_options, add_subject_options
 from diversevar_core.cli.output import IMAGE_SUFFIXES, place, save_image
-from diversevar_core.conditions import Labels, Text
+from diversevar_core.conditions import Condition, Labels, Text
 from diversevar_core.images import sheet
+from diversevar_core.models.family import Family
 from diversevar_core.sampling.method import Method
 from diversevar_core.sampling.sampler import sample
-from diversevar_core.schedule import Scale
+from diversevar_core.schedule import Scale, Schedule
 from diversevar_core.settings import Settings
 from diversevar_core.vae.autoencoder import to_image
+from diversevar_core.vae.vae import VAE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +67,19 @@ def text_in(path: str, batch: int | None, device: str) -> Text:
     return Text(positive, negative)
 
 
+def subject_of(
+    args: argparse.Namespace, model: Family, vae: VAE, schedule: Schedule, device: str
+) -> Condition:
+    """What the images show: features from files, or what the options of ``sample`` say."""
+    if args.source_features:
+        source = load_file(args.source_features)["features"].to(device)
+    else:
+        source = source_of(args, model, vae, schedule, device)
+    if args.text_features:
+        return replace(text_in(args.text_features, args.batch, device), source=source)
+    return condition_of(args, model, source, device)
+
+
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
@@ -72,14 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = device_of(args.device)
     model, vae = load_pair(args, device)
     schedule = model.schedule(args.aspect, args.pixels)
-    if args.source_features:
-        source = load_file(args.source_features)["features"].to(device)
-    else:
-        source = source_of(args, model, vae, schedule, device)
-    if args.text_features:
-        condition = replace(text_in(args.text_features, args.batch, device), source=source)
-    else:
-        condition = condition_of(args, model, source, device)
+    condition = subject_of(args, model, vae, schedule, device)
     settings = replace(model.defaults(), **set_in(args, Settings))
     seeds = range(args.seed, args.seed + len(condition))
     name = "tokens" if model.reads is Labels else "bits"

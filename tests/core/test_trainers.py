@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import arguments, state_dict
+from cases import state_dict
 from safetensors.torch import load_file, save_file
 
-from diversevar_core.__main__ import parser
 from diversevar_core.checkpoints.files import CheckpointError, names_in
 from diversevar_core.checkpoints.loading import is_model, is_vae, load_model, load_vae
-from diversevar_core.cli.load import prepare
+from diversevar_core.conditions import Labels, Text
 from diversevar_core.convert import convert
+from diversevar_core.sampling.sampler import sample
 
 
 def infinity_checkpoint(case) -> dict:
@@ -72,14 +72,15 @@ def as_numpy_1(path: Path) -> None:
             archive.writestr(entry, content.replace(b"numpy._core.", b"numpy.core."))
 
 
-def f_hat(case, folder: Path, **files: Path) -> torch.Tensor:
-    """What the command line samples in a case's first run, with other files."""
-    args = parser().parse_args(["sample", *map(str, arguments(case, 0, folder))])
-    args.pixels = None  # the model's own
-    for name, path in files.items():
-        setattr(args, name, path)
-    job = prepare(args)
-    return job.run(job.settings)[1][-1].f_hat
+def f_hat(model: Path, vae: Path) -> torch.Tensor:
+    """What two files draw with the model's own schedule and settings."""
+    model, vae = load_model(model), load_vae(vae)
+    condition = Labels(torch.tensor([3]))
+    if model.reads is Text:
+        random = torch.Generator().manual_seed(0)
+        condition = Text([torch.randn(5, model.config.text, generator=random)])
+    *_, last = sample(model, vae, condition, model.schedule(), model.defaults(), [1])
+    return last.f_hat
 
 
 @pytest.fixture(params=["infinity_mixed", "infinity_plain", "var_plain"])
@@ -103,10 +104,10 @@ def test_a_trainers_checkpoint_is_drawn_and_converted_alone(case, numpy, tmp_pat
         as_numpy_1(path)
     assert is_model(names_in(path)) and is_vae(names_in(path))
     assert asdict(load_model(path).config) == asdict(plain.config)
-    expected = f_hat(case, tmp_path)
-    assert torch.equal(f_hat(case, tmp_path, model=path, vae=path), expected)
+    expected = f_hat(case.model, case.vae)
+    assert torch.equal(f_hat(path, path), expected)
     convert(path, tmp_path / "m.safetensors")
-    assert torch.equal(f_hat(case, tmp_path, model=tmp_path / "m.safetensors"), expected)
+    assert torch.equal(f_hat(tmp_path / "m.safetensors", path), expected)
 
 
 def test_the_sidecar_is_believed_before_the_trainers_arguments(infinity_case, tmp_path):

@@ -77,7 +77,7 @@ def test_one_line_is_what_clip_text_encode_makes_of_it(host):
 def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host):
     outcome = host.run(exploring("fox\npurple owl"))
     lines = outcome.text_of("text").splitlines()
-    assert lines[0].startswith("purple owl (drawn: owl; ") and "left out: purple" in lines[0]
+    assert lines[0] == "drawn: owl; new to this model and left out: purple"
     assert lines[1:] == ["2 prompts: fox, purple owl"]
     executed = [data["node"] for data in outcome.of("executed")]
     assert executed.index("text") < executed.index("sampler")
@@ -103,72 +103,76 @@ def test_another_pick_computes_only_what_follows(host, changed):
     assert not np.array_equal(first, images_of(host, prompt, "save"))
 
 
-def listed(code: str) -> dict:
-    """A list of objects, as other packs give them."""
-    return {"class_type": "AnyList", "inputs": {"code": code}}
+COLOUR = 0xC86432
 
 
-def other_images(code: str, prompts: str | None = None, seeds: str | None = None, **pick) -> dict:
-    """A sheet and a pick of another model's images."""
-    prompt = {"images": listed(code)}
-    rows = {"images": ["images", 0]}
-    for name, texts in (("prompts", prompts), ("seeds", seeds)):
-        if texts is not None:
-            prompt[name], rows[name] = listed(texts), [name, 0]
+def other_images(batches, prompts=(), seeds: str | None = None, **pick) -> dict:
+    """A sheet and a pick of another model's images: (count, height, width) of every batch."""
+    sources, rows = {}, {"images": ["images", 0]}
+    for i, (count, height, width) in enumerate(batches):
+        inputs = {"batch_size": count, "height": height, "width": width, "color": COLOUR}
+        sources[f"image {i}"] = {"class_type": "EmptyImage", "inputs": inputs}
+    prompt = sources | {"images": in_a_list(sources)}
+    if prompts:
+        texts = {
+            text: {"class_type": "PrimitiveString", "inputs": {"value": text}} for text in prompts
+        }
+        prompt |= texts | {"prompts": in_a_list(texts)}
+        rows["prompts"] = ["prompts", 0]
+    if seeds is not None:
+        prompt["seeds"] = {"class_type": "PrimitiveString", "inputs": {"value": seeds}}
+        rows["seeds"] = ["seeds", 0]
     prompt["sheet"] = {"class_type": SHEET, "inputs": rows}
     if pick:
         prompt["pick"] = {"class_type": PICK, "inputs": rows | pick}
     return prompt
 
 
+def in_a_list(names) -> dict:
+    """A list of these nodes' outputs."""
+    inputs = {f"inputs.input{i}": [name, 0] for i, name in enumerate(names)}
+    return {"class_type": "CreateList", "inputs": inputs}
+
+
 def cells(sheet: np.ndarray) -> int:
     """How many images of ``COLOUR`` a sheet has: their upper left corners."""
-    there = (sheet == COLOUR).all(axis=-1)
+    there = (sheet == list(COLOUR.to_bytes(3, "big"))).all(axis=-1)
     return int((there[1:, 1:] & ~there[:-1, 1:] & ~there[1:, :-1]).sum())
 
 
-COLOUR = (200, 100, 50)
-IMAGES = f"(torch.tensor({COLOUR}) / 255).expand({{}}, {{}}, {{}}, 3)"
-
-
 @pytest.mark.parametrize(
-    ("code", "prompts", "columns", "count"),
+    ("batches", "prompts", "columns", "count"),
     [
-        (f"[{IMAGES.format(3, 64, 64)}] * 2", None, 3, 6),  # a batch is a row
-        (f"[{IMAGES.format(1, 64, 64)}] * 6", None, 6, 6),  # single images are one
-        (f"[{IMAGES.format(1, 64, 64)}] * 6", "['a', 'b', 'c']", 2, 6),
-        (f"[{IMAGES.format(10, 64, 64)}]", "['a']", 8, 10),  # goes on below
-        (f"[{IMAGES.format(2, 900, 300)}, {IMAGES.format(3, 32, 64)}]", "['a', 'b']", 3, 5),
+        ([(3, 64, 64)] * 2, "", 3, 6),  # a batch is a row
+        ([(1, 64, 64)] * 6, "", 6, 6),  # single images are one
+        ([(1, 64, 64)] * 6, "abc", 2, 6),
+        ([(10, 64, 64)], "a", 8, 10),  # goes on below
+        ([(2, 900, 300), (3, 32, 64)], "ab", 3, 5),
     ],
 )
-def test_a_sheet_takes_the_images_of_any_model(host, code, prompts, columns, count):
-    (sheet,) = pixels(host.run(other_images(code, prompts)))
+def test_a_sheet_takes_the_images_of_any_model(host, batches, prompts, columns, count):
+    (sheet,) = pixels(host.run(other_images(batches, prompts)))
     assert cells(sheet) == count
     assert sheet.shape[1] in (396 * columns, 140 * columns)
     assert (sheet < 60).all(axis=-1).any() and (sheet[0] == 255).all()  # captions, on white
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("batches", "more", "words"),
     [
-        (([IMAGES.format(3, 8, 8)], "['a', 'b']"), "3 images for 2 prompts"),
-        (([IMAGES.format(3, 8, 8)], "['a']", "['1, 2']"), "2 seeds for 3 images"),
-        (([IMAGES.format(3, 8, 8)], None, "['1, 2, 3']", {"row": 2}), "no row 2"),
-        (([IMAGES.format(3, 8, 8)], None, None, {"number": 4}), "no image 4 in row 1, only 3"),
-        (([f"{IMAGES.format(1, 8, 8)} * math.nan"],), "images contains NaN"),
-        (([],), "0 images"),
+        ([(3, 8, 8)], {"prompts": "ab"}, "3 images for 2 prompts"),
+        ([(3, 8, 8)], {"prompts": "a", "seeds": "1, 2"}, "2 seeds for 3 images"),
+        ([(3, 8, 8)], {"seeds": "1, 2, 3", "row": 2}, "no row 2 on the sheet, only 1"),
+        ([(3, 8, 8)], {"number": 4}, "no image 4 in row 1, only 3"),
     ],
 )
-def test_numbers_that_do_not_fit_are_one_sentence(host, arguments, words):
-    (images, *texts), pick = arguments, {}
-    if texts and isinstance(texts[-1], dict):
-        pick = texts.pop()
-    error = host.run(other_images(f"[{', '.join(images)}]", *texts, **pick)).error
+def test_numbers_that_do_not_fit_are_one_sentence(host, batches, more, words):
+    error = host.run(other_images(batches, **more)).error
     assert words in error and "\n" not in error
 
 
 def test_what_a_pick_does_not_know_is_an_error_only_where_it_is_used(host):
-    prompt = other_images(f"[{IMAGES.format(3, 8, 8)}]", number=2)
+    prompt = other_images([(3, 8, 8)], number=2)
     assert host.run(prompt).error is None
     prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["pick", 2]}}
     assert "does not know the seed; connect its seeds input" in host.run(prompt).error

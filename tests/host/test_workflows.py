@@ -15,6 +15,7 @@ from prompts import on_small_model
 
 ANY_MODEL = "Any model, as it is and with late guidance"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+GRAPHS = [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
 OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename === name"
 UNKNOWN = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types))"
 RED = "app.graph.nodes.filter(n => n.has_errors)"
@@ -127,6 +128,7 @@ def growing(host, page, request):
         host.fetch(f"/settings/{name}", value)
     page.reload()
     page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
     yield page
     host.fetch("/settings/Comfy.VueNodes.Enabled", False)
     host.fetch("/settings/Comfy.Execution.PreviewMethod", "default")
@@ -155,6 +157,13 @@ def test_nothing_covers_anything_else_after_a_run(host, growing, name):
         assert not [other for other, b in nodes[:i] if overlap(box, b)], title
 
 
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_the_places_of_links_have_no_empty_fields(path):
+    """A newer page refuses null there."""
+    text = path.read_text()
+    assert '"parentId": null' not in text and '"floating": null' not in text
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_node_says_which_pack_it_is_from(name):
     version = re.search('^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
@@ -168,7 +177,7 @@ def test_every_node_says_which_pack_it_is_from(name):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_template_is_readable_on_a_small_screen(page, name):
     """The page fits it into three quarters of the view; below 0.57 it draws no text."""
-    page.set_viewport_size({"width": 1280, "height": 800})
+    page.set_viewport_size({"width": 1280, "height": 720})
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
     graph["extra"] |= {"linearMode": False}
     page.evaluate(

@@ -1,15 +1,75 @@
-// Shows what a run used or found in a field of its node, until the next run.
+// Shows what a run used or found, and its error, in a box of the node; notes and errors in a toast.
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { ComfyWidgets } from "../../../scripts/widgets.js";
 
 const NAME = "last run";
+const MARGIN = 6;
 
-function textWidget(node) {
-  const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
-  widget.element.readOnly = true;
-  widget.serialize = false; // not in the saved workflow
-  widget.options.serialize = false; // and not in the prompt
+function textBox(node) {
+  const box = document.createElement("div");
+  const text = document.createElement("div");
+  text.style.cssText =
+    "white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; padding: 4px 6px; " +
+    "border-radius: 4px; font: 11px/1.35 sans-serif; max-height: 150px; overflow-y: auto; " +
+    "color: var(--input-text); background: var(--comfy-input-bg)";
+  box.append(text);
+  let height = 20; // of the text when it was last visible, as a small node hides it
+  const widget = node.addDOMWidget(NAME, "DIVERSEVAR_TEXT", box, {
+    serialize: false, // not in the prompt
+    margin: MARGIN,
+    getMinHeight: () => height + 2 * MARGIN,
+    getMaxHeight: () => height + 2 * MARGIN,
+    getValue: () => text.textContent,
+    setValue: (value) => (text.textContent = value),
+  });
+  widget.serialize = false; // and not in the saved workflow
+  new ResizeObserver(() => {
+    if (!text.offsetHeight || text.offsetHeight === height) return;
+    height = text.offsetHeight;
+    const [width, least] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0]), Math.max(least, node.size[1])]);
+  }).observe(text);
   return widget;
+}
+
+function show(node, output) {
+  if (!node?.type.startsWith("DiverseVAR") || !output.text) return;
+  const lines = new Set(output.text.join("\n").split("\n")); // a list of prompts repeats them
+  const text = [...lines].join("\n");
+  const shown = node.widgets?.find(({ name }) => name === NAME);
+  if (text) (shown ?? textBox(node)).value = text;
+  else if (shown) node.removeWidget(shown); // it is about the run before
+}
+
+// a key is the node's number, in a subgraph after the subgraph's own and a colon
+function showAll(outputs) {
+  for (const [key, output] of Object.entries(outputs ?? {})) {
+    const [id, subgraph] = key.split(":").reverse();
+    const graph = subgraph ? app.rootGraph.subgraphs.get(subgraph) : app.rootGraph;
+    show(graph?.getNodeById(id), output);
+  }
+}
+
+let toasts = []; // of this run
+
+function tell(notes, severity = "info") {
+  const detail = [...new Set(notes)].join("\n");
+  if (!detail || toasts.some((toast) => toast.detail === detail)) return; // the sampler repeats it
+  toasts.push({ severity, summary: "DiverseVAR", detail, life: 20000 });
+  app.extensionManager.toast.add(toasts.at(-1));
+}
+
+function closeToasts() {
+  toasts.forEach((toast) => app.extensionManager.toast.remove(toast));
+  toasts = [];
+}
+
+// The page says of every error that a node threw one, and what it was two clicks later.
+function tellError({ detail: { node_id, exception_type, exception_message } }) {
+  if (!/\.diversevar_core\..*Error$/.test(exception_type)) return;
+  const nodeIn = (outer, id) => (outer ? outer.subgraph : app.rootGraph).getNodeById(id);
+  show(String(node_id).split(":").reduce(nodeIn, null), { text: [exception_message.trim()] });
+  tell([exception_message.trim()], "error");
 }
 
 app.registerExtension({
@@ -19,16 +79,14 @@ app.registerExtension({
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      if (!output.text) return;
-      const text = output.text.join("\n");
-      const shown = this.widgets?.find(({ name }) => name === NAME);
-      if (!text) {
-        if (shown) this.removeWidget(shown); // it is about the run before
-        return;
-      }
-      (shown ?? textWidget(this)).value = text;
-      const [width, height] = this.computeSize();
-      this.setSize([Math.max(width, this.size[0]), Math.max(height, this.size[1])]);
+      show(this, output);
+      tell(output.notes ?? []);
     };
   },
+  setup() {
+    api.addEventListener("execution_start", closeToasts);
+    api.addEventListener("execution_error", tellError);
+  },
+  onNodeOutputsUpdated: showAll, // another tab
+  afterConfigureGraph: () => showAll(app.nodeOutputs), // undo
 });

@@ -1,0 +1,105 @@
+"""What a run says is seen: on the node, in a toast, in both looks of the page and as an app."""
+
+import json
+
+import pytest
+from comfy_host import ROOT
+
+FIRST = "1 Text to image, works at once"
+TEXT = "a birthday cake on the moon with a zeppelin and seventeen blue candles"
+NOTE = "drawn: birthday cake; new to this model and left out: moon, zeppelin, seventeen, blue, "
+NOTE += "candles"
+# of every box: its text, and the characters that cannot be seen, as something covers them or they
+# are outside of the box or the node; a character is seen where a click would meet its element
+UNSEEN = """() => app.graph.nodes.flatMap(node => (node.widgets ?? []).map(widget => {
+    if (widget.name !== "last run") return null;
+    const box = widget.element.firstChild, range = document.createRange(), unseen = [];
+    const around = widget.element.getBoundingClientRect();
+    for (let i = 0; i < box.textContent.length; i++) {
+        range.setStart(box.firstChild, i);
+        range.setEnd(box.firstChild, i + 1);
+        const {left, right, top, bottom} = range.getBoundingClientRect();
+        const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+        const seen = right > left && bottom <= around.bottom + 1 && top >= around.top - 1
+            && document.elementFromPoint(x, y) === box;
+        if (!seen && box.textContent[i].trim()) unseen.push(box.textContent[i]);
+    }
+    return [box.textContent, unseen.join("")];
+})).filter(Boolean)"""
+RUN = """async () => {
+    const {api} = await import("/scripts/api.js");
+    window.over = new Promise(resolve => ["execution_success", "execution_error"].forEach(
+        name => api.addEventListener(name, () => resolve(name), {once: true})));
+    return app.queuePrompt(0);
+}"""
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "Nodes 2.0"])
+def page(host, page, request):
+    """The page with classic nodes or Nodes 2.0."""
+    host.fetch("/settings/Comfy.VueNodes.Enabled", request.param)
+    page.reload()
+    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
+    yield page
+    host.fetch("/settings/Comfy.VueNodes.Enabled", False)
+
+
+def open_with(page, text: str) -> None:
+    """Open the first template with a text."""
+    graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
+    for node in graph["nodes"]:
+        if node["type"] == "DiverseVAREncodePrompts":
+            node["widgets_values"] = [text]
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, FIRST])
+    page.wait_for_timeout(2000)
+
+
+def run(page, outcome: str = "execution_success", note: str = "") -> None:
+    """Run to the end; a toast has the note before."""
+    assert page.evaluate(RUN)
+    if note:
+        toast(page, note).wait_for()
+    assert page.evaluate("window.over") == outcome
+    page.wait_for_timeout(2000)  # the page lays out the nodes again
+
+
+def toast(page, note: str):
+    return page.get_by_role("alert").get_by_text(note)
+
+
+def test_the_words_that_were_left_out_are_seen(page):
+    open_with(page, TEXT)
+    run(page, note=NOTE)
+    assert toast(page, NOTE).count() <= 1  # the sampler repeats it
+    prompt, sampler = page.evaluate(UNSEEN)
+    assert prompt == [NOTE, ""]
+    assert sampler[0].startswith(f"{NOTE}\n") and sampler[1] == ""
+    run(page)  # nothing of the prompt's node is computed
+    assert page.evaluate(UNSEEN)[0] == prompt
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    page.locator(".workflow-tab, [role=tab]").filter(has_text=FIRST[:12]).first.click()
+    page.wait_for_function("app.graph.nodes.length > 0")
+    page.wait_for_timeout(2000)
+    assert page.evaluate(UNSEEN)[0] == prompt
+    saved = page.evaluate("JSON.stringify([app.graph.serialize(), app.graph.extra])")
+    assert NOTE not in saved
+
+
+def test_an_error_is_seen_in_place_of_what_was_said_before(page):
+    open_with(page, TEXT)
+    run(page)
+    page.evaluate("text => app.graph.getNodeById(4).widgets[0].value = text", "a zebra")
+    said = "This model does not know 'a zebra'; "
+    run(page, "execution_error", said)
+    (text, unseen), *_ = page.evaluate(UNSEEN)
+    assert text.startswith(said) and unseen == ""
+
+
+def test_an_app_tells_the_words_that_were_left_out(page):
+    open_with(page, TEXT)
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.get_by_text("batch_size", exact=True).locator("visible=true").first.wait_for()
+    page.get_by_role("button", name="Run", exact=True).last.click()
+    toast(page, NOTE).wait_for()
