@@ -31,15 +31,13 @@ def images(host):
     for i in range(PROMPTS):
         prompt = known[i * len(known) // PROMPTS]
         graph = on_small_model(template, prompt, seed=i)
-        outcome, saved = host.run(graph), {}
+        outcome = host.run(graph)
         assert outcome.error is None
-        for data in outcome.of("executed"):
-            node = graph[data["node"]]
-            if node["class_type"] == "SaveImage":
-                files = host.images({"outputs": {"": data["output"]}})
-                pixels = [np.asarray(Image.open(BytesIO(file))) for file in files]
-                saved[node["_meta"]["title"]] = torch.from_numpy(np.stack(pixels))
-        made[prompt] = torch.stack([saved[way] for way in WAYS])
+        outputs = {data["node"]: data["output"] for data in outcome.of("executed")}
+        (saved,) = (n for n, node in graph.items() if node["class_type"] == "SaveImage")
+        files = host.images({"outputs": {saved: outputs[saved]}})
+        pixels = [np.asarray(Image.open(BytesIO(file))) for file in files]
+        made[prompt] = torch.from_numpy(np.stack(pixels)).unflatten(0, (2, -1))
     return made
 
 
