@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from comfy_host import ROOT
+from comfy_host import HOW_TO, ROOT, find
 
+from benchmarks import host as part
 from benchmarks.card import COLUMNS, Card, Line, clean, run_part, table
 
 MINUTES = 2  # of wall time at most
@@ -99,6 +100,30 @@ def test_a_check_that_hangs_is_stopped_in_time(tmp_path):
     assert hung.result == works.result == "skipped"
     assert re.fullmatch(r"stopped after \d+ s: no time left", hung.value)
     assert works.value == "no time left"
+
+
+def test_a_host_draws_with_random_weights_and_is_cancelled(tmp_path, monkeypatch):
+    """The quicker half of the host's part; the rest are prompts of other tests."""
+    if (found := find()) is None:
+        pytest.skip(HOW_TO)
+    monkeypatch.setenv("COMFYUI_PYTHON", found[1])
+    card = Card("cpu", time.time() + 900, tmp_path, found[0])
+    part.write_models(tmp_path / "base" / "models", small=True)
+    with part.running(card) as host:
+        plain, again, other, lora = (
+            part.attempt(card, host, "", prompt, "large", equal)
+            for prompt, equal in (
+                (part.LARGE, None),
+                (part.changed(part.LARGE, filename_prefix="again"), True),
+                (part.changed(part.LARGE, seed=1), True),
+                (part.with_lora(part.LARGE), False),
+            )
+        )
+        refused = part.attempt(card, host, "", part.changed(part.LARGE, vae_name="none"))
+        cancelled = part.cancel(card, host)
+    assert [line.result for line in (plain, again, other, lora)] == ["pass", "pass", "fail", "pass"]
+    assert refused.result == "fail" and "none" in refused.value
+    assert cancelled.result == "pass"
 
 
 def test_reports_become_a_table():
