@@ -81,12 +81,12 @@ def prompts_of(text: str) -> list[str]:
 
 def written_out(line: str) -> Iterator[str]:
     """Every combination of the choices in a line: {red|green} apple -> red apple, green apple."""
-    found = CHOICE.search(line)
-    if found is None:
+    choices = CHOICE.search(line)
+    if choices is None:
         yield " ".join(line.split())
         return
-    for choice in found[1].split("|"):
-        yield from written_out(line[: found.start()] + choice.strip() + line[found.end() :])
+    for choice in choices[1].split("|"):
+        yield from written_out(line[: choices.start()] + choice.strip() + line[choices.end() :])
 
 
 NODES = [EncodePrompts]

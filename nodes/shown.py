@@ -10,5 +10,5 @@ def shown(notes: Sequence[str], *lines: str) -> dict[str, list[str]]:
 
 def short(seeds: Sequence[int], seed: int) -> str:
     """Seeds in the fewest characters: large ones as the numbers that are added to ``seed``."""
-    added = ", ".join(str((one - seed) % 2**64) for one in seeds)
+    added = ", ".join(str((other - seed) % 2**64) for other in seeds)
     return min(", ".join(map(str, seeds)), f"{seed} + {added}", key=len)

@@ -49,8 +49,7 @@ class Spectrum(io.ComfyNode):
         schedule, settings = network.schedule(), network.defaults()
         condition = condition_of(network, positive, None, 1, model.load_device)
         host.to_device(model, vae, schedule, settings, 1)
-        found = [one for one in method.methods if isinstance(one, DiverseVAR)]
-        spectral = found[0] if found else PAPER
+        spectral = next((m for m in method.methods if isinstance(m, DiverseVAR)), PAPER)
         watched = Spectra(spectral, SIDES, shown_blocks(network.depth))
         steps = sample(network, core_vae, condition, schedule, settings, [seed], methods=[watched])
         plotted = tuple(scale for scale in schedule if scale.side <= max(SIDES))

@@ -35,7 +35,7 @@ class Keep(Method):
     @property
     def alike(self) -> bool:
         """Whether one image and one mask are for the whole batch."""
-        return all(len(one) == 1 for one in (*self.maps, self.mask) if one is not None)
+        return all(len(t) == 1 for t in (*self.maps, self.mask) if t is not None)
 
     def begin(self, context: Context) -> Keep:
         """Raises UserError if maps or mask do not fit the schedule or the batch."""
@@ -46,11 +46,11 @@ class Keep(Method):
                 f"{theirs}; encode it with this model and the same shape."
             )
         images = list(context.images)
-        given = {
+        kept = {
             "images": self.maps[0],
             "masks": self.maps[0] if self.mask is None else self.mask,
         }
-        for what, many in given.items():
+        for what, many in kept.items():
             if 1 != len(many) <= max(images):
                 raise UserError(
                     f"There are {len(many)} {what} to keep and more images are drawn; give one "

@@ -68,8 +68,8 @@ def known_phrases(prompts: Sequence[str], phrases: Mapping[str, str]) -> Known:
             known.setdefault(key(phrase), tuple(meant.split("|")))
     known.setdefault("", tuple(prompts[:3]))
     for phrase in list(known):
-        for one in singulars(phrase):
-            known.setdefault(one, known[phrase])
+        for singular in singulars(phrase):
+            known.setdefault(singular, known[phrase])
     return known
 
 
@@ -166,7 +166,7 @@ def in_word(folded: Sequence[str], i: int) -> bool:
 
 def look_up(phrase: str, known: Known) -> tuple[str, ...]:
     """What the model's file has for a phrase, in one or many; () for nothing."""
-    return next((known[one] for one in (phrase, *singulars(phrase)) if one in known), ())
+    return next((known[p] for p in (phrase, *singulars(phrase)) if p in known), ())
 
 
 def key(phrase: str) -> str:
