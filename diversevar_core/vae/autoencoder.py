@@ -88,8 +88,11 @@ def normed(layer: nn.GroupNorm, x: Tensor) -> Tensor:
     for rows in x.split(ROWS, dim=2):
         sums += torch.stack((rows.sum(dim=(2, 3)), rows.square().sum(dim=(2, 3))))
     mean, square = sums.unflatten(-1, (layer.num_groups, -1)).sum(dim=-1, keepdim=True) / count
-    gain = (square - mean**2 + layer.eps).rsqrt() * layer.weight.double().view(mean.shape[1], -1)
-    shift = layer.bias.double() - (mean * gain).flatten(1)
+    # the layer's own weights, which a host may keep elsewhere, from what it makes of -1 and 1
+    low, high = layer(x.new_tensor([-1.0, 1.0]).expand(1, x.shape[1], 1, 2)).double()[0, :, 0].T
+    weight, bias = (high - low) / 2 * (1 + layer.eps) ** 0.5, (high + low) / 2
+    gain = (square - mean**2 + layer.eps).rsqrt() * weight.view(mean.shape[1], -1)
+    shift = bias - (mean * gain).flatten(1)
     gain, shift = (part.flatten(1).to(x)[..., None, None] for part in (gain, shift))
     return torch.addcmul(shift, x, gain)
 
