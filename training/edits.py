@@ -180,7 +180,7 @@ def main() -> None:
         export(run.average["model"], run.text(), args.export, offered(), task="edit")
         return
 
-    tokenizer = load_vae(args.start / "tokenizer.safetensors")
+    tokenizer = load_vae(args.start / "vae.safetensors")
     pool = load_pool(data, tokenizer, args.folder / "pool.pt")
     maker, model = Maker(pool), run.models["model"]
     schedule = model.schedule()

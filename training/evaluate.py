@@ -364,7 +364,7 @@ def main() -> None:
     known = [i for i in order.tolist() if data.concepts[i].prompt in listed]
     bench = Bench(
         load_model(args.models / "transformer.safetensors"),
-        load_vae(args.models / "tokenizer.safetensors"),
+        load_vae(args.models / "vae.safetensors"),
         text,
         judge,
         data,

@@ -169,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
 
     data = load(args.data)
-    tokenizer = load_vae(args.tokenizer / "tokenizer.safetensors")
+    tokenizer = load_vae(args.tokenizer / "vae.safetensors")
     model = load_model(args.models / "transformer.safetensors")
     text = load_text_encoder(args.models / "text_encoder.safetensors")
     text.known = None  # instructions that it does not offer are measured too

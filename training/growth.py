@@ -134,7 +134,7 @@ def main() -> None:
     checkpoint = args.folder / "growth.ckpt"
     run.resume(checkpoint)
     args.folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_vae(args.models / "tokenizer.safetensors")
+    tokenizer = load_vae(args.models / "vae.safetensors")
     if args.export:
         judge = load_judge(data, args.folder / "judge.ckpt", JUDGE_STEPS)
         pictures = Pictures(data, old, tokenizer, args.folder)

@@ -60,7 +60,7 @@ def load_pool(args: argparse.Namespace) -> Tensor:
     path = args.folder / "pool.pt"
     if not path.exists():
         objects = layouts_data.load(args.data)
-        tokenizer = load_vae(args.folder / "tokenizer.safetensors", args.device)
+        tokenizer = load_vae(args.folder / "vae.safetensors", args.device)
         found = []
         for first in range(0, POOL, 64):
             _, pictures = painted(range(first, first + 64), objects)
@@ -81,7 +81,7 @@ def train_transformer(args: argparse.Namespace) -> None:
         return
 
     pool, device = load_pool(args), torch.device(args.device)
-    tokenizer = load_vae(args.folder / "tokenizer.safetensors", device)
+    tokenizer = load_vae(args.folder / "vae.safetensors", device)
     prompts = [draw_layout(random.Random(seed)).prompt for seed in range(POOL)]
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
     model = run.models["model"]

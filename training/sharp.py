@@ -47,7 +47,7 @@ CRITIC = 0.3  # size of its gradient at the end, relative to that of the other e
 CRITIC_RATE = 1e-3
 DRAWN = 2  # pictures of a batch that the transformer draws, while the critic learns
 JUDGE_STEPS = 1300
-HALF = Path("emoji-training/half/tokenizer.safetensors")
+HALF = Path("emoji-training/half/vae.safetensors")
 LEVEL = re.compile(r"(?<=down\.|.\.up\.)\d+")
 
 
@@ -198,9 +198,9 @@ def parts(args: argparse.Namespace) -> tuple[BSQ, BSQ]:
 
 
 def write(tokenizer: BSQ, folder: Path) -> None:
-    """Write tokenizer.safetensors in bfloat16."""
+    """Write vae.safetensors in bfloat16."""
     tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
-    save_file(tensors, folder / "tokenizer.safetensors")
+    save_file(tensors, folder / "vae.safetensors")
 
 
 def train_encoder(args: argparse.Namespace) -> None:
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument(
-        "--half", type=Path, default=Path("emoji-training/half/tokenizer.safetensors")
+        "--half", type=Path, default=Path("emoji-training/half/vae.safetensors")
     )
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="what draws")
     parser.add_argument("--folder", type=Path, default=Path("emoji-training"))

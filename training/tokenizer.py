@@ -145,7 +145,7 @@ def fit(
     steps: int,
     ramp: tuple[float, float],
 ) -> None:
-    """Train up to ``steps``, from the folder's checkpoint if any; write tokenizer.safetensors.
+    """Train up to ``steps``, from the folder's checkpoint if any; write vae.safetensors.
 
     pictures_at: step -> a batch (B, H, W, 3) uint8. shown: a multiple of 12 pictures, whose
     reconstructions are saved. ramp: shares of the steps after which some and all pictures are
@@ -183,7 +183,7 @@ def fit(
             rows = torch.stack((shown.unflatten(0, (-1, 12)), made.unflatten(0, (-1, 12))), dim=1)
             contact_sheet(rows.flatten(0, 2).numpy(), 12).save(folder / "tokenizer.png")
     tensors = {name: t.bfloat16().contiguous() for name, t in tokenizer.state_dict().items()}
-    save_file(tensors, folder / "tokenizer.safetensors")
+    save_file(tensors, folder / "vae.safetensors")
 
 
 def main() -> None:

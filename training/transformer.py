@@ -269,7 +269,7 @@ def main() -> None:
         export(run.average["model"], run.text(), args.export, prompts)
         return
 
-    tokenizer = load_vae(args.folder / "tokenizer.safetensors", device)
+    tokenizer = load_vae(args.folder / "vae.safetensors", device)
     with torch.no_grad():
         parts = [tokenizer.encoder(to_model(p).to(device)) for p in data.pictures.split(64)]
     features = torch.cat(parts)
