@@ -88,7 +88,8 @@ def running(card: Card, *options: str) -> Iterator[Host]:
     try:
         yield host
     except urllib.error.URLError as error:
-        raise RuntimeError(f"ComfyUI ended; its last words: {host.log.splitlines()[-1]}") from error
+        code, words = host.process.poll(), host.log.splitlines()[-1]
+        raise RuntimeError(f"{error}; exit code {code}, and its log ends: {words}") from error
     finally:
         host.stop()
 
