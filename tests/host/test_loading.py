@@ -479,7 +479,8 @@ def test_where_torch_cannot_compile_the_loader_says_so(inside):
 
     torch.compiler.reset()
     words = r"torch.compile does not work here \(.*; turn it off\."
-    with inside.patched(config.cpp, "cxx", ("/nowhere",)), pytest.raises(ValueError, match=words):
+    # torch's own patch: pytest's deletes this setting instead of putting it back
+    with config.patch({"cpp.cxx": ("/nowhere",)}), pytest.raises(ValueError, match=words):
         inside.load("infinity.safetensors", torch_compile=True)
 
 
