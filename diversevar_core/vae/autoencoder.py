@@ -79,7 +79,8 @@ def normed(layer: nn.GroupNorm, x: Tensor) -> Tensor:
 
     With channels last on a CPU, torch adds up a group's numbers one by one in float32: at 1024
     pixels the result is off by up to 5e-3, by how much depends on the threads, and 2 % of the
-    pixels turn. Sums over a few rows, added up in float64, are off by 1e-6, in the same time.
+    pixels turn. Sums over a few rows, added up in float64, are off by 1e-6; a decode at 256 pixels
+    takes 0 to 4 % longer with them.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return layer(x)
@@ -131,9 +132,8 @@ class AttnBlock(nn.Module):
         self.proj_out = operations.Conv2d(channels, channels, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(normed(self.norm, x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        )  # (B, hw, C)
+        tokens = self.qkv(normed(self.norm, x)).flatten(2).transpose(1, 2)  # (B, hw, 3 C)
+        q, k, v = tokens.chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
 
@@ -157,7 +157,37 @@ class Upsample(nn.Module):
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return doubled_conv(x, self.conv.weight.to(x), self.conv.bias.to(x))
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def doubled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``Upsample`` with 4/9 of its multiplications: (B, in, h, w) -> (B, out, 2 h, 2 w).
+
+    After nearest-neighbour doubling, the 3 x 3 pixels under a kernel (out, in, 3, 3) have only
+    2 x 2 different values; which of them are equal depends on whether the row and the column are
+    even or odd. So four 2 x 2 convolutions of the small map, whose weights are sums of the
+    kernel's, give the same result. Without it a decode at 256 pixels takes 18 % longer on a CPU
+    with Infinity's VAE and 7 % with VAR's.
+    """
+    h, w = x.shape[-2:]
+    out = torch.empty(
+        (len(x), len(weight), 2 * h, 2 * w), dtype=x.dtype, memory_format=torch.channels_last
+    )
+    padded = F.pad(x, (1, 1, 1, 1))
+    for i, rows in enumerate(merged(weight, 2)):
+        for j, kernel in enumerate(merged(rows, 3)):
+            seen = padded[:, :, i : i + h + 1, j : j + w + 1]
+            out[:, :, i::2, j::2] = F.conv2d(seen, kernel, bias)
+    return out
+
+
+def merged(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Three weights along an axis -> two, for the even and the odd rows of a doubled map."""
+    before, at, after = weight.unbind(dim)
+    even, odd = (before, at + after), (before + at, after)
+    return torch.stack(even, dim), torch.stack(odd, dim)
 
 
 def arranged(x: Tensor) -> Tensor:
