@@ -65,9 +65,7 @@ class DiverseVARExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
-        if hasattr(
-            PromptServer, "instance"
-        ):  # not in a script that uses ComfyUI without its server
+        if hasattr(PromptServer, "instance"):  # a script may use ComfyUI without its server
             PromptServer.instance.add_on_prompt_handler(without_missing_nodes(NODES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -12,10 +12,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import is_link
 from torch import Tensor
 
-from ..diversevar_core.errors import UserError, quote
+from ..diversevar_core.errors import UserError, check_choice, quote
 from ..diversevar_core.text.encoder import check_characters
-
-LISTED = 20  # choices that an error message lists
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -103,15 +101,6 @@ def with_inputs(field: io.DynamicCombo.Input, value: object) -> dict[str, object
             "node."
         )
     return {field.id: choice} | check_all(options[choice], value if nested else {})
-
-
-def check_choice(name: str, value: object, choices: list[str]) -> None:
-    """Raise UserError if a value is not one of the choices."""
-    if not (isinstance(value, str) and value in choices):
-        listed = ", ".join(map(quote, choices[:LISTED]))
-        more = ", ..." if len(choices) > LISTED else ""
-        what = f"{name} is missing" if value is None else f"{quote(value)} is not a valid {name}"
-        raise UserError(f"{what}; choose one of {listed}{more}.")
 
 
 def check_number(field: io.Input, value: object, kind: type, words: str) -> None:
