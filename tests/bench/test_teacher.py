@@ -1,0 +1,28 @@
+"""Training sees what sampling sees."""
+
+import torch
+
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.settings import Settings
+from diversevar_core.text.encoder import load_text_encoder
+from training.teacher import Teacher, forward
+
+
+@torch.inference_mode()
+def test_teacher_forcing_finds_the_bits_that_sampling_draws():
+    model, vae = load_model(included.MODEL), load_vae(included.VAE)
+    rows = load_text_encoder(included.TEXT_ENCODER)(["octopus", "birthday cake"])
+    schedule = model.schedule()
+    likeliest = Settings(cfg=(1.0,), cfg_schedule="flat", tau=(0.01,), top_k=1, top_p=0.0)
+    drawn, inputs, f_hat = [], [], None
+    for step in sample(model, vae, Text(rows), schedule, likeliest, range(2)):
+        drawn.append(step.tokens)
+        f_hat, shown = vae.accumulate(f_hat, step.tokens, step.scale)
+        inputs.append(shown)
+    teacher = Teacher.of(model, schedule, torch.device("cpu"))
+    longest = max(map(len, rows)) + 3
+    logits = forward(model, teacher, list(rows), torch.cat(inputs[:-1], dim=1), longest)
+    assert torch.equal(logits.argmax(dim=-1), torch.cat(drawn, dim=1))
