@@ -56,7 +56,9 @@ def self_correcting(
 
 def whole_rotary(model: Infinity, schedule: Schedule, device: torch.device) -> Rotary:
     """Cosines and sines of the rotary angles of all maps' tokens, (L, head_dim / 2, 2)."""
-    return model.rotary_table(torch.cat([model.grid_positions(scale) for scale in schedule]), device)
+    return model.rotary_table(
+        torch.cat([model.grid_positions(scale) for scale in schedule]), device
+    )
 
 
 def levels(schedule: Schedule) -> Tensor:
