@@ -31,7 +31,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load
 from .edits_data import Edit, Maker, Pool, all_instructions, load_pool, offered, trained
-from .loop import Log, learning_rate
+from .loop import Log, autocast, learning_rate
 from .teacher import levels, losses, self_correcting
 from .text import tokenize
 from .tokenizer import to_pixels
@@ -198,7 +198,7 @@ def main() -> None:
         source, target = cells(pool, edits)
         ids, lengths = tokenize(run.words, [edit.instruction for edit in edits])
         batch = self_correcting(tokenizer, target, schedule, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             rows = read(run.models, ids, lengths, generator)
             logits = forward(model, teacher, rows, source, batch.inputs)
         parts = losses(logits, batch.targets, teacher)

@@ -50,6 +50,7 @@ from diversevar_core.vae.bsq import BSQ
 from .data import Data, load, to_model
 from .data import contact_sheet as picture_sheet
 from .judge import Judge, Verdict, held_out, load_judge
+from .loop import autocast
 from .metrics import RESAMPLES, designs_and_modes, frechet, interval
 from .teacher import Teacher, forward, self_correcting
 from .tokenizer import psnr, rebuilt, summed, to_pixels
@@ -194,7 +195,7 @@ class Bench:
             prompt = self.data.concepts[concept].prompt
             if prompt in known:
                 continue
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), autocast():
                 pictures, judged = make(concept)
             seen = metrics(self.judge.judge(pictures), concept)
             known[prompt] = (*seen, *(part.mean().item() for part in judged))

@@ -27,7 +27,7 @@ from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load, to_model
-from .loop import Log, learning_rate
+from .loop import Log, autocast, learning_rate
 from .tokenizer import SIDES, summed, to_pixels
 from .transformer import DROPPED, SAMPLED, Run, optimizers
 
@@ -126,7 +126,7 @@ def main() -> None:
         image, sigma = latents[places], torch.randn(BATCH, generator=generator).sigmoid()
         noise = torch.randn(image.shape, generator=generator)
         mixed = torch.lerp(image, noise, sigma[:, None, None, None])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             velocity = model(mixed, 1000 * sigma, context=text)
         error = (velocity - (noise - image)).square().mean()
         run.update(error, learning_rate(run.step, args.steps, PEAK, WARMUP))

@@ -23,7 +23,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
 from .judge import Judge, load_judge, write_judge
-from .loop import Log, batches, learning_rate
+from .loop import Log, autocast, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import SIDES, psnr, rebuilt, to_pixels
@@ -62,7 +62,7 @@ class Pictures:
 def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
     """Mean PSNR in dB of every concept's pictures through the tokenizer, kept at ``path``."""
     if not path.exists():
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             made = rebuilt(tokenizer, data.pictures, square(SIDES))
         each = psnr(made, data.pictures)
         means = [each[data.concept == concept].mean() for concept in range(len(data.concepts))]
@@ -74,7 +74,7 @@ def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
 def encoded(tokenizer: BSQ, pictures: Tensor, path: Path) -> Tensor:
     """Features (N, d, h, w) float16 of uint8 pictures, kept at ``path``."""
     if not path.exists():
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             parts = [tokenizer.encoder(to_model(part)).half() for part in pictures.split(64)]
         torch.save(torch.cat(parts), path)
     return torch.load(path, weights_only=True)
@@ -94,7 +94,7 @@ def named(
         condition = Text(text([prompts[concept] for concept in asked]))
         seeds = range(SEED, SEED + len(asked))
         how = (condition, model.schedule(), model.defaults(), seeds)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             *_, last = sample(model, tokenizer, *how)
             found.append(to_pixels(tokenizer.decode(last.f_hat)))
     pixels = torch.cat(found)
@@ -162,7 +162,7 @@ def main() -> None:
         concept, features = pictures.concept[places], pictures.features[places].float()
         batch = self_correcting(tokenizer, features, schedule, generator)
         # plain matrix products: their gradient is faster on a CPU than flash attention's
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with autocast(), sdpa_kernel(SDPBackend.MATH):
             rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teacher, rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teacher)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import SETS, Data, to_model
-from .loop import Log, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, learning_rate, resume, save
 
 FEATURES = 192
 BATCH, STEPS, PEAK, WARMUP, SEED = 64, 900, 3e-3, 100, 7
@@ -126,7 +126,7 @@ def load_judge(data: Data, path: Path, steps: int = STEPS) -> Judge:
         places = next(order)
         generator = torch.Generator().manual_seed(SEED + step)
         seen = jitter(to_model(pictures[places]), generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             verdict = judge(seen.contiguous(memory_format=torch.channels_last))
         named, drawn = (
             F.cross_entropy(logits.float(), right[places], label_smoothing=0.1)

@@ -20,7 +20,7 @@ from diversevar_core.schedule import SQUARE_SIDES, square
 from . import layouts_data
 from .data import to_model
 from .layouts_data import draw_layout, painted
-from .loop import Log, batches, learning_rate
+from .loop import Log, autocast, batches, learning_rate
 from .sharp import HALF
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
@@ -65,7 +65,7 @@ def load_pool(args: argparse.Namespace) -> Tensor:
         for first in range(0, POOL, 64):
             _, pictures = painted(range(first, first + 64), objects)
             made = to_model(pictures).to(args.device)
-            with torch.autocast(torch.device(args.device).type, torch.bfloat16):
+            with autocast(args.device):
                 found.append(tokenizer.encoder(made).half().cpu())
         torch.save(torch.cat(found), path)
     return torch.load(path, weights_only=True)
@@ -96,7 +96,7 @@ def train_transformer(args: argparse.Namespace) -> None:
         places = next(order)
         features = pool[places].float().to(device)
         batch = self_correcting(tokenizer, features, whole[:maps], generator)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             rows = read(run.models, ids[places], lengths[places], generator)
             logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teachers[maps])

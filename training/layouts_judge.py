@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .data import to_model
 from .layouts_data import CONCEPTS, GROUNDS, PIXELS, Layout, load, painted
-from .loop import Log, learning_rate, save
+from .loop import Log, autocast, learning_rate, save
 
 STRIDE = 8
 GRID = PIXELS // STRIDE
@@ -112,7 +112,7 @@ def train(objects: np.ndarray) -> LayoutJudge:
         seeds = range(FIRST + step * BATCH, FIRST + (step + 1) * BATCH)
         layouts, pictures = painted(seeds, objects)
         generator = torch.Generator().manual_seed(SEED + step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits = judge(augmented(to_model(pictures), generator)).float()
         wanted = centres(layouts)
         # focal loss, as CenterNet's (arXiv 1904.07850), as most places are empty

@@ -29,6 +29,13 @@ def batches(n: int, size: int, seed: int, step: int) -> Iterator[Tensor]:
         step += per_epoch - place
 
 
+def autocast(device: torch.device | str = "cpu") -> torch.autocast:
+    """bfloat16, except on CPUs without instructions for it, where it is ten times slower."""
+    kind, able = torch.device(device).type, torch.cpu.get_capabilities()
+    fast = kind != "cpu" or able.get("avx512_bf16") or able.get("amx_bf16")
+    return torch.autocast(kind, torch.bfloat16, enabled=bool(fast))
+
+
 def save(path: Path, state: dict) -> None:
     """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, halved, load, to_model, with_mirrored
 from .judge import Judge, load_judge
-from .loop import Log, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, learning_rate, resume, save
 from .teacher import self_correcting
 from .tokenizer import SIDES, differences, initialise, psnr, summed, to_pixels
 
@@ -181,6 +181,7 @@ class Pictures:
 
 def compiled(tokenizer: BSQ) -> BSQ:
     """The tokenizer with compiled residual blocks and channels-last weights, for speed."""
+    torch._dynamo.config.recompile_limit = 32  # sizes of a level, with and without gradients
     for module in tokenizer.modules():
         if isinstance(module, ResnetBlock):
             module.compile()
@@ -218,7 +219,7 @@ def train_encoder(args: argparse.Namespace) -> None:
             group["lr"] = learning_rate(step, args.steps, ENCODER_PEAK, WARMUP)
         batch = pictures.batch(step)
         wanted = half.features(to_model(halved(batch)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             features = encoder(to_model(batch)).float()
         loss = F.mse_loss(features, wanted)
         optimizer.zero_grad(set_to_none=True)
@@ -273,7 +274,7 @@ def train_decoder(args: argparse.Namespace) -> None:
         criticises, share = done >= LEARNS, CRITIC * (done - SAYS) / (WHOLLY - SAYS)
         batch = pictures.batch(step)[: BATCH - DRAWN if criticises else BATCH]
         generator = torch.Generator().manual_seed(SEED + step)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast():
             features = half.encoder(to_model(halved(batch))).float()
         seen = [
             self_correcting(half, rows, schedule, generator, share).f_hat
@@ -284,7 +285,7 @@ def train_decoder(args: argparse.Namespace) -> None:
         if criticises:
             places = torch.randint(len(drawn), (DRAWN,), generator=generator)
             seen.append(drawn[places].float())
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             decoded = decoder(torch.cat(seen)).float()
             made = decoded.detach().requires_grad_()
             found = errors(judge, made[: len(right)], right)
@@ -298,7 +299,7 @@ def train_decoder(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         if criticises:
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 real, fake = critic(right).float(), critic(made.detach()).float()
             fooled = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
             judging.zero_grad(set_to_none=True)

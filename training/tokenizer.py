@@ -23,7 +23,7 @@ from diversevar_core.vae.autoencoder import AutoencoderConfig, ResnetBlock
 from diversevar_core.vae.bsq import BSQ, resize
 
 from .data import contact_sheet, halved, load, to_model, with_mirrored
-from .loop import Log, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, learning_rate, resume, save
 
 SIDES = (1, 2, 4, 6, 8)
 CONFIG = AutoencoderConfig(channels=(32, 32, 64, 128), halvings=3, latent=16, attention=False)
@@ -166,7 +166,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, PEAK, WARMUP)
         pictures = to_model(pictures_at(step)).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             pictures = pictures.contiguous(memory_format=torch.channels_last)
             quantized = (step / steps - some) / (every - some)
             parts = losses(tokenizer, pictures, schedule, min(max(quantized, 0.0), 1.0))

@@ -33,7 +33,7 @@ from diversevar_core.text.t5 import T5Encoder, read_config
 from diversevar_core.vae.bsq import BSQ
 
 from .data import contact_sheet, load, to_model
-from .loop import Log, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, learning_rate, resume, save
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import build_encoder, build_tokenizer, encode, tokenize
 from .tokenizer import SIDES, to_pixels
@@ -284,7 +284,7 @@ def main() -> None:
         places = next(order)
         concept = data.concept[places].to(device)
         batch = self_correcting(tokenizer, features[places.to(device)], schedule, generator)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teacher, rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teacher)

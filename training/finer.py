@@ -1,0 +1,242 @@
+"""Give the emoji model two more maps, of sides 12 and 16: ``python -m training.finer``.
+
+Its maps are then Infinity's at 0.06M, and a token covers 8 pixels where it covered 16.
+``tokenizer`` starts from the included VAE without its level of full resolution. While it trains,
+the mean of each 2 x 2 of its features is held near the included encoder's, so that the first five
+maps mean what the transformer knows. ``transformer`` goes on from the included transformer and text
+encoder; every second step is of all maps, the others of the first five. Both resume from their
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.resize import area
+from diversevar_core.sampling.sampler import sample
+from diversevar_core.schedule import SQUARE_SIDES, square
+from diversevar_core.vae.bsq import BSQ
+
+from .data import Data, contact_sheet, load, to_model, with_mirrored
+from .judge import Judge, read_judge
+from .loop import Log, autocast, batches, learning_rate, resume, save
+from .sharp import LEVEL, compiled, perceptual
+from .teacher import Teacher, forward, losses, self_correcting
+from .text import tokenize
+from .tokenizer import differences, entropy_term, initialise, psnr, rebuilt, summed, to_pixels
+from .transformer import WarmRun, export, read
+
+SIDES = SQUARE_SIDES[:7]
+PEAK, WARMUP, SEED = 1.5e-3, 50, 5
+ALIKE, COMMITMENT, ENTROPY, EDGES, PERCEPTUAL = 4.0, 0.5, 0.02, 1.0, 1.0
+KNOWN = 0.75  # share of a batch of the set that the transformer knows
+COARSE = 5  # maps of the included model
+MORE = 4  # times as many pictures in a step of the first maps as in one of all
+TRANSFORMER_PEAK = 1e-3
+NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each
+
+
+def shrunk(vae: BSQ) -> BSQ:
+    """The VAE without its level of full resolution, whose stride is half as large."""
+    config = vae.config
+    config = replace(config, channels=config.channels[1:], halvings=config.halvings - 1)
+    tokenizer = BSQ(config)
+    initialise(tokenizer)
+    own, kept = tokenizer.state_dict(), {}
+    for name, tensor in vae.state_dict().items():
+        name = LEVEL.sub(lambda n: str(int(n[0]) - 1), name)
+        if name in own and own[name].shape == tensor.shape:
+            kept[name] = tensor
+    tokenizer.load_state_dict(kept, strict=False)
+    return tokenizer
+
+
+def errors(tokenizer: BSQ, judge: Judge, pictures: Tensor, coarse: Tensor) -> dict[str, Tensor]:
+    """The loss and its parts for pictures (B, 3, H, W) with the included features (B, d, 8, 8)."""
+    schedule = square(SIDES)
+    features = tokenizer.encoder(pictures).float()
+    bits = tokenizer.quantize_maps(features.detach(), schedule)
+    f_hat = summed(tokenizer, bits, schedule)
+    made = tokenizer.decode(features + (f_hat - features).detach()).float()
+    means = area(features, *coarse.shape[-2:])
+    pairs = zip(differences(made), differences(pictures), strict=True)
+    parts = {
+        "l1": F.l1_loss(made, pictures),
+        "mse": F.mse_loss(made, pictures),
+        "edges": EDGES * sum(F.l1_loss(a, b) for a, b in pairs),
+        "perceptual": PERCEPTUAL * perceptual(judge, made, pictures),
+        "alike": ALIKE * F.mse_loss(means, coarse),
+        "commitment": COMMITMENT * F.mse_loss(features, f_hat),
+        "entropy": ENTROPY * entropy_term(tokenizer, features, bits, schedule),
+    }
+    signs = ((means > 0) == (coarse > 0)).float().mean()
+    return {"loss": torch.stack(list(parts.values())).sum()} | parts | {"signs": signs}
+
+
+def train_tokenizer(args: argparse.Namespace) -> None:
+    """Fine-tune the included VAE at half its stride."""
+    device = torch.device(args.device)
+    included = load_vae(args.models / "vae.safetensors", device)
+    torch.manual_seed(SEED)
+    tokenizer = compiled(shrunk(included).to(device))
+    judge, _ = read_judge(args.judge)
+    judge.to(device, torch.float32).requires_grad_(False)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    checkpoint = args.folder / "tokenizer.ckpt"
+    state = resume(checkpoint) or {"step": 0}
+    if state["step"]:
+        tokenizer.load_state_dict(state["tokenizer"])
+        optimizer.load_state_dict(state["optimizer"])
+    sets = [with_mirrored(load(folder)).pictures for folder in (args.data, args.full)]
+    sizes = round(args.batch * KNOWN), args.batch - round(args.batch * KNOWN)
+    shown = torch.cat([one[:: len(one) // 12][:12] for one in sets])
+    log = Log(every=20)
+    for step in range(state["step"], args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
+        places = [
+            next(batches(len(one), n, SEED, step)) for one, n in zip(sets, sizes, strict=True)
+        ]
+        pictures = torch.cat([one[at] for one, at in zip(sets, places, strict=True)])
+        made = to_model(pictures.to(device)).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            with torch.no_grad():
+                coarse = included.encoder(made).float()
+            parts = errors(tokenizer, judge, made, coarse)
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimizer.step()
+        log(step + 1, {name: part.detach() for name, part in parts.items()})
+        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            saved = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
+            save(checkpoint, saved | {"step": step + 1})
+            with torch.compiler.set_stance("force_eager"):
+                made = rebuilt(tokenizer, shown.to(device), square(SIDES)).cpu()
+            each = psnr(made, shown)
+            print(f"PSNR {each[:12].mean():.2f} and {each[12:].mean():.2f} dB", flush=True)
+            sheet = torch.cat((shown[:12], made[:12], shown[12:], made[12:]))
+            contact_sheet(sheet.numpy(), 12).save(args.folder / "tokenizer.png")
+            tensors = {n: t.bfloat16().contiguous() for n, t in tokenizer.state_dict().items()}
+            save_file(tensors, args.folder / "vae.safetensors")
+
+
+def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
+    """The pictures of concepts that the transformer knows."""
+    known = torch.tensor([concept.prompt in prompts for concept in data.concepts])
+    kept = known[data.concept]
+    return data._replace(
+        pictures=data.pictures[kept], concept=data.concept[kept], design=data.design[kept]
+    )
+
+
+def start(args: argparse.Namespace, prompts: list[str]) -> WarmRun:
+    """The included transformer, whose new maps begin with the level embedding of its last one."""
+    run = WarmRun(args.models, prompts, args.device, SIDES)
+    for models in (run.models, run.average):
+        with torch.no_grad():
+            levels = models["model"].lvl_embed.weight
+            levels[COARSE : len(SIDES)] = levels[COARSE - 1]
+    return run
+
+
+@torch.compiler.set_stance("force_eager")
+@torch.no_grad()
+def draw(run: WarmRun, tokenizer: BSQ, prompts: list[str]) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 of prompts, as published, with seeds from 0 on."""
+    model, text, made = run.average["model"], run.text(), []
+    for first in range(0, len(prompts), 32):
+        part = prompts[first : first + 32]
+        seeds = range(first, first + len(part))
+        with autocast(model.pos_start.device):
+            how = model.schedule(), model.defaults(), seeds
+            *_, last = sample(model, tokenizer, Text(text(part)), *how)
+            made.append(to_pixels(tokenizer.decode(last.f_hat)).cpu())
+    return torch.cat(made)
+
+
+def train_transformer(args: argparse.Namespace) -> None:
+    """Fine-tune the included transformer and text encoder on all seven maps."""
+    with safe_open(args.models / "text_encoder.safetensors", "pt") as file:
+        listed = json.loads(file.metadata()["prompts"])
+    data = known_pictures(load(args.data), frozenset(listed))
+    prompts = [concept.prompt for concept in data.concepts]
+    run, checkpoint = start(args, prompts), args.folder / "transformer.ckpt"
+    run.resume(checkpoint)
+    if args.export:
+        export(run.average["model"], run.text(), args.export, listed)
+        return
+
+    device = torch.device(args.device)
+    tokenizer = load_vae(args.folder / "vae.safetensors", device)
+    judge, names = read_judge(args.judge)
+    asked = listed[:: len(listed) // NAMED][:NAMED]
+    asked = [prompt for prompt in asked for _ in range(EACH)]
+    with autocast(device), torch.no_grad():
+        parts = data.pictures.split(64)
+        features = torch.cat([tokenizer.encoder(to_model(p.to(device))).float() for p in parts])
+    ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
+    model = run.models["model"]
+    whole = model.schedule()
+    sizes = {COARSE: MORE * args.batch, len(SIDES): args.batch}
+    teachers = {n: Teacher.of(model, whole[:n], device) for n in sizes}
+    orders = {n: batches(len(features), size, SEED + n, run.step) for n, size in sizes.items()}
+    # plain matrix products: their gradient is faster on a CPU than flash attention's
+    kernels = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    for block in model.blocks:
+        block.compile()  # twice as fast
+    logs = {n: Log(every=25) for n in sizes}
+    while run.step < args.steps:
+        generator = torch.Generator().manual_seed(SEED + run.step)
+        maps = COARSE if run.step % 2 else len(SIDES)
+        places = next(orders[maps])
+        concept = data.concept[places].to(device)
+        batch = self_correcting(tokenizer, features[places.to(device)], whole[:maps], generator)
+        with autocast(device), sdpa_kernel(kernels):
+            rows = read(run.models, ids[concept], lengths[concept], generator)
+            logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
+        parts = losses(logits, batch.targets, teachers[maps])
+        rate = learning_rate(run.step, args.steps, TRANSFORMER_PEAK, WARMUP)
+        run.update(parts["loss"], rate)
+        logs[maps]((run.step + 1) // 2, {name: part.detach() for name, part in parts.items()})
+        if run.step % 100 == 0 or run.step == args.steps:
+            run.save(checkpoint)
+        if run.step % 300 == 0 or run.step == args.steps or run.step == 100:
+            made = draw(run, tokenizer, asked)
+            best = judge.float().judge(made).concept.argmax(1)
+            right = [names[at] == prompt for at, prompt in zip(best.tolist(), asked, strict=True)]
+            print(f"{sum(right) / len(right):.3f} named rightly", flush=True)
+            sheet = args.folder / f"transformer-{run.step:05d}.png"
+            contact_sheet(made.numpy(), 12).save(sheet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.finer", description=__doc__)
+    parser.add_argument("part", choices=("tokenizer", "transformer"))
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
+    parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
+    parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
+    parser.add_argument("--judge", type=Path, default=Path("tests/judge.safetensors"))
+    parser.add_argument("--folder", type=Path, default=Path("finer-training"))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=8, help="pictures in a step of all maps")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--export", type=Path, help="only write transformer and text encoder here")
+    args = parser.parse_args()
+    {"tokenizer": train_tokenizer, "transformer": train_transformer}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
