@@ -12,6 +12,10 @@ class UserError(ValueError):
     """What a user can mend; the message says what, where, and what to do. All else is a bug."""
 
 
+class UnknownPromptError(UserError):
+    """A prompt in which a small model knows nothing; in a list of prompts it is left out."""
+
+
 def quote(value: object) -> str:
     """A text, name or path in quotes, on one line; a long one without its middle.
 

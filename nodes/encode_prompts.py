@@ -6,7 +6,7 @@ from itertools import islice
 
 from comfy_api.latest import io
 
-from ..diversevar_core.errors import UserError
+from ..diversevar_core.errors import UnknownPromptError, UserError
 from .sample import said_of
 from .shown import shown
 
@@ -57,9 +57,19 @@ class EncodePrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
-        prompts = prompts_of(text)
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        notes = [note for conditioning in encoded for note in said_of(conditioning)]
+        prompts, encoded, notes, unknown = [], [], [], []
+        for prompt in prompts_of(text):
+            try:
+                tokens = clip.tokenize(prompt)
+            except UnknownPromptError as error:
+                unknown.append(error)
+                notes.append(f"{error} This prompt is left out.")
+            else:
+                prompts.append(prompt)
+                encoded.append(clip.encode_from_tokens_scheduled(tokens))
+                notes += said_of(encoded[-1])
+        if not prompts:
+            raise unknown[0]
         lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
         return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
 

@@ -11,6 +11,12 @@ from ..diversevar_core.diversity import (
 )
 from . import inputs
 
+# what is typed for images of other models that look alike, and for what helps there
+ALIASES = [
+    "diversity", "vendi", "similar images", "flux same image", "sdxl same image", "qwen same image",
+    "z-image same image", "cfg override", "late guidance", "guidance interval",
+]  # fmt: skip
+
 
 class Measure(io.ComfyNode):
     """The Vendi score, arXiv 2210.02410."""
@@ -23,7 +29,7 @@ class Measure(io.ComfyNode):
             category="DiverseVAR/analysis",
             description="Says how many different images a batch amounts to (Vendi score, from 1 "
             "to the batch's size) and how far apart they are (mean cosine distance).",
-            search_aliases=["diversity", "vendi", "similar images", "flux same image"],
+            search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The batch to measure."),

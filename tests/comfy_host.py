@@ -265,7 +265,8 @@ class Host:
             if not log[found.end() :].lstrip().startswith("The above exception")
         ]
         ours = [block for block in blocks if f"custom_nodes/{PACK}" in block or str(ROOT) in block]
-        return [block for block in ours if not re.search(r"\n\S*(User|Checkpoint)Error: ", block)]
+        meant = r"\n\S*(User|UnknownPrompt|Checkpoint)Error: "
+        return [block for block in ours if not re.search(meant, block)]
 
 
 def fill(inputs: dict, schema: dict, within: str = "") -> None:

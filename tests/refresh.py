@@ -41,7 +41,7 @@ ALONE = """type => {
 
 
 def thumbnail(name: str, images: list[Image.Image]) -> Image.Image:
-    """A square of four of the images, or a sheet's upper left part, with the template's number."""
+    """A square of four of the images, or a sheet's upper left part."""
     square, cell = Image.new("RGB", (SIDE, SIDE)), SIDE // 2
     if name == SHEETS["DiverseVARContactSheet"]:
         side = min(sheet(images).size)
@@ -55,11 +55,15 @@ def thumbnail(name: str, images: list[Image.Image]) -> Image.Image:
             square.paste(
                 image.resize((cell, cell), Image.Resampling.LANCZOS), (column * cell, row * cell)
             )
+    return square
+
+
+def add_number(square: Image.Image, number: int) -> None:
+    """Draw the template's place among all into the corner of its thumbnail."""
     draw, middle = ImageDraw.Draw(square), SIDE // 14
     draw.circle((middle + 8, middle + 8), middle, "#d9541e")
     font = ImageFont.load_default(size=1.4 * middle)
-    draw.text((middle + 8, middle + 8), name[0], "white", font, anchor="mm")
-    return square
+    draw.text((middle + 8, middle + 8), str(number), "white", font, anchor="mm")
 
 
 def sheet(images: list[Image.Image]) -> Image.Image:
@@ -114,7 +118,7 @@ def main() -> None:
         host.fetch("/settings/Comfy.TutorialCompleted", True)
         page.goto(f"http://{host.address}")
         page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
-        for path in sorted((ROOT / "workflows").glob("*.json")):
+        for number, path in enumerate(sorted((ROOT / "workflows").glob("*.json")), 1):
             page.evaluate("graph => app.loadGraphData(graph)", json.loads(path.read_text()))
             prompt = page.evaluate("app.graphToPrompt().then(graph => graph.output)")
             text = json.dumps(prompt, indent=1, ensure_ascii=False) + "\n"
@@ -125,6 +129,7 @@ def main() -> None:
                 print(f"{path.stem} needs models that are not here; its thumbnail stays")
             else:
                 picture = thumbnail(path.stem, outcome.images)
+                add_number(picture, number)
                 picture.save(path.with_suffix(".jpg"), quality=88)
                 for node in (node for node, name in SHEETS.items() if name == path.stem):
                     sheet(outcome.images).reduce(2).save(IMAGES / f"{node}_result.png")

@@ -110,7 +110,10 @@ def dtype_of(name: str | None, device: str) -> torch.dtype | None:
 def condition_of(
     args: argparse.Namespace, model: Family, source: Tensor | None, device: str
 ) -> Condition:
-    """The condition of all images: class labels, or a prompt's text."""
+    """The condition of all images: class labels, or the text of prompts.
+
+    Of several prompts, those that the model does not know are left out, in ``args`` too.
+    """
     if model.reads is Labels:
         if source is not None:
             raise UserError(f"{model.name} cannot edit images; leave out the source.")
@@ -121,9 +124,10 @@ def condition_of(
     if args.prompts is None:
         raise UserError(f"{model.name} takes a prompt; give --prompt.")
     encoder = load_text_encoder(args.text_encoder, device)
+    args.prompts, notes = encoder.known_of(args.prompts)
     positive = cycle(encoder(args.prompts), args.batch, device)
     negative = cycle(encoder([args.negative]), len(positive), device) if args.negative else None
-    for said in filter(None, (encoder.read(prompt)[1] for prompt in args.prompts)):
+    for said in notes:
         print(said, file=sys.stderr)
     return Text(positive, negative, source)
 

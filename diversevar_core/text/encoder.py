@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import BoundedFile, CheckpointError, load_file, naming, reading
 from ..checkpoints.loading import compute_dtype, filled, read_kind
-from ..errors import UserError, quote
+from ..errors import UnknownPromptError, UserError, quote
 from .reading import Known, known_phrases, read
 from .t5 import T5Config, T5Encoder, read_config
 
@@ -194,6 +194,25 @@ class TextEncoder:
             check_length(len(ids))
             features.append(self.encoder(torch.tensor([ids]))[0])
         return features
+
+    def known_of(self, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The prompts in which the model knows something, and sentences on what is left out.
+
+        Raises UnknownPromptError if there is none.
+        """
+        known, notes, unknown = [], [], []
+        for prompt in prompts:
+            try:
+                _, said = self.read(prompt)
+            except UnknownPromptError as error:
+                unknown.append(error)
+                said = f"{error} This prompt is left out."
+            else:
+                known.append(prompt)
+            notes += [said] if said else []
+        if not known:
+            raise unknown[0]
+        return known, notes
 
     def read(self, text: str) -> tuple[str, str | None]:
         """The prompt that is encoded for a text, and a sentence on it, as ``reading.read``."""

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import UserError, quote
+from ..errors import UnknownPromptError, quote
 
 # phrase -> its prompt; of a phrase that is new to the model, three prompts near in meaning
 Known = Mapping[str, tuple[str, ...]]
@@ -76,8 +76,8 @@ def known_phrases(prompts: Sequence[str], phrases: Mapping[str, str]) -> Known:
 def read(text: str, known: Known) -> tuple[str, str | None]:
     """The prompt that a text is drawn as, and a sentence, None if the text is that prompt.
 
-    The prompt is "" if the text has no words. Raises UserError, which names three prompts near in
-    meaning, if the model knows nothing in it.
+    The prompt is "" if the text has no words. Raises UnknownPromptError, which names three prompts
+    near in meaning, if the model knows nothing in it.
     """
     text = unicodedata.normalize("NFKC", text).replace("\u200d", "")  # what joins emoji
     spans = list(spans_of(text, known))
@@ -89,7 +89,7 @@ def read(text: str, known: Known) -> tuple[str, str | None]:
         new = thing_of(spans, lambda span: len(span.prompts) > 1)
         knows = "near in meaning it knows" if new else "it knows, for example,"
         *first, last = map(quote, new.prompts if new else known[""])
-        raise UserError(
+        raise UnknownPromptError(
             f"This model does not know {quote(text.strip())}; {knows} {', '.join(first)} and "
             f"{last}."
         )

@@ -84,6 +84,27 @@ def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host)
     assert host.run(exploring("fox")).text_of("text") == ""
 
 
+def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host):
+    prompt = exploring("fox\nzebra\npurple owl", row=2)
+    outcome = run(host, prompt)
+    said, *lines = outcome.text_of("text").splitlines()
+    assert said.startswith("This model does not know 'zebra'; near in meaning it knows '")
+    assert said.endswith("'. This prompt is left out.")
+    assert lines[0] == "drawn: owl; new to this model and left out: purple"
+    assert lines[1:] == ["2 prompts: fox, purple owl"]
+    assert shown(host, prompt, ["text", 1]) == ["fox", "purple owl"]
+    assert shown(host, prompt, ["sampler", 1]) == ["5, 6"] * 2
+    (picked,) = images_of(host, prompt, "save")
+    (alone,) = pixels(host.run(graph("emoji", "owl", seed=5)))
+    np.testing.assert_allclose(picked, alone.astype(int), atol=1)
+
+
+def test_only_a_text_without_a_line_that_the_model_knows_is_an_error(host):
+    outcome = host.run(exploring("zebra\nrobot"))
+    assert outcome.error.startswith("This model does not know 'zebra'; ")
+    assert "\n" not in outcome.error and not outcome.of("executed")
+
+
 @pytest.mark.parametrize("changed", [{"row": 2}, {"number": 2}])
 def test_another_pick_computes_only_what_follows(host, changed):
     prompt = exploring()

@@ -23,7 +23,9 @@ PHRASES = {
     "VAR VQ Decode": "vq decode",
     "Contact Sheet": "contact sheet|compare seeds|xy plot|labelled grid|image grid",
     "Pick Image": "pick image",
-    "Measure Diversity": "flux same image",
+    # of a word alone, as qwen, nodes with it in their title come first, whatever the aliases are
+    "Measure Diversity": "z-image same image|qwen same image|sdxl same image|flux same image|"
+    "cfg override|late guidance|guidance interval",
 }
 # the host has nodes of its own under the first of these words
 TEMPLATES = {
