@@ -136,12 +136,9 @@ class Sampler(io.ComfyNode):
         negative=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network = model.model
-        if network.edits:
-            raise UserError("This model edits images; use VAR Edit Image in place of the sampler.")
+        network, core_vae = model.model, host.core_vae(vae)
         chosen = preset_of(preset, model)
         chain = chosen.chain(method)
-        core_vae = host.core_vae(vae)
         check_pair(network, core_vae)
         samples = latent_image["samples"]
         batch = len(samples)
@@ -238,15 +235,11 @@ def preset_of(preset: dict, model: ModelPatcher) -> Preset:
 def schedule_of_latent(network: Family, core_vae: VAE, samples: torch.Tensor) -> Schedule:
     """The token maps of a latent (B, D, H, W); UserError if it is not this model's."""
     channels = core_vae.token_kind.channels
-    if samples.ndim != 4:
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise UserError(
-            f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
-            "have 4); connect one of a VAR model."
-        )
-    if samples.shape[1] != channels:
-        raise UserError(
-            f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
-            "comes from another kind of model: connect Empty Latent (VAR) or VAR VAE Encode."
+            f"latent_image has shape {list(samples.shape)} and this model's have 4 dimensions, "
+            f"with {channels} channels; it comes from another kind of model: connect Empty Latent "
+            "(VAR) or VAR VAE Encode."
         )
     patch = patch_of(network, core_vae)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
@@ -279,11 +272,10 @@ def condition_of(
     if network.reads is Text:
         return text(positive, negative, batch, device)
     features, extras = single(positive, "positive")
-    if LABEL not in extras:
-        raise UserError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
-    if features.flatten().tolist() != [extras[LABEL]]:
+    if features.flatten().tolist() != [extras.get(LABEL)]:
         raise UserError(
-            "positive mixes classes, and a VAR model takes one; connect an ImageNet Class (VAR)."
+            "This VAR model takes a class, no prompt and no mix of classes; connect an ImageNet "
+            "Class (VAR)."
         )
     if negative is not None:
         raise UserError("This VAR model reads no negative prompt; disconnect negative.")
