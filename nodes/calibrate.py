@@ -65,7 +65,7 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
+        network, core_vae = host.pair(model, vae)
         schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
         lines = lines_of(prompts)
         if clip is not None:

@@ -17,7 +17,7 @@ from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
-from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.sampling.pairing import image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
@@ -136,10 +136,9 @@ class Sampler(io.ComfyNode):
         negative=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
+        network, core_vae = host.pair(model, vae)
         chosen = preset_of(preset, model)
         chain = chosen.chain(method)
-        check_pair(network, core_vae)
         samples = latent_image["samples"]
         batch = len(samples)
         schedule = schedule_of_latent(network, core_vae, samples)

@@ -1,4 +1,8 @@
-"""``calibrate``: find the strengths that suit a model."""
+"""Find the strengths that suit a model.
+
+Try several strengths on a few prompts, plot diversity against the model's own judgement, and save
+the best next to the model, for --preset 'my calibration'.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,8 @@ from .options import add_model_options, whole
 from .output import IMAGE_SUFFIXES, place
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser(
-        "calibrate",
-        help="find the strengths that suit a model",
-        description="Try several strengths on a few prompts, plot diversity against the model's "
-        "own judgement, and save the best next to the model, for --preset 'my calibration'.",
-    )
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_model_options(command)
     command.add_argument(
         "--prompts", type=Path, required=True, help="text file with a prompt or class per line"

@@ -290,14 +290,14 @@ class Infinity(Family):
         KeyError if a tensor is missing, UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = depth_of(cls.rename(state_dict))
         chunks = len({chunk for chunk, _ in places}) or 1
+        state_dict = cls.rename(state_dict)
+        depth = depth_of(state_dict)
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)
         check_choice("rope2d_normalized_by_hw", positions, (0, 2))
         width, bits = shape_of(state_dict, "word_embed.weight", 2)
-        first = "block_chunks.0.module.0" if places else "blocks.0"
-        heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
+        heads = state_dict["blocks.0.sa.scale_mul_1H11"].numel()
         check_heads(width, heads, 4)  # pairs of channels, for rows and for columns
         (text,) = shape_of(state_dict, "text_norm.weight", 1)
         check_heads(width, text // head_of(width))
@@ -313,7 +313,7 @@ class Infinity(Family):
             heads=heads,
             bits=bits,
             text=text,
-            hidden=shape_of(state_dict, f"{first}.ffn.fc1.weight", 2)[0],
+            hidden=shape_of(state_dict, "blocks.0.ffn.fc1.weight", 2)[0],
             unconditional=shape_of(state_dict, "cfg_uncond", 2)[0],
             level_every=depth if only_first else depth // chunks,
             full_map_positions=positions == 2,
