@@ -25,8 +25,11 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="diversevar_core", description=__doc__)
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True)
-    for command in (sample, compare, explore, calibrate, encode, convert):
-        command.add(commands)
+    for module in (sample, compare, explore, calibrate, encode, convert):
+        name, about = module.__name__.rpartition(".")[2], module.__doc__
+        command = commands.add_parser(name, help=about.splitlines()[0], description=about)
+        command.set_defaults(run=module.run)
+        module.add_options(command)
     return top
 
 

@@ -110,11 +110,6 @@ def read_whole(source: Path) -> Checkpoint:
             for name, tensor in file.tensors.items()
             if name.startswith(wanted) and not name.endswith(BUFFERS)
         }
-    for name, tensor in tensors.items():
-        if tensor.dtype not in NAMES:
-            raise CheckpointError(
-                f"{quote(source)}: {quote(name)} is {tensor.dtype}, which is not a weight's type."
-            )
     return Checkpoint(tensors, facts)
 
 

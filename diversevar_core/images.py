@@ -135,10 +135,8 @@ def open_image(path: str | Path) -> Image.Image:
             grey = np.asarray(image).astype(np.float32) * (255 / 65535)
             image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {quote(path)}; check the name.") from error
     except Exception as error:  # a broken file can raise anything
-        raise UserError(f"{quote(path)} is not an image that can be read.") from error
+        raise UserError(f"{quote(path)} is missing, or not an image that can be read.") from error
 
 
 def resized(image: Image.Image, width: int, height: int) -> Tensor:

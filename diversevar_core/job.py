@@ -12,7 +12,7 @@ from .methods.keep import Keep
 from .methods.starts import TOGETHER, Starts, choose_starts
 from .methods.travel import sample_and_travel
 from .models.family import Family
-from .sampling.method import Method, Methods, Step, twice
+from .sampling.method import Method, Methods, Step
 from .sampling.sampler import sample
 from .schedule import Schedule
 from .settings import Settings, guidance
@@ -40,23 +40,29 @@ class Chain:
     def names(self) -> list[str]:
         """The names of all that is in the chain."""
         starts = ["Diverse Seeds"] if self.starts else []
-        travel = ["Scale Travel"] if self.travel else []
+        travel = ["Scale Travel"] if self.travel is not None else []
         return [*(method.name for method in self.methods), *starts, *travel]
 
+    def check_new(self, name: str) -> None:
+        """Raise UserError if the chain has one of this name already."""
+        if name and name in self.names:
+            raise UserError(
+                f"{name} is connected twice, and can act only once; remove one of them."
+            )
+
     def add(self, method: Method) -> Chain:
-        """The chain with one more method."""
+        """The chain with one more method; UserError if it has one of its kind already."""
+        self.check_new(method.name)
         return replace(self, methods=(*self.methods, method))
 
     def with_starts(self, starts: Starts) -> Chain:
-        """The chain with chosen seeds; UserError if it already has ``starts``."""
-        if self.starts is not None:
-            raise twice("Diverse Seeds")
+        """The chain with chosen seeds; UserError if it has ``starts`` already."""
+        self.check_new("Diverse Seeds")
         return replace(self, starts=starts)
 
     def with_travel(self, side: int) -> Chain:
-        """The chain with scale travel; UserError if it already has it."""
-        if self.travel is not None:
-            raise twice("Scale Travel")
+        """The chain with scale travel; UserError if it has it already."""
+        self.check_new("Scale Travel")
         return replace(self, travel=side)
 
 

@@ -6,8 +6,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .checkpoints.files import CheckpointError, read_object
-from .errors import UserError, check_range, quote
+from .checkpoints.files import read_object
+from .errors import UserError, quote
 from .job import PLAIN, Chain
 from .methods.repulsion import Repulsion
 from .methods.ssr_sar import PAPER, DiverseVAR
@@ -71,15 +71,15 @@ PRESETS = {
 CALIBRATION = "my calibration"  # the name of the preset that calibration saves
 
 
-def preset_of(saved: object) -> Preset:
-    """Read a preset that was saved as JSON; UserError if it is not valid."""
+def is_preset(saved: object) -> bool:
+    """Whether this JSON value is the fields of a valid preset."""
     if not isinstance(saved, dict) or saved.keys() - DEFAULTS.keys():
-        raise UserError(f"{quote(saved)} is not a preset")
-    for name, value in saved.items():
-        if type(value) not in {int, type(DEFAULTS[name])}:
-            raise UserError(f"{name} is {quote(value)}")
-        check_range(name, value, DEFAULTS[name], getattr(MOST, name))
-    return Preset(**saved)
+        return False
+    return all(
+        type(value) in {int, type(DEFAULTS[name])}
+        and DEFAULTS[name] <= value <= getattr(MOST, name)
+        for name, value in saved.items()
+    )
 
 
 def preset_named(name: str, model: Path) -> Preset:
@@ -95,18 +95,12 @@ def calibration_path(model: Path) -> Path:
 def calibrated_preset(model: Path) -> Preset:
     """The preset that calibration chose for the model; UserError if there is none."""
     path = calibration_path(model)
-    try:
-        chosen = read_object(path)["chosen"] if os.path.lexists(path) else None
-    except (CheckpointError, KeyError) as error:
-        raise UserError(f"{quote(path)} is not a calibration; calibrate again.") from error
-    if chosen is None:
+    if not os.path.lexists(path):
         raise UserError(
             f"There is no finished calibration {quote(path)}; run Calibrate Diversity (or the "
             "command calibrate) once for this model."
         )
-    try:
-        return preset_of(chosen)
-    except UserError as error:
-        raise UserError(
-            f"{quote(path)} is of another version ({error}); calibrate again."
-        ) from error
+    chosen = read_object(path).get("chosen")
+    if not is_preset(chosen):
+        raise UserError(f"{quote(path)} is not a calibration of this version; calibrate again.")
+    return Preset(**chosen)

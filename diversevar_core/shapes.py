@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, check_range
 
 MAX_BLOCKS = 200  # of the largest release: 40; a small broken file may name very many
 
@@ -24,12 +24,14 @@ def depth_of(keys: Collection[str], start: str = "blocks.") -> int:
     """The number of blocks in these keys, ``<start><number>.*``.
 
     1 if there are none, so that loading then names the first block's missing tensor. Raises
-    UserError if one is missing, or there are more than ``MAX_BLOCKS``.
+    UserError if there are more than ``MAX_BLOCKS``.
     """
     numbers = {key.removeprefix(start).split(".")[0] for key in keys if key.startswith(start)}
-    if len(numbers) > MAX_BLOCKS:
-        raise UserError(f"it has {len(numbers)} blocks, and no release has more than {MAX_BLOCKS}")
-    for i in range(len(numbers)):
-        if str(i) not in numbers:
-            raise UserError(f"it has {len(numbers)} blocks, but none is {start}{i}")
+    check_range("its number of blocks", len(numbers), 0, MAX_BLOCKS)
     return max(len(numbers), 1)
+
+
+def check_heads(width: int, heads: int, parts: int = 1) -> None:
+    """Raise UserError if a width cannot be divided among heads, and each head in so many parts."""
+    if not heads or width % (parts * heads):
+        raise UserError(f"its {width} channels cannot be divided among {heads} heads")

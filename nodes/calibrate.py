@@ -5,7 +5,7 @@ from functools import partial
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of
+from ..diversevar_core.analysis.calibrate import Task, calibrate, choose, labels_of, lines_of
 from ..diversevar_core.analysis.front import front_plot
 from ..diversevar_core.conditions import Text
 from ..diversevar_core.errors import UserError, quote
@@ -65,11 +65,9 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
+        network, core_vae = host.pair(model, vae)
         schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not lines:
-            raise UserError("There are no prompts; write a few, one per line.")
+        lines = lines_of(prompts)
         if clip is not None:
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         elif network.reads is Text:

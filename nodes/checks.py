@@ -105,18 +105,18 @@ def with_inputs(field: io.DynamicCombo.Input, value: object) -> dict[str, object
 
 def check_number(field: io.Input, value: object, kind: type, words: str) -> None:
     """Raise UserError if a value is not a number of this kind in the input's range."""
-    if not isinstance(value, kind):
-        raise UserError(f"{field.id} must be {words}, not {quote(value)}.")
-    if not field.min <= value <= field.max:
-        raise UserError(f"{field.id} must be from {field.min} to {field.max}, not {value}.")
+    if not (isinstance(value, kind) and field.min <= value <= field.max):
+        raise UserError(
+            f"{field.id} must be {words} from {field.min} to {field.max}, not {quote(value)}."
+        )
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raise UserError if an image, mask or latent is empty or has numbers that are not finite."""
-    if tensor.numel() == 0:
-        raise UserError(f"{name} is empty (shape {list(tensor.shape)}); connect another.")
-    if not tensor.isfinite().all():
-        raise UserError(f"{name} contains NaN or infinity; check the node that makes it.")
+    empty = tensor.numel() == 0
+    if empty or not tensor.isfinite().all():
+        what = f"is empty (shape {list(tensor.shape)})" if empty else "contains NaN or infinity"
+        raise UserError(f"{name} {what}; check the node that makes it.")
 
 
 def without_missing_nodes(nodes: Sequence[type[io.ComfyNode]]) -> Callable[[dict], dict]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..diversevar_core.errors import UserError
 from ..diversevar_core.images import feathered, into_square, out_of_square, to_pil
 from ..diversevar_core.job import PLAIN
-from ..diversevar_core.sampling.pairing import check_pair, image_size
+from ..diversevar_core.sampling.pairing import image_size
 from . import host, inputs
 from .encode import fit_mask
 from .sample import draw, said_of, settings_of, text
@@ -94,13 +94,12 @@ class Edit(io.ComfyNode):
         mask=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
+        network, core_vae = host.pair(model, vae)
         if not network.edits:
             raise UserError(
                 "This model cannot edit an image; load an editing model (VAREdit), or, if it is "
                 "one, set task to edit in Load VAR Model."
             )
-        check_pair(network, core_vae)
         if len(image) not in (1, batch_size):
             raise UserError(
                 f"image is a batch of {len(image)} and batch_size is {batch_size}; connect "

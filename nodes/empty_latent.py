@@ -4,7 +4,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..diversevar_core.sampling.pairing import check_pair, patch_of
+from ..diversevar_core.sampling.pairing import patch_of
 from ..diversevar_core.schedule import PIXELS
 from . import host, inputs
 
@@ -61,8 +61,7 @@ class EmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, aspect_ratio, megapixels, batch_size) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
-        check_pair(network, core_vae)
+        network, core_vae = host.pair(model, vae)
         budget = None if megapixels == OFFICIAL else megapixels
         height, width = network.schedule(ASPECT_RATIOS[aspect_ratio], budget)[-1].full
         patch, channels = patch_of(network, core_vae), core_vae.token_kind.channels

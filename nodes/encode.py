@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diversevar_core.errors import UserError
-from ..diversevar_core.sampling.pairing import check_pair, image_size
+from ..diversevar_core.sampling.pairing import image_size
 from . import host, inputs
 
 
@@ -36,8 +36,7 @@ class Encode(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels, vae, model, mask=None) -> io.NodeOutput:
-        core_vae, network = host.core_vae(vae), model.model
-        check_pair(network, core_vae)
+        network, core_vae = host.pair(model, vae)
         images = inputs.rgb("pixels", pixels)
         height, width = images.shape[2:]
         nearest = min(network.aspects, key=lambda aspect: abs(aspect - height / width))

@@ -44,9 +44,10 @@ from ..diversevar_core.images import to_pil
 from ..diversevar_core.job import PLAIN, Chain, room
 from ..diversevar_core.models.attention import sdpa
 from ..diversevar_core.models.compiled import compile_blocks
+from ..diversevar_core.models.family import Family
 from ..diversevar_core.resize import area
 from ..diversevar_core.sampling.method import Step
-from ..diversevar_core.sampling.pairing import patch_of
+from ..diversevar_core.sampling.pairing import check_pair, patch_of
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_characters, check_length, read_t5
@@ -238,6 +239,13 @@ def core_vae(vae: comfy.sd.VAE) -> VAE:
     if not isinstance(vae, VARVAE):
         raise UserError("This VAE belongs to a diffusion model; connect Load VAR VAE instead.")
     return vae.core
+
+
+def pair(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> tuple[Family, VAE]:
+    """The core's transformer and VAE in ComfyUI's; UserError if they do not fit each other."""
+    network, own = model.model, core_vae(vae)
+    check_pair(network, own)
+    return network, own
 
 
 def load_vae(path: Path, disable_dynamic: bool = False) -> VARVAE:

@@ -17,7 +17,7 @@ from ..diversevar_core.methods.keep import Keep
 from ..diversevar_core.methods.ssr_sar import DEFAULT_SIDES, DiverseVAR
 from ..diversevar_core.models.family import Family
 from ..diversevar_core.presets import CALIBRATION, Preset, preset_named
-from ..diversevar_core.sampling.pairing import check_pair, image_size, patch_of, schedule_of_size
+from ..diversevar_core.sampling.pairing import image_size, patch_of, schedule_of_size
 from ..diversevar_core.schedule import Schedule
 from ..diversevar_core.settings import Settings
 from ..diversevar_core.text.encoder import check_length
@@ -136,13 +136,9 @@ class Sampler(io.ComfyNode):
         negative=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network = model.model
-        if network.edits:
-            raise UserError("This model edits images; use VAR Edit Image in place of the sampler.")
+        network, core_vae = host.pair(model, vae)
         chosen = preset_of(preset, model)
         chain = chosen.chain(method)
-        core_vae = host.core_vae(vae)
-        check_pair(network, core_vae)
         samples = latent_image["samples"]
         batch = len(samples)
         schedule = schedule_of_latent(network, core_vae, samples)
@@ -238,15 +234,11 @@ def preset_of(preset: dict, model: ModelPatcher) -> Preset:
 def schedule_of_latent(network: Family, core_vae: VAE, samples: torch.Tensor) -> Schedule:
     """The token maps of a latent (B, D, H, W); UserError if it is not this model's."""
     channels = core_vae.token_kind.channels
-    if samples.ndim != 4:
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise UserError(
-            f"The latent is of a video or another kind ({samples.ndim} dimensions, where images "
-            "have 4); connect one of a VAR model."
-        )
-    if samples.shape[1] != channels:
-        raise UserError(
-            f"latent_image has {samples.shape[1]} channels and this model's have {channels}; it "
-            "comes from another kind of model: connect Empty Latent (VAR) or VAR VAE Encode."
+            f"latent_image has shape {list(samples.shape)} and this model's have 4 dimensions, "
+            f"with {channels} channels; it comes from another kind of model: connect Empty Latent "
+            "(VAR) or VAR VAE Encode."
         )
     patch = patch_of(network, core_vae)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
@@ -279,11 +271,10 @@ def condition_of(
     if network.reads is Text:
         return text(positive, negative, batch, device)
     features, extras = single(positive, "positive")
-    if LABEL not in extras:
-        raise UserError("This VAR model takes classes, not prompts; connect an ImageNet Class.")
-    if features.flatten().tolist() != [extras[LABEL]]:
+    if features.flatten().tolist() != [extras.get(LABEL)]:
         raise UserError(
-            "positive mixes classes, and a VAR model takes one; connect an ImageNet Class (VAR)."
+            "This VAR model takes a class, no prompt and no mix of classes; connect an ImageNet "
+            "Class (VAR)."
         )
     if negative is not None:
         raise UserError("This VAR model reads no negative prompt; disconnect negative.")

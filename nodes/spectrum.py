@@ -45,7 +45,7 @@ class Spectrum(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, positive, seed, method=PLAIN) -> io.NodeOutput:
-        network, core_vae = model.model, host.core_vae(vae)
+        network, core_vae = host.pair(model, vae)
         schedule, settings = network.schedule(), network.defaults()
         condition = condition_of(network, positive, None, 1, model.load_device)
         host.to_device(model, vae, schedule, settings, 1)

@@ -21,7 +21,8 @@ from .files import Checkpoint, CheckpointError, load_file, naming, read
 
 # buffers of the original modules that are not needed
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
-SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
+# of scaled float8, and of bitsandbytes in 8 and in 4 bits
+SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8", ".SCB", ".absmax")
 
 
 def is_model(keys: Collection[str]) -> bool:
@@ -163,17 +164,17 @@ def filled(
     build: takes ``operations`` and ``device``, returns the module without weights. Raises
     CheckpointError.
     """
+    if operations is nn and is_quantized(tensors):
+        raise CheckpointError(
+            f"{quote(path)} is quantized, which at most ComfyUI can read; choose a file in "
+            "float16, bfloat16 or float32."
+        )
     with naming(path):
         module = build(operations=layers, device="meta")
     expected = module.state_dict()
-    check_tensors(tensors, expected, path)
+    check_shapes(tensors, expected, path)
     types = {}  # as stored
     if operations is nn:
-        if is_quantized(tensors):
-            raise CheckpointError(
-                f"{quote(path)} is quantized with scales, which only ComfyUI can read; choose a "
-                "file in float16, bfloat16 or float32."
-            )
         types = {name: tensor.dtype for name, tensor in expected.items()}
     else:
         # layers for quantized weights move them to the device that the layers were made on
@@ -182,8 +183,11 @@ def filled(
         name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
     }
     missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
-    if missing:  # what quantized layers need in addition, such as a scale
-        raise lacking(missing, expected, path)
+    if missing:
+        raise CheckpointError(
+            f"{quote(path)} lacks {len(missing)} of {len(expected)} tensors, such as "
+            f"{quote(min(missing))}; download it again."
+        )
     unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
     if unknown:
         raise CheckpointError(
@@ -193,14 +197,12 @@ def filled(
     return module.requires_grad_(False).eval()
 
 
-def check_tensors(
+def check_shapes(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise CheckpointError if an expected tensor is missing or has another shape."""
-    if missing := expected.keys() - tensors.keys():
-        raise lacking(missing, expected, path)
-    for name, tensor in expected.items():
-        has, needs = tensors[name].shape, tensor.shape
+    """Raise CheckpointError if a tensor has another shape than is expected."""
+    for name in expected.keys() & tensors.keys():
+        has, needs = tensors[name].shape, expected[name].shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
             has, needs = has[:1], needs[:1]  # a quantized row's length depends on its packing
         if has != needs:
@@ -208,13 +210,3 @@ def check_tensors(
                 f"{quote(path)}: {quote(name)} has shape {list(has)} where {list(needs)} is "
                 "needed; this variant is not supported."
             )
-
-
-def lacking(
-    missing: Collection[str], expected: Collection[str], path: str | Path
-) -> CheckpointError:
-    """The error to raise for missing tensors."""
-    return CheckpointError(
-        f"{quote(path)} lacks {len(missing)} of {len(expected)} tensors, such as "
-        f"{quote(min(missing))}; download it again."
-    )

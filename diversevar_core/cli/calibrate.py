@@ -1,4 +1,8 @@
-"""``calibrate``: find the strengths that suit a model."""
+"""Find the strengths that suit a model.
+
+Try several strengths on a few prompts, plot diversity against the model's own judgement, and save
+the best next to the model, for --preset 'my calibration'.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ..analysis.calibrate import Task, calibrate, choose, labels_of
+from ..analysis.calibrate import Task, calibrate, choose, labels_of, lines_of
 from ..analysis.front import front_plot
 from ..conditions import Labels, Text
-from ..errors import UserError, quote
 from ..images import to_pil
 from ..presets import calibration_path
 from ..text.encoder import load_text_encoder
@@ -21,15 +24,8 @@ from .options import add_model_options, whole
 from .output import IMAGE_SUFFIXES, place
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser(
-        "calibrate",
-        help="find the strengths that suit a model",
-        description="Try several strengths on a few prompts, plot diversity against the model's "
-        "own judgement, and save the best next to the model, for --preset 'my calibration'.",
-    )
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_model_options(command)
     command.add_argument(
         "--prompts", type=Path, required=True, help="text file with a prompt or class per line"
@@ -42,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure every preset, save the choice next to the model, plot, print what was chosen."""
     args.out, device = place(args.out, *IMAGE_SUFFIXES), device_of(args.device)
     model, vae = load_pair(args, device)
-    lines = read_lines(args.prompts)
+    lines = lines_of(args.prompts.read_text(errors="replace"))
     if model.reads is Labels:
         conditions = [Labels(torch.tensor([label], device=device)) for label in labels_of(lines)]
     else:
@@ -60,14 +56,3 @@ def run(args: argparse.Namespace) -> None:
     chosen = choose(measured)
     to_pil(front_plot(measured, chosen)).save(args.out)
     print(f"{chosen.preset}: saved to {path}, plot in {args.out}")
-
-
-def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file; UserError if there are none."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{quote(path)} cannot be read as text ({error}).") from error
-    if not lines:
-        raise UserError(f"{quote(path)} is empty; write a few prompts, one per line.")
-    return lines

@@ -1,4 +1,4 @@
-"""``compare``: a batch as published and with presets."""
+"""Make a batch as published and with presets, one row each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ from .options import add_sampling_options, add_subject_options
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser(
-        "compare",
-        help="a batch as published and with presets",
-        description="Make a batch several times: as published, and with each of --presets.",
-    )
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_subject_options(command)
     add_sampling_options(command)
     command.add_argument(

@@ -1,4 +1,7 @@
-"""``convert``: any checkpoint to one safetensors file."""
+"""Write any checkpoint as one safetensors file.
+
+A transformer, VAE or text encoder, which can then be loaded alone.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,8 @@ from ..convert import DTYPES, convert
 from .output import place
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser(
-        "convert",
-        help="any checkpoint -> one safetensors file",
-        description="Write a transformer, VAE or text encoder as one safetensors file that "
-        "can be loaded alone.",
-    )
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     command.add_argument("source", metavar="IN", help="file, or folder of shards")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     command.add_argument(

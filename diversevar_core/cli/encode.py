@@ -1,4 +1,4 @@
-"""``encode``: an image to token maps and back."""
+"""Turn an image into token maps, and these into an image again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from .options import integers
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser("encode", help="image -> token maps -> image")
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     command.add_argument("--vae", required=True, help="VAE")
     command.add_argument("--image", required=True, help="image file")
     command.add_argument("--sides", type=integers, required=True, help="of its maps: 1,2,4,6,8")

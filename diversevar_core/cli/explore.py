@@ -1,4 +1,7 @@
-"""``explore``: several prompts with the same seeds."""
+"""Make images of several prompts with the same seeds.
+
+Writes a contact sheet with a row for each prompt, and next to it each image, NAME-ROW-NUMBER.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,8 @@ from .options import add_sampling_options, whole
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser(
-        "explore",
-        help="several prompts with the same seeds",
-        description="Make images of several prompts with the same seeds. Writes a contact sheet "
-        "with a row for each prompt, and next to it each image, NAME-ROW-NUMBER.",
-    )
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     command.add_argument("prompts", nargs="+", metavar="prompt", help="text of the images")
     command.add_argument(
         "--seeds", type=whole(1, 1024), default=6, help="images of each prompt (default 6)"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.loading import load_model, load_vae
 from ..conditions import Condition, Labels, Text
-from ..errors import UserError, quote
+from ..errors import UserError, check_choice
 from ..images import into_square, open_image, out_of_square
 from ..job import PLAIN, Chain, draw
 from ..models.compiled import compile_blocks
@@ -93,11 +93,9 @@ def devices() -> list[str]:
 def device_of(name: str | None) -> str:
     """The device of this name, or the fastest one; UserError if it is not available."""
     available = devices()
-    if name and name not in available:
-        raise UserError(
-            f"There is no device {quote(name)} here; choose one of {', '.join(available)}."
-        )
-    return name or available[0]
+    name = name or available[0]
+    check_choice("device", name, available)
+    return name
 
 
 def dtype_of(name: str | None, device: str) -> torch.dtype | None:

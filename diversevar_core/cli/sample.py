@@ -1,4 +1,4 @@
-"""``sample``: make images."""
+"""Make images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ from .options import add_sampling_options, add_subject_options, integers, whole
 from .output import IMAGE_SUFFIXES, place, save_image
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    command = commands.add_parser("sample", help="make images", description="Make images.")
-    command.set_defaults(run=run)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_subject_options(command)
     add_sampling_options(command)
     add_method_options(command)

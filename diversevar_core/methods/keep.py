@@ -38,24 +38,8 @@ class Keep(Method):
         return all(len(t) == 1 for t in (*self.maps, self.mask) if t is not None)
 
     def begin(self, context: Context) -> Keep:
-        """Raises UserError if maps or mask do not fit the schedule or the batch."""
-        ours, theirs = [m.shape[1] for m in self.maps], [s.tokens for s in context.schedule]
-        if ours != theirs:
-            raise UserError(
-                f"The encoded image has token maps of {ours} tokens, but this image's have "
-                f"{theirs}; encode it with this model and the same shape."
-            )
+        """Raises UserError if nothing would be drawn."""
         images = list(context.images)
-        kept = {
-            "images": self.maps[0],
-            "masks": self.maps[0] if self.mask is None else self.mask,
-        }
-        for what, many in kept.items():
-            if 1 != len(many) <= max(images):
-                raise UserError(
-                    f"There are {len(many)} {what} to keep and more images are drawn; give one "
-                    "for all, or one for each. Diverse starts need one for all."
-                )
         mask, device = self.mask, context.condition.device
         if mask is not None:
             mask = (mask if len(mask) == 1 else mask[images]).to(device, torch.float32)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..conditions import Condition
 from ..diversity import most_different
-from ..errors import UserError, check_range
+from ..errors import check_range
 from ..models.family import Family
 from ..resize import area
 from ..sampling.method import Method, Step
+from ..sampling.pairing import check_pair
 from ..sampling.sampler import sample
 from ..schedule import Schedule
 from ..settings import Settings
@@ -75,16 +76,12 @@ def choose_starts(
     (``together``) are not used, as the batch is not known yet. progress: called after each group
     with the number of candidates drawn so far. ready: called before each group, to load the models
     to the device. Where ``starts.chooses(count)`` is false, the result is the first seeds. Raises
-    UserError if ``starts.vae`` is not of the model's kind.
+    UserError if ``starts.vae`` is not the model's.
     """
     if not starts.chooses(count):
         return list(range(seed, seed + count))
-    if starts.vae is not None and starts.vae.token_kind != vae.token_kind:
-        raise UserError(
-            f"Diverse starts would decode small images with {starts.vae.name}'s VAE "
-            f"({starts.vae.token_kind}), and this model's has {vae.token_kind}; "
-            "connect the same VAE to both."
-        )
+    if starts.vae is not None:
+        check_pair(model, starts.vae)
     candidates = range(seed, seed + starts.candidates)
     alone = [method for method in methods if not method.together]
     maps = max(1, sum(scale.side <= starts.side for scale in schedule))

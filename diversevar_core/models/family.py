@@ -22,6 +22,7 @@ class State:
 
     guided: bool  # whether the second half of the rows is unconditional
     caches: list[KVCache]  # of each block
+    schedule: Schedule
     condition: Tensor | None = None  # (rows, C) float32
     terms: Tensor | None = None  # (rows, 1, 6, C) float32, from the condition, if blocks share them
     prepared: dict[int, NamedTuple] = field(default_factory=dict)  # by block, from the condition
@@ -47,6 +48,7 @@ class Family(nn.Module):
 
     name: str
     reads: type[Condition]  # the kind of condition
+    state: type[State] = State
     edits: bool = False  # whether it edits a source image, which its condition must have
     token_kind: TokenKind
     aspects: Collection[float] = (1.0,)  # height / width of the images that it can make
@@ -95,7 +97,8 @@ class Family(nn.Module):
         maps: how many of the schedule's maps are drawn. guided: whether each image also has an
         unconditional row; all of these come after the conditional rows.
         """
-        raise NotImplementedError
+        caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in range(self.depth)]
+        return self.state(guided, caches, schedule)
 
     def condition(self, state: State, condition: Condition) -> None:
         """Set what the images show; UserError if the model cannot read it."""

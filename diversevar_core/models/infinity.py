@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..conditions import Text
-from ..errors import UserError, quote
+from ..errors import UserError, check_choice, check_range
 from ..resize import area
 from ..schedule import (
     MAPS,
@@ -36,7 +36,7 @@ from ..schedule import (
     square,
 )
 from ..settings import Settings
-from ..shapes import depth_of, shape_of
+from ..shapes import check_heads, depth_of, shape_of
 from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import (
@@ -87,9 +87,8 @@ class InfinityConfig:
 
 @dataclass
 class InfinityState(State):
-    """``State`` with the schedule, the rotary angles, the text and the source image."""
+    """``State`` with the rotary angles, the text and the source image."""
 
-    schedule: Schedule = ()
     rotary_table: Rotary | None = None  # of the source's tokens, then of all maps' tokens
     rotary: Rotary | None = None  # of the current map
     text: Tensor | None = None  # (rows, m, C)
@@ -224,6 +223,7 @@ class Infinity(Family):
 
     name = "Infinity"
     reads = Text
+    state = InfinityState
 
     def __init__(
         self,
@@ -290,45 +290,36 @@ class Infinity(Family):
         KeyError if a tensor is missing, UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
-        depth = depth_of(cls.rename(state_dict))
         chunks = len({chunk for chunk, _ in places}) or 1
+        state_dict = cls.rename(state_dict)
+        depth = depth_of(state_dict)
         only_first = facts.get("add_lvl_embeding_only_first_block", 1)
         positions = facts.get("rope2d_normalized_by_hw", 2)
-        if positions not in (0, 2):
-            raise UserError(f"rope2d_normalized_by_hw must be 0 or 2, not {quote(positions)}")
+        check_choice("rope2d_normalized_by_hw", positions, (0, 2))
         width, bits = shape_of(state_dict, "word_embed.weight", 2)
-        first = "block_chunks.0.module.0" if places else "blocks.0"
-        heads = state_dict[f"{first}.sa.scale_mul_1H11"].numel()
-        if not heads or width % (4 * heads):  # pairs of channels, for rows and for columns
-            raise UserError(f"its {width} channels cannot be divided among {heads} heads")
+        heads = state_dict["blocks.0.sa.scale_mul_1H11"].numel()
+        check_heads(width, heads, 4)  # pairs of channels, for rows and for columns
         (text,) = shape_of(state_dict, "text_norm.weight", 1)
-        pooled = text // head_of(width)
-        if not pooled or width % pooled:
-            raise UserError(f"text_norm.weight has {text} entries, which fits no text encoder")
+        check_heads(width, text // head_of(width))
         sides = facts.get("patch_nums")
         if sides is not None:
             sides = checked_sides(sides, "patch_nums")
-            if len(sides) > LEVELS:
-                raise UserError(f"patch_nums must be at most {LEVELS} numbers, not {len(sides)}")
+            check_range("the number of patch_nums", len(sides), 1, LEVELS)
         pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
-        if pixels not in list(PIXELS):
-            raise UserError(f"pn must be one of {', '.join(PIXELS)}, not {quote(pixels)}")
-        task = facts.get("task", TASKS[0])
-        if task not in TASKS:
-            raise UserError(f"task must be {' or '.join(TASKS)}, not {quote(task)}")
+        check_choice("pn", pixels, PIXELS)
         return InfinityConfig(
             width=width,
             depth=depth,
             heads=heads,
             bits=bits,
             text=text,
-            hidden=shape_of(state_dict, f"{first}.ffn.fc1.weight", 2)[0],
+            hidden=shape_of(state_dict, "blocks.0.ffn.fc1.weight", 2)[0],
             unconditional=shape_of(state_dict, "cfg_uncond", 2)[0],
             level_every=depth if only_first else depth // chunks,
             full_map_positions=positions == 2,
             sides=sides,
             pixels=pixels,
-            edits=task == "edit",
+            edits=facts.get("task") == "edit",
         )
 
     def defaults(self) -> Settings:
@@ -377,12 +368,17 @@ class Infinity(Family):
         angles = (positions[:, :, None] * frequencies).flatten(1)
         return torch.stack((angles.cos(), angles.sin()), dim=-1).to(device)
 
-    def start(self, schedule: Schedule, maps: int, guided: bool) -> InfinityState:
-        caches = [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks]
-        return InfinityState(guided, caches, schedule=schedule)
-
     def condition(self, state: InfinityState, text: Text) -> None:
-        self.check_source(text)
+        if self.edits and text.source is None:
+            raise UserError(
+                "This model edits an image and was given none; use the node VAR Edit Image, or "
+                "--source, or load a text-to-image model."
+            )
+        if text.source is not None and not self.edits:
+            raise UserError(
+                "This Infinity model generates from text and cannot edit an image; load an editing "
+                "model, or, if it is one, set task to edit when you load it."
+            )
         rows = list(text.positive)
         if state.guided:
             own = [self.cfg_uncond[: len(row)].to(row) for row in text.positive]
@@ -410,33 +406,8 @@ class Infinity(Family):
             maps = [self.grid_positions(scale) for scale in state.schedule]
             positions = self.positions_of_edit(state.last) if self.edits else torch.cat(maps)
             state.rotary_table = self.rotary_table(positions, padded.device)
-        if text.source is not None and not state.source:
+        if self.edits and not state.source:
             self.read_source(state, text)
-
-    def check_source(self, text: Text) -> None:
-        """Raise UserError if a source image is missing, not allowed, or does not fit."""
-        if not self.edits and text.source is not None:
-            raise UserError(
-                "This Infinity model generates from text and cannot edit an image; load an editing "
-                "model, or, if it is one, set task to edit when you load it."
-            )
-        if self.edits and text.source is None:
-            raise UserError(
-                "This model edits an image and was given none; use the node VAR Edit Image, or "
-                "--source, or load a text-to-image model."
-            )
-        if text.source is None:
-            return
-        count, d = text.source.shape[:2]
-        if count not in (1, len(text)):
-            raise UserError(
-                f"There are {count} images for {len(text)} edits; give one, or one for each edit."
-            )
-        if self.config.bits not in (d, 4 * d):
-            raise UserError(
-                f"The source features have {d} channels, but this model's tokens have "
-                f"{self.config.bits} bits; encode the image with the model's own VAE."
-            )
 
     def read_source(self, state: InfinityState, text: Text) -> None:
         """Pass the source through all blocks and keep their keys and values for the maps.
@@ -451,7 +422,7 @@ class Infinity(Family):
 
         rows = slice(None, None, len(text) if text.alike else 1)
         caches = [KVCache(1, last.tokens) for _ in self.blocks]
-        own = InfinityState(state.guided, caches, schedule=(last,))
+        own = InfinityState(state.guided, caches, (last,))
         own.terms, own.text = state.terms[rows], state.text[rows]
         own.text_mask = None if state.text_mask is None else state.text_mask[rows]
         own.rotary = state.rotary_table[: last.tokens]

@@ -18,7 +18,7 @@ from ..conditions import Labels
 from ..errors import UserError
 from ..schedule import Scale, Schedule, checked_sides, fixed, square
 from ..settings import Settings
-from ..shapes import depth_of, shape_of
+from ..shapes import check_heads, depth_of, shape_of
 from ..tokens import TokenKind
 from .attention import Attention, sdpa
 from .blocks import FeedForward, Fixed, HeadNorm, KVCache, SelfAttention, Terms, terms_of
@@ -146,12 +146,8 @@ class VAR(Family):
                 f"no official release has {maps} token maps of {tokens} tokens together; put "
                 '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
-        attention = "blocks.0.attn."
-        if attention + "q_bias" in state_dict and attention + "scale_mul_1H11" not in state_dict:
-            raise UserError("it was trained without attn_l2_norm, and only models with it can run")
-        heads = state_dict[attention + "scale_mul_1H11"].numel()
-        if not heads or width % heads:
-            raise UserError(f"its {width} channels cannot be divided among {heads} heads")
+        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        check_heads(width, heads)
         return VARConfig(
             width=width,
             depth=depth_of(state_dict),
@@ -169,9 +165,6 @@ class VAR(Family):
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
         return fixed(self.config.sides, aspect, pixels)
-
-    def start(self, schedule: Schedule, maps: int, guided: bool) -> State:
-        return State(guided, [KVCache(maps - 1, schedule[maps - 1].begin) for _ in self.blocks])
 
     def condition(self, state: State, condition: Labels) -> None:
         labels, classes = condition.labels, self.config.classes

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..conditions import Condition
-from ..errors import UserError
 from ..models.family import State
 from ..schedule import Scale, Schedule
 from ..settings import Guidance
@@ -148,6 +147,17 @@ class Method:
         return advance(batch, scale, guidance)
 
 
+def folded(hook: str) -> Callable:
+    """A hook of ``Methods``: each method's own changes what the one before it returned."""
+
+    def fold(self: Methods, x: object, *rest: object) -> object:
+        for method in self.methods:
+            x = getattr(method, hook)(x, *rest)
+        return x
+
+    return fold
+
+
 class Methods(Method):
     """Several methods as one: each hook is that of all of them, in order.
 
@@ -159,64 +169,23 @@ class Methods(Method):
     def __init__(self, methods: Sequence[Method]):
         self.methods = tuple(sorted(methods, key=lambda method: method.order))
 
+    drawn, memory = folded("drawn"), folded("memory")
+    text, features, input, output = map(folded, ("text", "features", "input", "output"))
+    logits, image_logits, tokens = map(folded, ("logits", "image_logits", "tokens"))
+
     @property
     def together(self) -> bool:
         return any(method.together for method in self.methods)
-
-    def drawn(self, schedule: Schedule) -> Schedule:
-        for method in self.methods:
-            schedule = method.drawn(schedule)
-        return schedule
-
-    def memory(self, cache: float, token: float, schedule: Schedule, depth: int) -> float:
-        for method in self.methods:
-            cache = method.memory(cache, token, schedule, depth)
-        return cache
 
     def begin(self, context: Context) -> Methods:
         acting = Methods(())
         acting.methods = tuple(method.begin(context) for method in self.methods)
         return acting
 
-    def text(self, condition: Condition, scale: Scale) -> Condition:
-        for method in self.methods:
-            condition = method.text(condition, scale)
-        return condition
-
-    def features(self, x: Tensor, scale: Scale) -> Tensor:
-        for method in self.methods:
-            x = method.features(x, scale)
-        return x
-
-    def input(self, x: Tensor, scale: Scale) -> Tensor:
-        for method in self.methods:
-            x = method.input(x, scale)
-        return x
-
     def block(self, run: Callable[..., Tensor], i: int, scale: Scale, x: Tensor) -> Tensor:
         for method in self.methods:
             run = partial(method.block, run, i, scale)
         return run(x)
-
-    def output(self, x: Tensor, scale: Scale) -> Tensor:
-        for method in self.methods:
-            x = method.output(x, scale)
-        return x
-
-    def logits(self, logits: Tensor, scale: Scale) -> Tensor:
-        for method in self.methods:
-            logits = method.logits(logits, scale)
-        return logits
-
-    def image_logits(self, logits: Tensor, scale: Scale, before: Sequence[Tensor]) -> Tensor:
-        for method in self.methods:
-            logits = method.image_logits(logits, scale, before)
-        return logits
-
-    def tokens(self, tokens: Tensor, scale: Scale) -> Tensor:
-        for method in self.methods:
-            tokens = method.tokens(tokens, scale)
-        return tokens
 
     def step(
         self, advance: Advance, batch: BatchState, scale: Scale, guidance: Guidance
@@ -224,15 +193,3 @@ class Methods(Method):
         for method in self.methods:
             advance = partial(method.step, advance)
         return advance(batch, scale, guidance)
-
-
-def check_once(names: Sequence[str]) -> None:
-    """Raise UserError if one name stands twice among those of a chain."""
-    for name in names:
-        if name and names.count(name) > 1:
-            raise twice(name)
-
-
-def twice(name: str) -> UserError:
-    """The error to raise if a chain has two of one kind."""
-    return UserError(f"{name} is connected twice, and can act only once; remove one of them.")

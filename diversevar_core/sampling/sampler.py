@@ -20,7 +20,7 @@ from ..schedule import Scale, Schedule
 from ..settings import Guidance, Settings, guidance
 from ..vae.vae import VAE
 from .finite import check_finite
-from .method import BatchState, Context, Method, Methods, Step, check_once
+from .method import BatchState, Context, Method, Methods, Step
 from .pairing import check_pair
 from .random import Stream, mixture, pick, stream_of, truncate
 
@@ -48,7 +48,6 @@ def sample(
     other, and if logits are not finite.
     """
     check_pair(model, vae)
-    check_once([method.name for method in methods])
     settings.check(model.depth, model.token_kind.choices)
     method = Methods(methods)
     plan = guidance(settings, schedule)[: len(method.drawn(schedule)[:maps])]

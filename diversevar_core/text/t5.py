@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import check_range
 from ..models import layers
 from ..shapes import depth_of, shape_of
 
@@ -53,8 +53,7 @@ def read_config(tensors: Mapping[str, Tensor]) -> T5Config:
     vocabulary, width = shape_of(tensors, "shared.weight", 2)
     biases = f"{layer}.0.SelfAttention.relative_attention_bias.weight"
     buckets, heads = shape_of(tensors, biases, 2)
-    if buckets < 4:
-        raise UserError(f"it has {buckets} buckets of relative positions, where T5 has 32")
+    check_range("its number of buckets of relative positions", buckets, 4)
     gated = f"{layer}.1.DenseReluDense.wi_0.weight" in tensors
     hidden = f"{layer}.1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"
     return T5Config(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import check_range
 from ..shapes import shape_of
 
 ENCODER_BLOCKS = 2  # residual blocks a level; the decoder has one more
@@ -56,8 +56,7 @@ def read_config(state_dict: Mapping[str, Tensor]) -> AutoencoderConfig:
     channels = []
     while (key := f"encoder.down.{len(channels)}.block.0.conv1.weight") in state_dict:
         channels.append(shape_of(state_dict, key, 4)[0])
-    if not 1 <= len(channels) <= MOST_LEVELS:
-        raise UserError(f"its encoder has {len(channels)} levels, where a VAE has 5")
+    check_range("the number of its encoder's levels", len(channels), 1, MOST_LEVELS)
     return AutoencoderConfig(
         channels=tuple(channels),
         halvings=sum(

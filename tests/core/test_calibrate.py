@@ -206,20 +206,20 @@ def test_a_preset_stands_for_its_methods_and_chained_ones_replace_their_like():
     ("content", "words"),
     [
         (None, "no finished calibration"),
-        ("{", "is not a calibration"),
-        ("[]", "is not a calibration"),
+        ("{", "is not a JSON object"),
+        ("[]", "is not a JSON object"),
         ("{}", "is not a calibration"),
-        ("[" * 100_000, "is not a calibration"),
-        ('{"chosen": {"magic": 1}}', "of another version"),
-        ('{"chosen": [1]}', "'.1.' is not a preset"),
-        ('{"chosen": {"starts": 1000000000}}', "starts must be a number from 1 to 1024"),
-        ('{"chosen": {"starts": 8.5}}', "starts is '8.5'"),
-        ('{"chosen": {"starts": true}}', "starts is 'True'"),
-        ('{"chosen": {"starts": null}}', "starts is 'None'"),
-        ('{"chosen": {"guidance_start": "4"}}', "guidance_start is '4'"),
-        ('{"chosen": {"ssr": NaN}}', "ssr must be a number from 0 to 8, not nan"),
-        ('{"chosen": {"sar": Infinity}}', "sar must be a number from 0 to 4"),
-        ('{"chosen": {"repulsion": -1}}', "repulsion must be a number from 0 to 16"),
+        ("[" * 100_000, "is not a JSON object"),
+        ('{"chosen": {"magic": 1}}', "is not a calibration of this version"),
+        ('{"chosen": [1]}', "is not a calibration of this version"),
+        ('{"chosen": {"starts": 1000000000}}', "is not a calibration of this version"),
+        ('{"chosen": {"starts": 8.5}}', "is not a calibration of this version"),
+        ('{"chosen": {"starts": true}}', "is not a calibration of this version"),
+        ('{"chosen": {"starts": null}}', "is not a calibration of this version"),
+        ('{"chosen": {"guidance_start": "4"}}', "is not a calibration of this version"),
+        ('{"chosen": {"ssr": NaN}}', "is not a calibration of this version"),
+        ('{"chosen": {"sar": Infinity}}', "is not a calibration of this version"),
+        ('{"chosen": {"repulsion": -1}}', "is not a calibration of this version"),
     ],
 )
 def test_a_calibration_that_cannot_be_read_is_refused(tmp_path, content, words):
@@ -243,7 +243,7 @@ def test_what_is_no_file_of_that_size_is_not_read(tmp_path, kind):
     else:
         with path.open("wb") as file:
             file.truncate(2**30)
-    with pytest.raises(UserError, match="is not a calibration"):
+    with pytest.raises(UserError, match=path.name):
         calibrated_preset(model)
 
 

@@ -160,19 +160,19 @@ def bad_files(folder, tensors):
     return {
         "nowhere.pth": "There is no file",
         "text.pth": "holds something other than tensors",
-        "text.safetensors": "truncated or not a safetensors file",
+        "text.safetensors": "truncated or not a checkpoint",
         "cut.safetensors": "truncated",
         "cut.pth": "truncated",
         "flux.safetensors": "is a diffusion model, not a VAR or Infinity transformer",
         "lora.safetensors": "is a LoRA",
-        "list.pth": "no named tensors",
+        "list.pth": "truncated or not a checkpoint",
         "code.pth": "code in it is never run",
         "zipped_code.pth": "code in it is never run",
         "no_blocks.safetensors": "lacks the tensor .block",
         "no_head.safetensors": "lacks 1 of",
         "turned.safetensors": r"head.weight. has shape \[.*\] where \[.*\] is needed",
         "more.safetensors": "has 1 tensors that no Infinity release has",
-        "quantized.safetensors": "quantized .* only ComfyUI",
+        "quantized.safetensors": "is quantized, which at most ComfyUI",
     }
 
 
@@ -236,7 +236,9 @@ def test_impossible_sides_are_refused_at_load(sides, where, infinity_case, var_c
 
 def test_more_maps_than_levels_are_refused(tensors, tmp_path):
     save_file(tensors, tmp_path / "m.safetensors", {"patch_nums": str(list(range(1, 17)))})
-    with pytest.raises(CheckpointError, match="patch_nums must be at most 15 numbers, not 16"):
+    with pytest.raises(
+        CheckpointError, match="the number of patch_nums must be .* from 1 to 15, not 16"
+    ):
         load_model(tmp_path / "m.safetensors")
 
 
@@ -251,7 +253,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_odd_shapes_are_refused_at_load(name, tensors, tmp_path):
     save_file(tensors | {name: ODD[name]}, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="text_norm|has shape|among 7 heads"):
+    with pytest.raises(CheckpointError, match=r"has shape|among \d heads"):
         load_model(tmp_path / "m.safetensors")
 
 
@@ -283,6 +285,6 @@ def test_many_missing_blocks_are_refused_quickly(kind, tensors, text_encoder, tm
         del many["blocks.3.sa.scale_mul_1H11"]
     torch.save(many | rest, tmp_path / "m.pth")
     started = time.process_time()
-    with pytest.raises(CheckpointError, match=r"it has \d+ blocks, and no release"):
+    with pytest.raises(CheckpointError, match=r"number of blocks must be .* to 200, not \d+"):
         (load_text_encoder if kind == "text encoder" else load_model)(tmp_path / "m.pth")
     assert time.process_time() - started < 10

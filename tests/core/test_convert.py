@@ -242,7 +242,6 @@ def refusals(folder: Path, tensors) -> dict[str, tuple[Path, Path, str]]:
     save_file({"lora_down.weight": torch.zeros(2, 2)}, folder / "lora.safetensors")
     scaled = {f"{CHUNK}.ffn.fc1.scale_weight": torch.ones(1)}
     save_file(tensors | scaled, folder / "scaled.safetensors")
-    torch.save(tensors | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, folder / "odd.pth")
     (folder / "link.safetensors").symlink_to("nowhere")
     return {
         "itself": (good, good, "There is a file"),
@@ -251,7 +250,6 @@ def refusals(folder: Path, tensors) -> dict[str, tuple[Path, Path, str]]:
         "a folder that is not there": (good, folder / "no" / "o.safetensors", "cannot be written"),
         "a LoRA": (folder / "lora.safetensors", out, "is a LoRA; what can be converted"),
         "a quantized file": (folder / "scaled.safetensors", out, "quantized already"),
-        "an odd type": (folder / "odd.pth", out, "head.bias. is torch.complex64"),
         "a name too long": (good, folder / ("a" * 300 + ".safetensors"), "File name too long"),
         "below a file": (good, good / "a.safetensors", "cannot be written: Not a directory"),
         "nothing": (folder / "nowhere.pth", out, "There is no file"),

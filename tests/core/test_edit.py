@@ -185,17 +185,9 @@ def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_
     assert (model.defaults().cfg, model.defaults().tau) == ((3.0,), (0.1,))
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"source": None}, "This model edits an image and was given none"),
-        ({"source": torch.zeros(1, 7, 16, 16)}, "have 7 channels, but .* have 16 bits"),
-        ({"source": torch.zeros(3, 16, 16, 16)}, "There are 3 images for 1 edits"),
-    ],
-)
-def test_wrong_sources_are_refused(edit_case, pair, change, sentence):
-    with pytest.raises(UserError, match=sentence):
-        logits(pair, replace(text_of(edit_case, 0), **change), [0])
+def test_a_missing_source_is_refused(edit_case, pair):
+    with pytest.raises(UserError, match="This model edits an image and was given none"):
+        logits(pair, replace(text_of(edit_case, 0), source=None), [0])
 
 
 @pytest.fixture

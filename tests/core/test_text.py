@@ -173,7 +173,7 @@ def test_scales_are_never_left_out(scale_name, text_encoder, tmp_path):
     tensors = load_file(text_encoder / "model.safetensors")
     save_file(quantized(tensors, scale_name), tmp_path / "t5.safetensors")
     shutil.copy(text_encoder / "tokenizer.json", tmp_path)
-    with pytest.raises(CheckpointError, match="is quantized with scales") as caught:
+    with pytest.raises(CheckpointError, match="is quantized") as caught:
         load_text_encoder(tmp_path / "t5.safetensors")
     assert "\n" not in str(caught.value)
     # the host applies them itself
@@ -198,7 +198,10 @@ BAD = {
     "with no first layer": (without("block.0.layer.1"), "lacks the tensor"),
     "of another shape": (change(KEYS, torch.ones(3)), "has shape"),
     "with no heads": (change(BIAS.format(0), torch.ones(32, 0)), "cannot be read"),
-    "with one bucket": (change(BIAS.format(0), torch.ones(1, 4)), "1 buckets of relative"),
+    "with one bucket": (
+        change(BIAS.format(0), torch.ones(1, 4)),
+        "buckets of relative positions must be .*, not 1",
+    ),
     "with another's words": (
         change("shared.weight", torch.ones(5, 256)),
         "has 12 words and the text",
