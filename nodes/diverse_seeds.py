@@ -34,7 +34,7 @@ class DiverseSeeds(io.ComfyNode):
                     min=1,
                     max=1024,
                     tooltip="How many seeds to start; the sampler finishes as many as the batch "
-                    "has images. 1 is off.",
+                    "has images. 1 is off; 64 is typical.",
                 ),
                 io.Int.Input(
                     "side",
@@ -42,7 +42,7 @@ class DiverseSeeds(io.ComfyNode):
                     min=1,
                     max=128,
                     tooltip="Draw the token maps up to this side: small ones are quick, larger "
-                    "ones show more of the image.",
+                    "ones show more of the image. 6 is typical.",
                 ),
                 io.DynamicCombo.Input(
                     "compare",

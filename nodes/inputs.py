@@ -77,7 +77,7 @@ def preset() -> io.DynamicCombo.Input:
             min=1,
             max=1024,
             tooltip="Start this many seeds, which is quick, and finish only those that differ "
-            "most, as many as the batch has images. 1 is off; with one image there is no choice.",
+            "most, as many as the batch has images. 1 is off; most different starts 256.",
         ),
         ssr(0.0),
         sar(0.0),
@@ -107,7 +107,7 @@ def guidance_start(default: int, advanced: bool = False) -> io.Int.Input:
         max=128,
         tooltip="Follow the prompt with cfg from the token map of this side on: smaller maps, "
         "which decide the idea, are drawn without cfg at temperature 1. 0 is the model as "
-        "published.",
+        "published, 4 is typical.",
         advanced=advanced or None,
     )
 
@@ -135,7 +135,8 @@ def ssr(default: float) -> io.Float.Input:
         max=8.0,
         step=0.005,
         tooltip="Soft suppression (SSR): how strongly to weaken the largest singular values of "
-        "what the model reads at early token maps, where all seeds share a layout. 0 is off.",
+        "what the model reads at early token maps, where all seeds share a layout. 0 is off; "
+        "0.25 is typical.",
     )
 
 
@@ -148,7 +149,7 @@ def sar(default: float) -> io.Float.Input:
         max=4.0,
         step=0.005,  # the page shows as many decimals, and the paper's sar is 0.125
         tooltip="Soft amplification (SAR): how strongly to strengthen the largest singular values "
-        "of what the model puts out at the same token maps. 0 is off.",
+        "of what the model puts out at the same token maps. 0 is off; 0.125 is typical.",
     )
 
 

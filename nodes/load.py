@@ -48,8 +48,7 @@ class LoadModel(io.ComfyNode):
                     default=False,
                     tooltip="For GPUs: compile the model with torch.compile, into about half as "
                     "many kernels. The first image, and the first after batch_size changes, wait "
-                    "for it. Weights are loaded whole, and Cancel acts after the present token "
-                    "map. Needs Triton.",
+                    "for it. Needs Triton.",
                     advanced=True,
                 ),
             ],

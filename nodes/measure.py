@@ -36,8 +36,14 @@ class Measure(io.ComfyNode):
                 inputs.clip_vision(),
             ],
             outputs=[
-                io.Float.Output(display_name="vendi", tooltip="Effective number of images."),
-                io.Float.Output(display_name="distance", tooltip="Mean distance of pairs."),
+                io.Float.Output(
+                    display_name="vendi",
+                    tooltip="How many different images this is, from 1 to the batch's size.",
+                ),
+                io.Float.Output(
+                    display_name="distance",
+                    tooltip="How far apart two images are on average; 0 is all alike.",
+                ),
                 io.String.Output(display_name="report", tooltip="Both, as a sentence."),
             ],
         )

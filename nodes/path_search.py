@@ -27,14 +27,14 @@ class PathSearchNode(io.ComfyNode):
                     default=PathSearch.candidates,
                     min=1,
                     max=64,
-                    tooltip="How many ways to try at each map. 1 is off.",
+                    tooltip="How many ways to try at each map. 1 is off; 4 is typical.",
                 ),
                 io.Int.Input(
                     "ahead",
                     default=PathSearch.ahead,
                     min=0,
                     max=8,
-                    tooltip="How many maps to look ahead; each takes time.",
+                    tooltip="How many maps to look ahead, typically 1; each takes time.",
                 ),
                 io.Int.Input(
                     "side",

@@ -29,7 +29,7 @@ class RepulsionNode(io.ComfyNode):
                     max=16.0,
                     step=0.1,
                     tooltip="How strongly to push apart: a token that all earlier images drew has "
-                    "its logit lowered by this much. 0 is off.",
+                    "its logit lowered by this much. 0 is off; 4 is typical.",
                 ),
                 io.Int.Input(
                     "side",

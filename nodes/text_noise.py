@@ -27,7 +27,7 @@ class TextNoiseNode(io.ComfyNode):
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How much noise; the prompt counts as 1. 0 is off.",
+                    tooltip="How much noise; the prompt counts as 1. 0 is off; 0.25 is typical.",
                 ),
                 io.Float.Input(
                     "begin",
@@ -36,7 +36,7 @@ class TextNoiseNode(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="Time below which the prompt is clean; time runs from 1 at the first "
-                    "map to 0 at the last.",
+                    "map to 0 at the last. Typically 0.6.",
                 ),
                 io.Float.Input(
                     "end",
@@ -45,7 +45,7 @@ class TextNoiseNode(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="Time above which there is only noise; more than 1 leaves some of "
-                    "the prompt to the first map.",
+                    "the prompt to the first map. Typically 0.9.",
                 ),
                 io.Float.Input(
                     "rescale",
