@@ -273,7 +273,7 @@ def condition_of(
     features, extras = single(positive, "positive")
     if features.flatten().tolist() != [extras.get(LABEL)]:
         raise UserError(
-            "This VAR model takes a class, no prompt and no mix of classes; connect an ImageNet "
+            "This VAR model takes one class, no prompt and no mix of classes; connect an ImageNet "
             "Class (VAR)."
         )
     if negative is not None:
