@@ -32,32 +32,12 @@ from . import (
 )
 from .checks import checked, without_missing_nodes
 
-NODES = [
-    *load.NODES,
-    *lora.NODES,
-    *encode_prompts.NODES,
-    *imagenet.NODES,
-    *empty_latent.NODES,
-    *sample.NODES,
-    *edit.NODES,
-    *ssr_sar.NODES,
-    *diverse_seeds.NODES,
-    *repulsion.NODES,
-    *adaptive_scaling.NODES,
-    *path_search.NODES,
-    *text_noise.NODES,
-    *travel.NODES,
-    *fastvar.NODES,
-    *scalekv.NODES,
-    *calibrate.NODES,
-    *decode.NODES,
-    *encode.NODES,
-    *save.NODES,
-    *contact_sheet.NODES,
-    *pick.NODES,
-    *measure.NODES,
-    *spectrum.NODES,
-]
+MODULES = [
+    load, lora, encode_prompts, imagenet, empty_latent, sample, edit, ssr_sar, diverse_seeds,
+    repulsion, adaptive_scaling, path_search, text_noise, travel, fastvar, scalekv, calibrate,
+    decode, encode, save, contact_sheet, pick, measure, spectrum,
+]  # fmt: skip
+NODES = [node for module in MODULES for node in module.NODES]
 
 
 class DiverseVARExtension(ComfyExtension):

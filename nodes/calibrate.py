@@ -66,7 +66,7 @@ class Calibrate(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, prompts, seeds, clip=None, clip_vision=None) -> io.NodeOutput:
         network, core_vae = host.pair(model, vae)
-        schedule, path = network.schedule(), calibration_path(model.get_attachment(host.FILE))
+        path = calibration_path(model.get_attachment(host.FILE))
         lines = lines_of(prompts)
         if clip is not None:
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
@@ -81,12 +81,10 @@ class Calibrate(io.ComfyNode):
             network,
             core_vae,
             conditions,
-            schedule,
-            network.defaults(),
             seeds,
             lambda images: features_of(images.movedim(1, -1), clip_vision),
         )
-        need = model, vae, schedule, network.defaults(), seeds
+        need = model, vae, network.schedule(), network.defaults(), seeds
         bar = comfy.utils.ProgressBar(1000)
         measured = []
         for now, done in calibrate(task, path, ready=partial(host.to_device, *need)):

@@ -94,12 +94,12 @@ class Edit(io.ComfyNode):
         mask=None,
         method=PLAIN,
     ) -> io.NodeOutput:
-        network, core_vae = host.pair(model, vae)
-        if not network.edits:
+        if not model.model.edits:
             raise UserError(
                 "This model cannot edit an image; load an editing model (VAREdit), or, if it is "
                 "one, set task to edit in Load VAR Model."
             )
+        network, core_vae = host.pair(model, vae)
         if len(image) not in (1, batch_size):
             raise UserError(
                 f"image is a batch of {len(image)} and batch_size is {batch_size}; connect "

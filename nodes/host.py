@@ -33,11 +33,7 @@ from ..diversevar_core.checkpoints.files import (
     is_safetensors,
     load_pickle,
 )
-from ..diversevar_core.checkpoints.loading import (
-    build_model,
-    is_quantized,
-    read_model,
-)
+from ..diversevar_core.checkpoints.loading import build_model, is_quantized, read_model
 from ..diversevar_core.checkpoints.loading import load_vae as load_core_vae
 from ..diversevar_core.errors import UserError, quote
 from ..diversevar_core.images import to_pil
@@ -406,10 +402,7 @@ def to_device(
 
 
 def watch(
-    model: comfy.model_patcher.ModelPatcher,
-    steps: Iterator[Step],
-    schedule: Schedule,
-    vae: VARVAE,
+    model: comfy.model_patcher.ModelPatcher, steps: Iterator[Step], schedule: Schedule, vae: VARVAE
 ) -> dict[str, object]:
     """Run the sampler with ComfyUI's progress bar and previews; returns a latent.
 

@@ -236,9 +236,9 @@ def schedule_of_latent(network: Family, core_vae: VAE, samples: torch.Tensor) ->
     channels = core_vae.token_kind.channels
     if samples.ndim != 4 or samples.shape[1] != channels:
         raise UserError(
-            f"latent_image has shape {list(samples.shape)} and this model's have 4 dimensions, "
-            f"with {channels} channels; it comes from another kind of model: connect Empty Latent "
-            "(VAR) or VAR VAE Encode."
+            f"latent_image has {samples.shape[1]} channels and this model's have {channels} (in "
+            f"{samples.ndim} dimensions, where images have 4); it comes from another kind of "
+            "model: connect Empty Latent (VAR) or VAR VAE Encode."
         )
     patch = patch_of(network, core_vae)
     return schedule_of_size(network, samples.shape[2] / patch, samples.shape[3] / patch)
@@ -261,11 +261,7 @@ def settings_of(
 
 
 def condition_of(
-    network: Family,
-    positive: list,
-    negative: list | None,
-    batch: int,
-    device: torch.device,
+    network: Family, positive: list, negative: list | None, batch: int, device: torch.device
 ) -> Condition:
     """The condition of a batch from conditionings; UserError if the model cannot read them."""
     if network.reads is Text:
@@ -273,7 +269,7 @@ def condition_of(
     features, extras = single(positive, "positive")
     if features.flatten().tolist() != [extras.get(LABEL)]:
         raise UserError(
-            "This VAR model takes a class, no prompt and no mix of classes; connect an ImageNet "
+            "This VAR model takes one class, no prompt and no mix of classes; connect an ImageNet "
             "Class (VAR)."
         )
     if negative is not None:

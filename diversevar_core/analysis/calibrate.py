@@ -25,8 +25,6 @@ from ..errors import UserError, quote
 from ..job import Chain, draw
 from ..models.family import Family
 from ..presets import PRESETS, Preset
-from ..schedule import Schedule
-from ..settings import Settings
 from ..vae.autoencoder import to_image
 from ..vae.vae import VAE
 from .judge import self_alignment
@@ -63,16 +61,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure with: models, a condition per prompt, the number of seeds per prompt.
+    """What to measure, at the model's own size and settings: a condition per prompt.
 
-    features: images (B, 3, H, W) in 0..1 -> (B, C), for diversity.
+    seeds: images per prompt. features: images (B, 3, H, W) in 0..1 -> (B, C), for diversity.
     """
 
     model: Family
     vae: VAE
     conditions: Sequence[Condition]
-    schedule: Schedule
-    settings: Settings
     seeds: int = 6
     features: Callable[[Tensor], Tensor] = pixel_features
 
@@ -99,9 +95,10 @@ def measure(
 
     ready: loads the models to the device; called before they compute, with the preset's chain.
     """
-    settings, chain = preset.settings(task.settings), preset.chain()
+    schedule, chain = task.model.schedule(), preset.chain()
+    settings = preset.settings(task.model.defaults())
     for i, condition in enumerate(task.conditions):
-        models = (task.model, task.vae, condition.repeat(task.seeds), task.schedule)
+        models = (task.model, task.vae, condition.repeat(task.seeds), schedule)
         drawn = draw(*models, settings, 1000 * i, chain, ready=partial(ready, chain))
         steps = list(drawn.steps)
         with torch.no_grad():  # one by one, as decoding a million pixels takes gigabytes

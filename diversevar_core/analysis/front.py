@@ -15,7 +15,7 @@ SIZE, LEFT, TOP, BOTTOM, KEY = (900, 560), 80, 30, 70, 300  # pixels; KEY: width
 INK, GRID, CHOSEN, OTHER = "#222222", "#e4e6e8", "#d9541e", "#3b6ea5"
 
 
-def front_plot(measured: Sequence[Measured], chosen: Measured | None = None) -> Tensor:
+def front_plot(measured: Sequence[Measured], chosen: Measured) -> Tensor:
     """A numbered point with 95 % intervals for each preset, the chosen one orange.
 
     Alignment is relative to the first preset's on the same prompt, as prompts differ more than

@@ -28,11 +28,7 @@ class Judged(NamedTuple):
 
 @torch.no_grad()
 def self_alignment(
-    model: Family,
-    vae: VAE,
-    maps: Sequence[Tensor],
-    condition: Condition,
-    schedule: Schedule,
+    model: Family, vae: VAE, maps: Sequence[Tensor], condition: Condition, schedule: Schedule
 ) -> Judged:
     """Judge images by the tokens (B, n) or bits (B, n, bits) of all their maps.
 

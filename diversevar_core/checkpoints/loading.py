@@ -201,7 +201,7 @@ def check_shapes(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
 ) -> None:
     """Raise CheckpointError if a tensor has another shape than is expected."""
-    for name in expected.keys() & tensors.keys():
+    for name in sorted(expected.keys() & tensors.keys()):
         has, needs = tensors[name].shape, expected[name].shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
             has, needs = has[:1], needs[:1]  # a quantized row's length depends on its packing

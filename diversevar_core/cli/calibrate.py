@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         encoder = load_text_encoder(args.text_encoder, device)
         conditions = [Text(encoder([line])) for line in lines]
     path, started = calibration_path(Path(args.model)), time.monotonic()
-    task = Task(model, vae, conditions, model.schedule(), model.defaults(), args.seeds)
+    task = Task(model, vae, conditions, args.seeds)
     begun, measured = 0.0, []
     for now, done in calibrate(task, path):
         measured = now

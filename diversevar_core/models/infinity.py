@@ -371,7 +371,7 @@ class Infinity(Family):
     def condition(self, state: InfinityState, text: Text) -> None:
         if self.edits and text.source is None:
             raise UserError(
-                "This model edits an image and was given none; use the node VAR Edit Image, or "
+                "This model edits images and was given none; use VAR Edit Image, or "
                 "--source, or load a text-to-image model."
             )
         if text.source is not None and not self.edits:

@@ -142,9 +142,7 @@ def tokenizer_path(path: Path) -> Path:
 
 
 def read_t5(
-    path: str | Path,
-    vocabulary: Path | None = None,
-    load: Callable[[Path], Mapping] = load_file,
+    path: str | Path, vocabulary: Path | None = None, load: Callable[[Path], Mapping] = load_file
 ) -> T5File:
     """Read a T5 encoder from a Hugging Face folder or a single file.
 
@@ -172,10 +170,7 @@ class TextEncoder:
     """
 
     def __init__(
-        self,
-        encoder: Callable[[Tensor], Tensor],
-        tokenizer: Tokenizer,
-        known: Known | None = None,
+        self, encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer, known: Known | None = None
     ):
         self.encoder, self.tokenizer, self.known = encoder, tokenizer, known
 

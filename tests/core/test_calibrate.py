@@ -96,7 +96,7 @@ def test_an_image_follows_its_own_prompt_and_not_another(emoji, read):
 def task(emoji, read):
     model, vae = emoji
     prompts = [Text([text]) for text in read(["cat face", "red apple"])]
-    return Task(model, vae, prompts, model.schedule(), model.defaults(), seeds=3)
+    return Task(model, vae, prompts, seeds=3)
 
 
 CANDIDATES = (Preset(), Preset(guidance_start=4), Preset(ssr=8.0, sar=4.0))

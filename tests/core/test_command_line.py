@@ -154,7 +154,7 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
     files = ["--model", model, "--out", plot]
     one = ["--prompt", "octopus", "--preset", "my calibration"]
     assert "no finished calibration" in command_line("sample", *files, *one).stderr
-    assert "cannot be read" in command_line("calibrate", *files, "--prompts", prompts).stderr
+    assert "No such file" in command_line("calibrate", *files, "--prompts", prompts).stderr
     prompts.write_text("octopus\n\n")
     done = command_line("calibrate", *files, "--prompts", prompts, "--seeds", "2")
     assert done.returncode == 0, done.stderr

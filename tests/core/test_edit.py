@@ -186,7 +186,7 @@ def test_task_is_what_the_user_says_then_what_the_file_says(edit_case, infinity_
 
 
 def test_a_missing_source_is_refused(edit_case, pair):
-    with pytest.raises(UserError, match="This model edits an image and was given none"):
+    with pytest.raises(UserError, match="This model edits images and was given none"):
         logits(pair, replace(text_of(edit_case, 0), source=None), [0])
 
 
@@ -206,7 +206,7 @@ def test_an_image_file_becomes_an_edit_of_its_size(edit_case, text_encoder, comm
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size == (300, 180)
     done = command_line("sample", *files)
-    assert "This model edits an image and was given none" in done.stderr
+    assert "This model edits images and was given none" in done.stderr
     done = command_line("sample", *files, "--source", image, "--task", "generate")
     assert "cannot edit an image" in done.stderr
     done = command_line("sample", *files, "--source", image, "--aspect", 1.5)

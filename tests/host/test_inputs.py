@@ -211,7 +211,7 @@ def test_a_mask_is_clamped_and_must_say_where(inside):
 def test_a_latent_of_a_video_is_named(host):
     sizes = {"width": 64, "height": 64, "length": 1, "batch_size": 1}
     prompt = with_node(graph("emoji"), "sampler.latent_image", "EmptyHunyuanLatentVideo", **sizes)
-    assert "this model's have 4 dimensions" in fails(host, prompt)
+    assert "in 5 dimensions, where images have 4" in fails(host, prompt)
 
 
 @pytest.mark.parametrize(
