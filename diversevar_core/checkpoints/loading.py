@@ -172,7 +172,7 @@ def filled(
     with naming(path):
         module = build(operations=layers, device="meta")
     expected = module.state_dict()
-    check_shapes(tensors, expected, path)
+    check_tensors(tensors, expected, path)
     types = {}  # as stored
     if operations is nn:
         types = {name: tensor.dtype for name, tensor in expected.items()}
@@ -183,11 +183,8 @@ def filled(
         name: tensor.to(device, types.get(name, tensor.dtype)) for name, tensor in tensors.items()
     }
     missing, unknown = module.load_state_dict(tensors, strict=False, assign=True)
-    if missing:
-        raise CheckpointError(
-            f"{quote(path)} lacks {len(missing)} of {len(expected)} tensors, such as "
-            f"{quote(min(missing))}; download it again."
-        )
+    if missing:  # what quantized layers need in addition, such as a scale
+        raise lacking(missing, expected, path)
     unknown = sorted(key for key in unknown if not key.endswith(BUFFERS))
     if unknown:
         raise CheckpointError(
@@ -197,12 +194,27 @@ def filled(
     return module.requires_grad_(False).eval()
 
 
-def check_shapes(
+def lacking(
+    missing: Collection[str], expected: Collection[str], path: str | Path
+) -> CheckpointError:
+    """The error to raise for missing tensors."""
+    return CheckpointError(
+        f"{quote(path)} lacks {len(missing)} of {len(expected)} tensors, such as "
+        f"{quote(min(missing))}; download it again."
+    )
+
+
+def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise CheckpointError if a tensor has another shape than is expected."""
-    for name in sorted(expected.keys() & tensors.keys()):
-        has, needs = tensors[name].shape, expected[name].shape
+    """Raise CheckpointError if an expected tensor is missing or has another shape.
+
+    ComfyUI's quantized layers only warn of a missing weight.
+    """
+    if missing := expected.keys() - tensors.keys():
+        raise lacking(missing, expected, path)
+    for name, tensor in expected.items():
+        has, needs = tensors[name].shape, tensor.shape
         if name.removesuffix("weight") + "comfy_quant" in tensors:
             has, needs = has[:1], needs[:1]  # a quantized row's length depends on its packing
         if has != needs:
