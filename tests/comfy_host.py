@@ -252,8 +252,12 @@ class Host:
         return outcome
 
     def images(self, entry: dict) -> list[bytes]:
-        """The image files of an entry of the history."""
-        images = [i for output in entry["outputs"].values() for i in output.get("images", [])]
+        """The image files of an entry of the history, by their nodes' ids.
+
+        The history has them as the nodes ran, which differs if some of them are cached.
+        """
+        nodes = sorted(entry["outputs"], key=lambda node: (len(node), node))
+        images = [i for node in nodes for i in entry["outputs"][node].get("images", [])]
         return [self.fetch("/view?" + urllib.parse.urlencode(image)) for image in images]
 
     def complaints(self) -> list[str]:

@@ -219,10 +219,9 @@ def test_inpainting_ends_with_the_images_own_pixels_outside_the_mask(host):
     image, *drawn = [np.asarray(image).astype(int) for image in host.run(prompt).images]
     half = image.shape[1] // 2
     assert len(drawn) == 4
-    assert all((again[:, :half] == image[:, :half]).all() for again in drawn)
-    # one that is drawn anew may resemble the original
-    apart = [abs(again[:, half:] - image[:, half:]).mean() for again in drawn]
-    assert min(apart) > 2 and max(apart) > 10
+    for again in drawn:
+        assert (again[:, :half] == image[:, :half]).all()
+        assert abs(again[:, half:] - image[:, half:]).mean() > 10
 
 
 @pytest.mark.parametrize(
