@@ -17,31 +17,28 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diversevar_core.checkpoints.loading import load_vae
-from diversevar_core.conditions import Text
 from diversevar_core.resize import area
-from diversevar_core.sampling.sampler import sample
 from diversevar_core.schedule import SQUARE_SIDES, square
 from diversevar_core.vae.bsq import BSQ
 
-from .data import Data, contact_sheet, load, to_model, with_mirrored
+from .data import Data, contact_sheet, load, to_model
+from .growth import encoded, sampled
 from .judge import Judge, read_judge
 from .loop import Log, autocast, batches, learning_rate, resume, save
-from .sharp import LEVEL, compiled, perceptual
+from .sharp import LEVEL, Pictures, compiled, errors, write
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
-from .tokenizer import differences, entropy_term, initialise, psnr, rebuilt, summed, to_pixels
+from .tokenizer import COMMITMENT, ENTROPY, entropy_term, initialise, psnr, rebuilt, summed
 from .transformer import WarmRun, export, read
 
 SIDES = SQUARE_SIDES[:7]
 PEAK, WARMUP, SEED = 1.5e-3, 50, 5
-ALIKE, COMMITMENT, ENTROPY, EDGES, PERCEPTUAL = 4.0, 0.5, 0.02, 1.0, 1.0
-KNOWN = 0.75  # share of a batch of the set that the transformer knows
+ALIKE = 4.0  # weight of the difference from the included encoder's features
 COARSE = 5  # maps of the included model
 MORE = 4  # times as many pictures in a step of the first maps as in one of all
 TRANSFORMER_PEAK = 1e-3
@@ -63,7 +60,9 @@ def shrunk(vae: BSQ) -> BSQ:
     return tokenizer
 
 
-def errors(tokenizer: BSQ, judge: Judge, pictures: Tensor, coarse: Tensor) -> dict[str, Tensor]:
+def tokenizer_losses(
+    tokenizer: BSQ, judge: Judge, pictures: Tensor, coarse: Tensor
+) -> dict[str, Tensor]:
     """The loss and its parts for pictures (B, 3, H, W) with the included features (B, d, 8, 8)."""
     schedule = square(SIDES)
     features = tokenizer.encoder(pictures).float()
@@ -71,18 +70,15 @@ def errors(tokenizer: BSQ, judge: Judge, pictures: Tensor, coarse: Tensor) -> di
     f_hat = summed(tokenizer, bits, schedule)
     made = tokenizer.decode(features + (f_hat - features).detach()).float()
     means = area(features, *coarse.shape[-2:])
-    pairs = zip(differences(made), differences(pictures), strict=True)
-    parts = {
-        "l1": F.l1_loss(made, pictures),
-        "mse": F.mse_loss(made, pictures),
-        "edges": EDGES * sum(F.l1_loss(a, b) for a, b in pairs),
-        "perceptual": PERCEPTUAL * perceptual(judge, made, pictures),
-        "alike": ALIKE * F.mse_loss(means, coarse),
-        "commitment": COMMITMENT * F.mse_loss(features, f_hat),
-        "entropy": ENTROPY * entropy_term(tokenizer, features, bits, schedule),
+    parts = errors(judge, made, pictures) | {
+        "alike": F.mse_loss(means, coarse),
+        "commitment": F.mse_loss(features, f_hat),
+        "entropy": entropy_term(tokenizer, features, bits, schedule),
+        "signs": ((means > 0) == (coarse > 0)).float().mean(),
     }
-    signs = ((means > 0) == (coarse > 0)).float().mean()
-    return {"loss": torch.stack(list(parts.values())).sum()} | parts | {"signs": signs}
+    parts["loss"] = parts["loss"] + ALIKE * parts["alike"]
+    parts["loss"] += COMMITMENT * parts["commitment"] + ENTROPY * parts["entropy"]
+    return parts
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
@@ -92,29 +88,24 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     tokenizer = compiled(shrunk(included).to(device))
     judge, _ = read_judge(args.judge)
-    judge.to(device, torch.float32).requires_grad_(False)
+    judge.to(device).requires_grad_(False)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     checkpoint = args.folder / "tokenizer.ckpt"
     state = resume(checkpoint) or {"step": 0}
     if state["step"]:
         tokenizer.load_state_dict(state["tokenizer"])
         optimizer.load_state_dict(state["optimizer"])
-    sets = [with_mirrored(load(folder)).pictures for folder in (args.data, args.full)]
-    sizes = round(args.batch * KNOWN), args.batch - round(args.batch * KNOWN)
-    shown = torch.cat([one[:: len(one) // 12][:12] for one in sets])
-    log = Log(every=20)
+    pictures, log = Pictures(args.data, args.full), Log(every=20)
+    shown = torch.cat([one[:: len(one) // 12][:12] for one in pictures.sets])
     for step in range(state["step"], args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
-        places = [
-            next(batches(len(one), n, SEED, step)) for one, n in zip(sets, sizes, strict=True)
-        ]
-        pictures = torch.cat([one[at] for one, at in zip(sets, places, strict=True)])
-        made = to_model(pictures.to(device)).contiguous(memory_format=torch.channels_last)
+        right = to_model(pictures.batch(step, args.batch).to(device))
+        right = right.contiguous(memory_format=torch.channels_last)
         with autocast(device):
             with torch.no_grad():
-                coarse = included.encoder(made).float()
-            parts = errors(tokenizer, judge, made, coarse)
+                coarse = included.encoder(right).float()
+            parts = tokenizer_losses(tokenizer, judge, right, coarse)
         optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
@@ -129,8 +120,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
             print(f"PSNR {each[:12].mean():.2f} and {each[12:].mean():.2f} dB", flush=True)
             sheet = torch.cat((shown[:12], made[:12], shown[12:], made[12:]))
             contact_sheet(sheet.numpy(), 12).save(args.folder / "tokenizer.png")
-            tensors = {n: t.bfloat16().contiguous() for n, t in tokenizer.state_dict().items()}
-            save_file(tensors, args.folder / "vae.safetensors")
+            write(tokenizer, args.folder)
 
 
 def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
@@ -152,21 +142,6 @@ def start(args: argparse.Namespace, prompts: list[str]) -> WarmRun:
     return run
 
 
-@torch.compiler.set_stance("force_eager")
-@torch.no_grad()
-def draw(run: WarmRun, tokenizer: BSQ, prompts: list[str]) -> Tensor:
-    """Pictures (N, H, W, 3) uint8 of prompts, as published, with seeds from 0 on."""
-    model, text, made = run.average["model"], run.text(), []
-    for first in range(0, len(prompts), 32):
-        part = prompts[first : first + 32]
-        seeds = range(first, first + len(part))
-        with autocast(model.pos_start.device):
-            how = model.schedule(), model.defaults(), seeds
-            *_, last = sample(model, tokenizer, Text(text(part)), *how)
-            made.append(to_pixels(tokenizer.decode(last.f_hat)).cpu())
-    return torch.cat(made)
-
-
 def train_transformer(args: argparse.Namespace) -> None:
     """Fine-tune the included transformer and text encoder on all seven maps."""
     with safe_open(args.models / "text_encoder.safetensors", "pt") as file:
@@ -184,9 +159,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     judge, names = read_judge(args.judge)
     asked = listed[:: len(listed) // NAMED][:NAMED]
     asked = [prompt for prompt in asked for _ in range(EACH)]
-    with autocast(device), torch.no_grad():
-        parts = data.pictures.split(64)
-        features = torch.cat([tokenizer.encoder(to_model(p.to(device))).float() for p in parts])
+    features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
     model = run.models["model"]
     whole = model.schedule()
@@ -203,7 +176,8 @@ def train_transformer(args: argparse.Namespace) -> None:
         maps = COARSE if run.step % 2 else len(SIDES)
         places = next(orders[maps])
         concept = data.concept[places].to(device)
-        batch = self_correcting(tokenizer, features[places.to(device)], whole[:maps], generator)
+        seen = features[places].float().to(device)
+        batch = self_correcting(tokenizer, seen, whole[:maps], generator)
         with autocast(device), sdpa_kernel(kernels):
             rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
@@ -213,9 +187,9 @@ def train_transformer(args: argparse.Namespace) -> None:
         logs[maps]((run.step + 1) // 2, {name: part.detach() for name, part in parts.items()})
         if run.step % 100 == 0 or run.step == args.steps:
             run.save(checkpoint)
-        if run.step % 300 == 0 or run.step == args.steps or run.step == 100:
-            made = draw(run, tokenizer, asked)
-            best = judge.float().judge(made).concept.argmax(1)
+        if run.step % 300 == 0 or run.step == args.steps:
+            made = sampled(run, tokenizer, asked)
+            best = judge.judge(made).concept.argmax(1)
             right = [names[at] == prompt for at, prompt in zip(best.tolist(), asked, strict=True)]
             print(f"{sum(right) / len(right):.3f} named rightly", flush=True)
             sheet = args.folder / f"transformer-{run.step:05d}.png"

@@ -74,31 +74,36 @@ def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
 def encoded(tokenizer: BSQ, pictures: Tensor, path: Path) -> Tensor:
     """Features (N, d, h, w) float16 of uint8 pictures, kept at ``path``."""
     if not path.exists():
-        with autocast():
-            parts = [tokenizer.encoder(to_model(part)).half() for part in pictures.split(64)]
+        device, parts = next(tokenizer.parameters()).device, pictures.split(64)
+        with autocast(device):
+            parts = [tokenizer.encoder(to_model(part.to(device))).half().cpu() for part in parts]
         torch.save(torch.cat(parts), path)
     return torch.load(path, weights_only=True)
 
 
 @torch.compiler.set_stance("force_eager")
 @torch.no_grad()
+def sampled(run: WarmRun, tokenizer: BSQ, prompts: Sequence[str]) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 of prompts as published, drawn 64 at a time."""
+    model, text, made = run.average["model"], run.text(), []
+    for first in range(0, len(prompts), 64):
+        condition = Text(text(prompts[first : first + 64]))
+        how = model.schedule(), model.defaults(), range(SEED, SEED + len(condition))
+        with autocast(model.pos_start.device):
+            *_, last = sample(model, tokenizer, condition, *how)
+            made.append(to_pixels(tokenizer.decode(last.f_hat)).cpu())
+    return torch.cat(made)
+
+
 def named(
     run: WarmRun, tokenizer: BSQ, judge: Judge, prompts: Sequence[str], concepts: Tensor, each: int
 ) -> tuple[Tensor, Tensor]:
     """Sample concepts as published: the share (N,) of ``each`` pictures that the judge names
     rightly, and the pictures (N * each, H, W, 3) uint8.
     """
-    model, text, found = run.average["model"], run.text(), []
-    for part in concepts.split(64 // each):
-        asked = part.repeat_interleave(each)
-        condition = Text(text([prompts[concept] for concept in asked]))
-        seeds = range(SEED, SEED + len(asked))
-        how = (condition, model.schedule(), model.defaults(), seeds)
-        with autocast():
-            *_, last = sample(model, tokenizer, *how)
-            found.append(to_pixels(tokenizer.decode(last.f_hat)))
-    pixels = torch.cat(found)
-    right = judge.judge(pixels).concept.argmax(1) == concepts.repeat_interleave(each)
+    asked = concepts.repeat_interleave(each)
+    pixels = sampled(run, tokenizer, [prompts[concept] for concept in asked])
+    right = judge.judge(pixels).concept.argmax(1) == asked
     return right.view(-1, each).float().mean(1), pixels
 
 

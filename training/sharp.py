@@ -172,16 +172,16 @@ class Pictures:
     def __init__(self, known: Path, full: Path):
         self.sets = [with_mirrored(load(folder)).pictures for folder in (known, full)]
 
-    def batch(self, step: int) -> Tensor:
-        """(BATCH, H, W, 3) uint8."""
-        sizes = round(BATCH * KNOWN), BATCH - round(BATCH * KNOWN)
+    def batch(self, step: int, size: int = BATCH) -> Tensor:
+        """(size, H, W, 3) uint8."""
+        sizes = round(size * KNOWN), size - round(size * KNOWN)
         pairs = zip(self.sets, sizes, strict=True)
         return torch.cat([one[next(batches(len(one), n, SEED, step))] for one, n in pairs])
 
 
 def compiled(tokenizer: BSQ) -> BSQ:
     """The tokenizer with compiled residual blocks and channels-last weights, for speed."""
-    torch._dynamo.config.recompile_limit = 32  # sizes of a level, with and without gradients
+    torch._dynamo.config.recompile_limit = 32  # the blocks of all levels share it
     for module in tokenizer.modules():
         if isinstance(module, ResnetBlock):
             module.compile()
