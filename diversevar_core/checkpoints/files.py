@@ -48,6 +48,7 @@ WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mo
 PREFIX = re.compile(
     r"(?:(?:module|model|gpt|var|vae|transformer|diffusion_model|first_stage_model)\.)*"
 )
+BITSANDBYTES = re.compile(r"\.SCB\Z|\.weight\.(absmax|quant_map|quant_state)\b")
 # of the official trainers' arguments, those that tensors do not tell
 ARGS = ("pn", "patch_nums", "rope2d_normalized_by_hw", "add_lvl_embeding_only_first_block")
 
@@ -201,7 +202,13 @@ def read(
     for sidecar in (path / "config.json", files[0].with_suffix(".json")):
         if os.path.isfile(sidecar) and sidecar.name != "tokenizer.json":  # a vocabulary
             facts |= without_other_task(read_object(sidecar), sidecar)
-    return Checkpoint(unwrap(content, recognise), facts)
+    tensors = unwrap(content, recognise)
+    if any(BITSANDBYTES.search(name) for name in tensors):
+        raise CheckpointError(
+            f"{quote(path)} is quantized by bitsandbytes, which is not supported; choose a file in "
+            "float16, bfloat16 or float32."
+        )
+    return Checkpoint(tensors, facts)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

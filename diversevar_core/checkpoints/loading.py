@@ -21,8 +21,7 @@ from .files import Checkpoint, CheckpointError, load_file, naming, read
 
 # buffers of the original modules that are not needed
 BUFFERS = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "ema_vocab_hit_SV")
-# of scaled float8, and of bitsandbytes in 8 and in 4 bits
-SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8", ".SCB", ".absmax")
+SCALES = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
 
 
 def is_model(keys: Collection[str]) -> bool:
@@ -166,8 +165,8 @@ def filled(
     """
     if operations is nn and is_quantized(tensors):
         raise CheckpointError(
-            f"{quote(path)} is quantized, which at most ComfyUI can read; choose a file in "
-            "float16, bfloat16 or float32."
+            f"{quote(path)} is quantized with scales, which only ComfyUI can read; choose a file "
+            "in float16, bfloat16 or float32."
         )
     with naming(path):
         module = build(operations=layers, device="meta")

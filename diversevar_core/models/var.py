@@ -146,7 +146,10 @@ class VAR(Family):
                 f"no official release has {maps} token maps of {tokens} tokens together; put "
                 '{"patch_nums": [...]} with the sides of its maps into a .json file next to it'
             )
-        heads = state_dict["blocks.0.attn.scale_mul_1H11"].numel()
+        attention = "blocks.0.attn."
+        if attention + "q_bias" in state_dict and attention + "scale_mul_1H11" not in state_dict:
+            raise UserError("it was trained without attn_l2_norm, and only models with it can run")
+        heads = state_dict[attention + "scale_mul_1H11"].numel()
         check_heads(width, heads)
         return VARConfig(
             width=width,

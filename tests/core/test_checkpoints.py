@@ -172,7 +172,7 @@ def bad_files(folder, tensors):
         "no_head.safetensors": "lacks 1 of",
         "turned.safetensors": r"head.weight. has shape \[.*\] where \[.*\] is needed",
         "more.safetensors": "has 1 tensors that no Infinity release has",
-        "quantized.safetensors": "is quantized, which at most ComfyUI",
+        "quantized.safetensors": "quantized .* only ComfyUI",
     }
 
 

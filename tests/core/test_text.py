@@ -173,7 +173,7 @@ def test_scales_are_never_left_out(scale_name, text_encoder, tmp_path):
     tensors = load_file(text_encoder / "model.safetensors")
     save_file(quantized(tensors, scale_name), tmp_path / "t5.safetensors")
     shutil.copy(text_encoder / "tokenizer.json", tmp_path)
-    with pytest.raises(CheckpointError, match="is quantized") as caught:
+    with pytest.raises(CheckpointError, match="is quantized with scales") as caught:
         load_text_encoder(tmp_path / "t5.safetensors")
     assert "\n" not in str(caught.value)
     # the host applies them itself

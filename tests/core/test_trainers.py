@@ -182,13 +182,13 @@ def test_what_cannot_be_read_is_called_what_it_is(var_case, tmp_path):
     tensors = load_file(var_case.model)
     layer = "blocks.0.ffn.fc1.weight"
     four = {layer: torch.zeros(8, 1, dtype=torch.uint8), f"{layer}.absmax": torch.zeros(2)}
-    assert "is quantized" in refused(tensors | four, tmp_path)
+    assert "is quantized by bitsandbytes" in refused(tensors | four, tmp_path)
     eight = {layer: tensors[layer].to(torch.int8), "blocks.0.ffn.fc1.SCB": torch.zeros(2)}
-    assert "is quantized" in refused(tensors | eight, tmp_path)
+    assert "is quantized by bitsandbytes" in refused(tensors | eight, tmp_path)
     flat = {"_fsdp_wrapped_module._flat_param": torch.zeros(9)}
     assert "FSDP's flat parameters" in refused(flat, tmp_path)
     plain = {name: tensor for name, tensor in tensors.items() if "scale_mul" not in name}
-    assert "scale_mul_1H11'; download it again" in refused(plain, tmp_path)
+    assert "trained without attn_l2_norm" in refused(plain, tmp_path)
 
 
 def test_a_folder_with_one_file_is_that_file(cases, tmp_path):

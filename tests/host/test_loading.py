@@ -239,6 +239,10 @@ def write_wrong(models: Path, model: Path) -> None:
     del marked[name]
     write(models, "quantized and lacking", marked, model)
     write(models, "unknown", tensors | {"word_embed.more": torch.zeros(1)}, model)
+    eight = {name: tensors[name].to(torch.int8), name.replace("weight", "SCB"): torch.zeros(2)}
+    write(models, "bitsandbytes, 8 bits", tensors | eight, model)
+    four = {name: torch.zeros(8, 1, dtype=torch.uint8), f"{name}.absmax": torch.zeros(2)}
+    write(models, "bitsandbytes, 4 bits", tensors | four, model)
 
 
 @pytest.fixture(scope="session")
@@ -493,6 +497,8 @@ def test_where_torch_cannot_compile_the_loader_says_so(inside):
         ("lacking", "lacks 1 "),
         ("quantized and lacking", "lacks 1 "),
         ("unknown", "has 1 tensors that no Infinity release has"),
+        ("bitsandbytes, 8 bits", "is quantized by bitsandbytes"),
+        ("bitsandbytes, 4 bits", "is quantized by bitsandbytes"),
     ],
 )
 def test_wrong_files_are_refused_by_layers_that_start_empty(inside, name, words):
