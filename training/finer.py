@@ -4,7 +4,7 @@ Its maps are then Infinity's at 0.06M, and a token covers 8 pixels where it cove
 ``tokenizer`` starts from the included VAE without its level of full resolution. While it trains,
 the mean of each 2 x 2 of its features is held near the included encoder's, so that the first five
 maps mean what the transformer knows. ``transformer`` goes on from the included transformer and text
-encoder; every second step is of all maps, the others of the first five. Both resume from their
+encoder; every fourth step is of the first five maps, the others of all. Both resume from their
 checkpoints.
 """
 
@@ -40,7 +40,8 @@ SIDES = SQUARE_SIDES[:7]
 PEAK, WARMUP, SEED = 1.5e-3, 50, 5
 ALIKE = 4.0  # weight of the difference from the included encoder's features
 COARSE = 5  # maps of the included model
-MORE = 4  # times as many pictures in a step of the first maps as in one of all
+EVERY = 4  # one step in so many is of the first maps only
+MORE = 4  # times as many pictures in such a step
 TRANSFORMER_PEAK = 1e-3
 NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each
 
@@ -166,25 +167,31 @@ def train_transformer(args: argparse.Namespace) -> None:
     sizes = {COARSE: MORE * args.batch, len(SIDES): args.batch}
     teachers = {n: Teacher.of(model, whole[:n], device) for n in sizes}
     orders = {n: batches(len(features), size, SEED + n, run.step) for n, size in sizes.items()}
-    # plain matrix products: their gradient is faster on a CPU than flash attention's
-    kernels = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    # on a CPU the gradient of plain matrix products is faster, but not for long sequences
+    short, long = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    if device.type != "cpu":
+        short = long = [SDPBackend.EFFICIENT_ATTENTION]
+    kernels = {COARSE: short, len(SIDES): long}
     for block in model.blocks:
         block.compile()  # twice as fast
     logs = {n: Log(every=25) for n in sizes}
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
-        maps = COARSE if run.step % 2 else len(SIDES)
+        short, maps = run.step // EVERY, len(SIDES) if run.step % EVERY else COARSE
         places = next(orders[maps])
         concept = data.concept[places].to(device)
         seen = features[places].float().to(device)
         batch = self_correcting(tokenizer, seen, whole[:maps], generator)
-        with autocast(device), sdpa_kernel(kernels):
+        with autocast(device), sdpa_kernel(kernels[maps]):
             rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
         parts = losses(logits, batch.targets, teachers[maps])
         rate = learning_rate(run.step, args.steps, TRANSFORMER_PEAK, WARMUP)
         run.update(parts["loss"], rate)
-        logs[maps]((run.step + 1) // 2, {name: part.detach() for name, part in parts.items()})
+        logs[maps](
+            short + 1 if maps == COARSE else run.step - short - 1,
+            {name: part.detach() for name, part in parts.items()},
+        )
         if run.step % 100 == 0 or run.step == args.steps:
             run.save(checkpoint)
         if run.step % 300 == 0 or run.step == args.steps:

@@ -5,7 +5,8 @@ From Unicode's CLDR, by the npm package emojibase-data: the emoji itself, its na
 Chinese and Japanese, its names in chats, and those of its keywords that name the thing (as "kitten"
 does for a cat, and "pet" does not). ``words.json`` lists these, and chooses where several prompts
 share a word. Other names and keywords are new to the model, and get three prompts near in meaning.
-The weights stay as they are.
+It also names the prompts whose images people could not name (``unclear``); they are taken off the
+list of what the model knows. The weights stay as they are.
 """
 
 from __future__ import annotations
@@ -165,11 +166,14 @@ def main() -> None:
 
     path = args.models / "text_encoder.safetensors"
     header = read_header(path)["__metadata__"]
-    phrases = phrases_for(json.loads(header["prompts"]), read_emoji(args.folder / "npm"))
+    unclear = {*WORDS["unclear"].split("|")}
+    prompts = [prompt for prompt in json.loads(header["prompts"]) if prompt not in unclear]
+    phrases = phrases_for(prompts, read_emoji(args.folder / "npm"))
+    header["prompts"] = json.dumps(prompts)
     header["phrases"] = json.dumps(phrases, ensure_ascii=False, separators=(",", ":"))
     save_file(load_file(path), path, header)
     count = sum(words.count("|") + 1 for words in phrases.values())
-    print(f"{count} phrases in {len(header['phrases'].encode())} bytes")
+    print(f"{len(prompts)} prompts, {count} phrases in {len(header['phrases'].encode())} bytes")
 
 
 if __name__ == "__main__":
