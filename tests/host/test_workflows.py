@@ -176,7 +176,7 @@ def test_every_node_says_which_pack_it_is_from(name):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_template_is_readable_on_a_small_screen(page, name):
     """The page fits it into three quarters of the view; below 0.57 it draws no text."""
-    page.set_viewport_size({"width": 1280, "height": 720 if name.startswith("2 ") else 800})
+    page.set_viewport_size({"width": 1280, "height": 720 if name.startswith(("2 ", "4 ")) else 800})
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
     graph["extra"] |= {"linearMode": False}
     page.evaluate(
