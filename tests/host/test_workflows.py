@@ -24,7 +24,8 @@ TYPES = ".map(n => n.type)"
 # are those of Nodes 2.0
 BOXES = """() => {
     const box = ([x, y, w, h]) => [x, y, x + w, y + h];
-    const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...n.size])]);
+    const size = n => n.collapsed ? [n.size[0], 0] : n.size;
+    const nodes = app.graph.nodes.map(n => [n.title, box([...n.pos, ...size(n)])]);
     nodes.forEach(([_, b]) => b[1] -= LiteGraph.NODE_TITLE_HEIGHT);
     for (const element of document.querySelectorAll("[data-node-id]")) {
         const {left, top, right, bottom} = element.getBoundingClientRect();
