@@ -25,9 +25,8 @@ class Calibrate(io.ComfyNode):
             node_id="DiverseVARCalibrate",
             display_name="Calibrate Diversity",
             category="DiverseVAR/analysis",
-            description="Tries several strengths on a few prompts and keeps the one that makes "
-            "seeds differ most while the model still finds that its images follow the prompts. "
-            "The sampler's preset my calibration then uses it.",
+            description="Finds the strength at which seeds differ most while the images still "
+            "follow your prompts. The sampler's preset my calibration then uses it.",
             search_aliases=["var", "diverse", "tune", "strength", "my calibration"],
             is_output_node=True,
             inputs=[

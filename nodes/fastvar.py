@@ -17,8 +17,7 @@ class FastVARNode(io.ComfyNode):
             display_name="FastVAR",
             category="DiverseVAR/methods",
             description="Makes large images in a third of the time or less, at the cost of fine "
-            "detail: leaves out the last token maps, and in those before them the tokens that "
-            "differ least from the others. Not for small images, where every map counts.",
+            "detail: the last token maps, and the tokens that differ least, are left out.",
             search_aliases=["var", "fast", "speed", "prune", "tokens", "acceleration"],
             inputs=[
                 inputs.methods(),

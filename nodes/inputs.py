@@ -88,13 +88,8 @@ def preset() -> io.DynamicCombo.Input:
             *(io.DynamicCombo.Option(name, []) for name in (*PRESETS, CALIBRATION)),
             custom(numbers),
         ],
-        tooltip="How different the images are from seed to seed.\n"
-        "balanced: the first token maps, which decide the idea, are drawn without guidance.\n"
-        "most different: the same, and of 256 seeds those that differ most.\n"
-        "SSR + SAR (DiverseVAR): the paper's method alone, at strengths of ours.\n"
-        "as published: the model as it is.\n"
-        "my calibration: what Calibrate Diversity found for this model.\n"
-        "custom: your own numbers.",
+        tooltip="How different the images are from seed to seed. Try balanced, then most "
+        "different; custom shows the numbers.",
     )
 
 
@@ -119,9 +114,8 @@ def guidance_end() -> io.Int.Input:
         default=0,
         min=0,
         max=128,
-        tooltip="Follow the prompt with cfg up to the token map of this side only; the larger "
-        "maps, fine detail, then take half the time. At a million pixels, 24 saves about 40 % of "
-        "the time. 0 is the model as published.",
+        tooltip="Follow the prompt with cfg up to the token map of this side only. 0 is the model "
+        "as published; 24 saves about 40 % of the time at a million pixels.",
         advanced=True,
     )
 

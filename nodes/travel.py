@@ -15,9 +15,9 @@ class TravelNode(io.ComfyNode):
             node_id="DiverseVARTravel",
             display_name="Scale Travel",
             category="DiverseVAR/methods",
-            description="Finishes the images, encodes them, keeps their coarse token maps and "
-            "draws the others again under the clean prompt: what CADS Text Noise made different "
-            "stays, what it broke can be repaired. Takes twice the time.",
+            description="Keeps the coarse token maps of the finished images and draws the others "
+            "again under the clean prompt, to repair what CADS Text Noise broke. Takes twice the "
+            "time.",
             search_aliases=["var", "diverse", "refine", "travel", "quality"],
             inputs=[
                 inputs.methods(),

@@ -76,14 +76,13 @@ def known_phrases(prompts: Sequence[str], phrases: Mapping[str, str]) -> Known:
 def read(text: str, known: Known) -> tuple[str, str | None]:
     """The prompt that a text is drawn as, and a sentence, None if the text is that prompt.
 
-    The prompt is "" if the text has no words. Raises UnknownPromptError, which names three prompts
-    near in meaning, if the model knows nothing in it.
+    The prompt is "" if the text is empty. Raises UnknownPromptError, which names three prompts near
+    in meaning, if the model knows nothing in it.
     """
     text = unicodedata.normalize("NFKC", text).replace("\u200d", "")  # what joins emoji
-    spans = list(spans_of(text, known))
-    things = [span for span in spans if span.phrase not in EMPTY]
-    if not things:
+    if not text.strip():
         return "", None
+    spans = list(spans_of(text, known))
     drawn = thing_of(spans, lambda span: span.known)
     if drawn is None:
         new = thing_of(spans, lambda span: len(span.prompts) > 1)
@@ -94,6 +93,7 @@ def read(text: str, known: Known) -> tuple[str, str | None]:
             f"{last}."
         )
     (prompt,) = drawn.prompts
+    things = [span for span in spans if span.phrase not in EMPTY]
     rest = [span for span in things if span.prompts != drawn.prompts]
     if not rest and drawn.phrase == key(prompt):
         return prompt, None

@@ -187,6 +187,10 @@ NOTHING_KNOWN = {
     "piñata": None,
     "xyzzy": None,
     "42": None,
+    "the": None,
+    "please draw me a picture of it": None,
+    "请画一个": None,
+    "...": None,
 }
 
 

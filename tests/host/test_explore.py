@@ -84,11 +84,15 @@ def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host)
     assert host.run(exploring("fox")).text_of("text") == ""
 
 
-def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host):
-    prompt = exploring("fox\nzebra\npurple owl", row=2)
+@pytest.mark.parametrize(
+    ("line", "knows"),
+    [("zebra", "near in meaning it knows"), ("the", "it knows, for example,")],
+)
+def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host, line, knows):
+    prompt = exploring(f"fox\n{line}\npurple owl", row=2)
     outcome = run(host, prompt)
     said, *lines = outcome.text_of("text").splitlines()
-    assert said.startswith("This model does not know 'zebra'; near in meaning it knows '")
+    assert said.startswith(f"This model does not know '{line}'; {knows} '")
     assert said.endswith("'. This prompt is left out.")
     assert lines[0] == "drawn: owl; new to this model and left out: purple"
     assert lines[1:] == ["2 prompts: fox, purple owl"]

@@ -171,11 +171,14 @@ def test_a_template_opens_as_an_app(host, page):
     page.locator("img[src*='filename=text_']").first.wait_for()
 
 
-def test_the_first_template_is_an_app_too(page):
-    graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
-    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, FIRST])
+@pytest.mark.parametrize(
+    ("name", "labels"), [(FIRST, ("Prompt", "batch_size")), (EXPLORE, ("text", "row", "number"))]
+)
+def test_the_first_templates_are_apps_too(page, name, labels):
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
-    for label in ("Prompt", "batch_size"):
+    for label in labels:
         page.get_by_text(label, exact=True).first.wait_for()
 
 

@@ -65,7 +65,7 @@ def run(page, outcome: str = "execution_success", note: str = "") -> None:
 
 
 def toast(page, note: str):
-    return page.get_by_role("alert").get_by_text(note)
+    return page.locator(".p-toast-message, [data-testid=toast]").get_by_text(note)
 
 
 def test_the_words_that_were_left_out_are_seen(page):
@@ -75,7 +75,7 @@ def test_the_words_that_were_left_out_are_seen(page):
     prompt, sampler = page.evaluate(UNSEEN)
     assert prompt == [NOTE, ""]
     assert sampler[0].startswith(f"{NOTE}\n") and sampler[1] == ""
-    run(page)  # nothing of the prompt's node is computed
+    run(page, note=NOTE)  # nothing of the prompt's node is computed
     assert page.evaluate(UNSEEN)[0] == prompt
     page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("app.graph.nodes.length === 0")
@@ -95,6 +95,9 @@ def test_an_error_is_seen_in_place_of_what_was_said_before(page):
     run(page, "execution_error", said)
     (text, unseen), *_ = page.evaluate(UNSEEN)
     assert text.startswith(said) and unseen == ""
+    assert toast(page, NOTE).count() == 0
+    of_page = page.get_by_test_id("error-overlay").bounding_box()
+    assert toast(page, said).bounding_box()["y"] > of_page["y"] + of_page["height"]
 
 
 def test_an_app_tells_the_words_that_were_left_out(page):

@@ -1,5 +1,6 @@
 """What the page says of the nodes: help and translations, as the host serves them."""
 
+import json
 import re
 from io import BytesIO
 
@@ -94,6 +95,13 @@ def test_help_shows_its_images_and_names_only_inputs_that_exist(host, page):
     assert text.startswith(f"# {title}\n")
     for line in re.findall(r"^- (\*\*.+?\*\*(?:(?:, |、)\*\*.+?\*\*)*)[:：]", text, re.M):
         assert set(re.findall(r"\*\*(.+?)\*\*", line)) <= known
+
+
+def test_tooltips_and_descriptions_are_short(host):
+    for name, node in ours(host).items():
+        texts = re.findall(r'"tooltip": "(.*?)(?<!\\)"', json.dumps(node))
+        texts += [node["description"], *node["output_tooltips"]]
+        assert [text for text in texts if len(text) > 200] == [], name
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -50,18 +50,37 @@ function showAll(outputs) {
   }
 }
 
-let toasts = []; // of this run
+const TITLE = "DiverseVAR";
+const LIFE = 20000;
+const toasts = new Map(); // of this run: text -> what closes it
+
+function openToast(detail, severity) {
+  const { toast } = app.extensionManager;
+  if (toast.dismiss) {
+    const id = toast[severity](TITLE, { description: detail, duration: LIFE });
+    return () => toast.dismiss(id);
+  }
+  const message = { severity, summary: TITLE, detail, life: LIFE }; // an older page
+  toast.add(message);
+  return () => toast.remove(message);
+}
 
 function tell(notes, severity = "info") {
-  const detail = [...new Set(notes)].join("\n");
-  if (!detail || toasts.some((toast) => toast.detail === detail)) return; // the sampler repeats it
-  toasts.push({ severity, summary: "DiverseVAR", detail, life: 20000 });
-  app.extensionManager.toast.add(toasts.at(-1));
+  const text = [...new Set(notes)].join("\n");
+  if (text && !toasts.has(text)) toasts.set(text, openToast(text, severity)); // the sampler repeats it
 }
 
 function closeToasts() {
-  toasts.forEach((toast) => app.extensionManager.toast.remove(toast));
-  toasts = [];
+  toasts.forEach((close) => close());
+  toasts.clear();
+}
+
+// An older page puts toasts over its own words on an error.
+function keepErrorFree() {
+  const style = document.createElement("style");
+  style.textContent =
+    "body:has([data-testid=error-overlay]) .p-toast-top-right { margin-top: 190px }";
+  document.head.append(style);
 }
 
 // The page says of every error that a node threw one, and what it was two clicks later.
@@ -84,6 +103,7 @@ app.registerExtension({
     };
   },
   setup() {
+    keepErrorFree();
     api.addEventListener("execution_start", closeToasts);
     api.addEventListener("execution_error", tellError);
   },
