@@ -133,23 +133,14 @@ def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
     )
 
 
-def start(args: argparse.Namespace, prompts: list[str]) -> WarmRun:
-    """The included transformer, whose new maps begin with the level embedding of its last one."""
-    run = WarmRun(args.models, prompts, args.device, SIDES)
-    for models in (run.models, run.average):
-        with torch.no_grad():
-            levels = models["model"].lvl_embed.weight
-            levels[COARSE : len(SIDES)] = levels[COARSE - 1]
-    return run
-
-
 def train_transformer(args: argparse.Namespace) -> None:
     """Fine-tune the included transformer and text encoder on all seven maps."""
     with safe_open(args.models / "text_encoder.safetensors", "pt") as file:
         listed = json.loads(file.metadata()["prompts"])
     data = known_pictures(load(args.data), frozenset(listed))
     prompts = [concept.prompt for concept in data.concepts]
-    run, checkpoint = start(args, prompts), args.folder / "transformer.ckpt"
+    run = WarmRun(args.models, prompts, args.device, SIDES)
+    checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
         export(run.average["model"], run.text(), args.export, listed)

@@ -216,7 +216,8 @@ class WarmRun(Run):
     """A run that starts from the included transformer and text encoder in ``start``.
 
     words: phrases with all words of the vocabulary; words that are new to the included model start
-    from random vectors. sides: of the square maps, None for the included model's.
+    from random vectors. sides: of the square maps, None for the included model's; new maps begin
+    with the level embedding of its last one.
     """
 
     def __init__(
@@ -229,7 +230,10 @@ class WarmRun(Run):
         torch.manual_seed(SEED)
         self.words = build_tokenizer(words)
         model = load_model(start / "transformer.safetensors", device)
-        model.config = replace(model.config, sides=tuple(sides or model.config.sides))
+        known, sides = model.config.sides, tuple(sides or model.config.sides)
+        model.config = replace(model.config, sides=sides)
+        levels = model.lvl_embed.weight.data
+        levels[len(known) : len(sides)] = levels[len(known) - 1]
         encoder = self.grown(load_text_encoder(start / "text_encoder.safetensors"))
         self.models = nn.ModuleDict({"model": model, "text": encoder.to(device)})
         self.average = deepcopy(self.models).eval().requires_grad_(False)
