@@ -107,7 +107,8 @@ def on_small_model(template: dict, prompt: str = "red apple", seed: int = 0) -> 
         node["inputs"] |= settings.get(node["class_type"], {})
         if node["_meta"]["title"] == "Prompt":
             node["inputs"]["text"] = prompt
-    nodes["clip"] = {"class_type": "DiverseVARLoadCLIP", "inputs": {"clip_name": "emoji"}}
+    clip = {"clip_name": "emoji_unlisted"}
+    nodes["clip"] = {"class_type": "DiverseVARLoadCLIP", "inputs": clip}
     nodes["vae"] = {"class_type": "DiverseVARLoadVAE", "inputs": {"vae_name": "emoji"}}
     return nodes
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 from cases import REFERENCE, state_dict, write_case, write_text_encoder
 from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
+from safetensors.torch import load_file, save_file
+
+from diversevar_core.checkpoints import included
 
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
@@ -53,6 +56,11 @@ def host(tmp_path_factory):
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
     checkpoint = models / "checkpoints" / "sd_xl_base_1.0.safetensors"  # as the template says
     shutil.copy(ROOT / "tests" / "flow.safetensors", checkpoint)
+    # the included text encoder for a model that knows other prompts: without their list
+    encoder = models / "text_encoders" / "emoji_unlisted"
+    encoder.mkdir()
+    save_file(load_file(included.TEXT_ENCODER), encoder / "model.safetensors")
+    shutil.copy(included.TEXT_ENCODER.with_name("tokenizer.json"), encoder)
     host = Host(*found, base, OTHER_PACK)
     yield host
     host.stop()

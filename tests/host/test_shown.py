@@ -56,12 +56,12 @@ def open_with(page, text: str) -> None:
 
 
 def run(page, outcome: str = "execution_success", note: str = "") -> None:
-    """Run to the end; a toast has the note before."""
+    """Run to the end; one toast has the note, none of the run before."""
     assert page.evaluate(RUN)
-    if note:
-        toast(page, note).wait_for()
     assert page.evaluate("window.over") == outcome
     page.wait_for_timeout(2000)  # the page lays out the nodes again
+    if note:
+        assert toast(page, note).count() == 1
 
 
 def toast(page, note: str):
