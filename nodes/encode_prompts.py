@@ -1,17 +1,11 @@
 """VAR Encode Prompts: one prompt a line -> as many conditionings."""
 
-import re
-from collections.abc import Iterator
-from itertools import islice
-
 from comfy_api.latest import io
 
-from ..diversevar_core.errors import UnknownPromptError, UserError
+from ..diversevar_core.errors import UnknownPromptError
+from ..diversevar_core.text.combinations import prompts_of
 from .sample import said_of
 from .shown import shown
-
-MOST = 256  # prompts of one text: a few braces too many write out millions
-CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost one
 
 ALIASES = [
     "clip text encode", "prompt list", "multiple prompts", "prompt matrix", "combinatorial prompts",
@@ -72,31 +66,6 @@ class EncodePrompts(io.ComfyNode):
             raise unknown[0]
         lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
         return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
-
-
-def prompts_of(text: str) -> list[str]:
-    """The prompts of a text, in order and each once; an empty text is one empty prompt.
-
-    Raises UserError if there are more than ``MOST``.
-    """
-    written = (prompt for line in text.splitlines() for prompt in written_out(line.strip()))
-    prompts = list(islice(filter(None, written), MOST + 1))
-    if len(prompts) > MOST:
-        raise UserError(
-            f"The text writes out more than {MOST} prompts; leave out some words in braces, or "
-            "split it."
-        )
-    return list(dict.fromkeys(prompts)) or [""]
-
-
-def written_out(line: str) -> Iterator[str]:
-    """Every combination of the choices in a line: {red|green} apple -> red apple, green apple."""
-    choices = CHOICE.search(line)
-    if choices is None:
-        yield " ".join(line.split())
-        return
-    for choice in choices[1].split("|"):
-        yield from written_out(line[: choices.start()] + choice.strip() + line[choices.end() :])
 
 
 NODES = [EncodePrompts]

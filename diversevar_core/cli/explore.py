@@ -1,6 +1,7 @@
 """Make images of several prompts with the same seeds.
 
 Writes a contact sheet with a row for each prompt, and next to it each image, NAME-ROW-NUMBER.
+"{red|green} apple" is two prompts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ..images import Row, contact_sheet
 from ..presets import CALIBRATION, PRESETS, preset_named
+from ..text.combinations import prompts_of
 from .load import prepare
 from .options import add_sampling_options, whole
 from .output import IMAGE_SUFFIXES, place, save_image
@@ -30,6 +32,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw the prompts one after the other, save the images and their sheet, print the paths."""
     args.out = place(args.out, *IMAGE_SUFFIXES)
+    args.prompts = prompts_of("\n".join(args.prompts))
     job, preset = prepare(args), preset_named(args.preset, Path(args.model))
     rows = []
     for prompt, condition in zip(args.prompts, job.condition.split(), strict=True):
