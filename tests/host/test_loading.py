@@ -444,8 +444,7 @@ def test_images_in_half_precision_are_edited_within_a_mask(inside):
 def compiling(inside):
     """A compiled model with a card's kernel.
 
-    Its graphs are run without generating code for this CPU, which takes minutes; a test of the
-    core generates it.
+    Its graphs are run without generating code for this CPU; a test of the core generates it.
     """
     import comfy.ldm.modules.attention as kernels
 
