@@ -168,7 +168,8 @@ def train_transformer(args: argparse.Namespace) -> None:
     logs = {n: Log(every=25) for n in sizes}
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
-        short, maps = run.step // EVERY, len(SIDES) if run.step % EVERY else COARSE
+        before = run.step // EVERY  # steps of the first maps, this one not counted
+        maps = len(SIDES) if run.step % EVERY else COARSE
         places = next(orders[maps])
         concept = data.concept[places].to(device)
         seen = features[places].float().to(device)
@@ -180,7 +181,7 @@ def train_transformer(args: argparse.Namespace) -> None:
         rate = learning_rate(run.step, args.steps, TRANSFORMER_PEAK, WARMUP)
         run.update(parts["loss"], rate)
         logs[maps](
-            short + 1 if maps == COARSE else run.step - short - 1,
+            before + 1 if maps == COARSE else run.step - before - 1,
             {name: part.detach() for name, part in parts.items()},
         )
         if run.step % 100 == 0 or run.step == args.steps:
