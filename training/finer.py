@@ -4,33 +4,36 @@ Its maps are then Infinity's at 0.06M, and a token covers 8 pixels where it cove
 ``tokenizer`` starts from the included VAE without its level of full resolution. While it trains,
 the mean of each 2 x 2 of its features is held near the included encoder's, so that the first five
 maps mean what the transformer knows. ``transformer`` goes on from the included transformer and text
-encoder; every fourth step is of the first five maps, the others of all. Both resume from their
-checkpoints.
+encoder; every fourth step is of the first five maps, the others of all. ``decoder`` then learns to
+show what the transformer in ``--models`` draws. All resume from their checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diversevar_core.checkpoints.loading import load_vae
+from diversevar_core.checkpoints import included
+from diversevar_core.checkpoints.loading import load_model, load_vae
+from diversevar_core.conditions import Text
+from diversevar_core.methods.keep import Keep
 from diversevar_core.resize import area
+from diversevar_core.sampling.sampler import sample
 from diversevar_core.schedule import SQUARE_SIDES, square
+from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
 from .growth import encoded, sampled
 from .judge import Judge, read_judge
 from .loop import Log, autocast, batches, learning_rate, resume, save
-from .sharp import LEVEL, Pictures, compiled, errors, write
+from .sharp import LEVEL, Pictures, Sharpening, compiled, draw_sheet, errors, write
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import COMMITMENT, ENTROPY, entropy_term, initialise, psnr, rebuilt, summed
@@ -135,21 +138,20 @@ def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
 
 def train_transformer(args: argparse.Namespace) -> None:
     """Fine-tune the included transformer and text encoder on all seven maps."""
-    with safe_open(args.models / "text_encoder.safetensors", "pt") as file:
-        listed = json.loads(file.metadata()["prompts"])
-    data = known_pictures(load(args.data), frozenset(listed))
+    known = included.prompts(args.models / "text_encoder.safetensors")
+    data = known_pictures(load(args.data), frozenset(known))
     prompts = [concept.prompt for concept in data.concepts]
     run = WarmRun(args.models, prompts, args.device, SIDES)
     checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
-        export(run.average["model"], run.text(), args.export, listed)
+        export(run.average["model"], run.text(), args.export, known)
         return
 
     device = torch.device(args.device)
     tokenizer = load_vae(args.folder / "vae.safetensors", device)
     judge, names = read_judge(args.judge)
-    asked = listed[:: len(listed) // NAMED][:NAMED]
+    asked = known[:: len(known) // NAMED][:NAMED]
     asked = [prompt for prompt in asked for _ in range(EACH)]
     features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
@@ -195,9 +197,69 @@ def train_transformer(args: argparse.Namespace) -> None:
             contact_sheet(made.numpy(), 12).save(sheet)
 
 
+@torch.no_grad()
+def redrawn(models: Path, tokenizer: BSQ, features: Tensor, prompts: list[str]) -> Tensor:
+    """f_hat (N, d, H, W) float16 of pictures whose last maps the transformer draws.
+
+    features: (N, d, H, W) of the pictures. The first four maps of every second one are kept, and
+    the first five of the others.
+    """
+    device = next(tokenizer.parameters()).device
+    model = load_model(models / "transformer.safetensors", device)
+    text = load_text_encoder(models / "text_encoder.safetensors", device)
+    schedule, made = model.schedule(), torch.empty_like(features, dtype=torch.float16)
+    for side in SIDES[COARSE - 2 : COARSE]:
+        places = torch.arange(len(features))[SIDES.index(side) % 2 :: 2]
+        for some in places.split(64):
+            maps = tokenizer.quantize_maps(features[some].float().to(device), schedule)
+            condition = Text(text([prompts[place] for place in some]))
+            how = schedule, model.defaults(), [SEED + place for place in some.tolist()]
+            kept = Keep(maps, side)
+            with autocast(device):
+                *_, last = sample(model, tokenizer, condition, *how, methods=[kept])
+            made[some] = last.f_hat.half().cpu()
+    return made
+
+
+def train_decoder(args: argparse.Namespace) -> None:
+    """Fine-tune the decoder on real pictures' bits, and where the transformer drew the last maps.
+
+    So it learns to show what the transformer means, as for both the target is the picture.
+    """
+    device = torch.device(args.device)
+    tokenizer = load_vae(args.folder / "vae.safetensors", device)
+    judge, _ = read_judge(args.judge)
+    run = Sharpening(tokenizer, judge.to(device), args.folder / "decoder.ckpt", args.steps)
+    known = included.prompts(args.models / "text_encoder.safetensors")
+    data = known_pictures(load(args.data), frozenset(known))
+    features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
+    path, prompts = args.folder / "redrawn.pt", [c.prompt for c in data.concepts]
+    if not path.exists():
+        asked = [prompts[concept] for concept in data.concept.tolist()]
+        save(path, {"f_hat": redrawn(args.models, tokenizer, features, asked)})
+    drawn = torch.load(path, weights_only=True)["f_hat"]
+    pictures, log, schedule = Pictures(args.data, args.full), Log(every=20), square(SIDES)
+    shown = torch.arange(24) * (len(drawn) // 24)
+    order = batches(len(drawn), args.batch // 2, SEED, run.step)
+    while run.step < args.steps:
+        places = next(order)
+        batch = pictures.batch(run.step, args.batch - len(places))
+        with torch.no_grad(), autocast(device):
+            seen = tokenizer.encoder(to_model(batch.to(device))).float()
+        exact = summed(tokenizer, tokenizer.quantize_maps(seen, schedule), schedule)
+        right = to_model(torch.cat((batch, data.pictures[places])).to(device))
+        right = right.contiguous(memory_format=torch.channels_last)
+        f_hat = torch.cat((exact, drawn[places].float().to(device)))
+        log(run.step + 1, run.update(f_hat, right))
+        if run.save():
+            right, f_hat = data.pictures[shown], drawn[shown].float().to(device)
+            draw_sheet(tokenizer, (right, f_hat), args.folder / f"decoder-{run.step:05d}.png")
+            write(tokenizer, args.folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.finer", description=__doc__)
-    parser.add_argument("part", choices=("tokenizer", "transformer"))
+    parser.add_argument("part", choices=("tokenizer", "transformer", "decoder"))
     parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
@@ -208,7 +270,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--export", type=Path, help="only write transformer and text encoder here")
     args = parser.parse_args()
-    {"tokenizer": train_tokenizer, "transformer": train_transformer}[args.part](args)
+    train = {"tokenizer": train_tokenizer, "transformer": train_transformer}
+    (train | {"decoder": train_decoder})[args.part](args)
 
 
 if __name__ == "__main__":

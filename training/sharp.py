@@ -245,35 +245,91 @@ def draw_sheet(tokenizer: BSQ, shown: tuple[Tensor, Tensor], path: Path) -> None
     print(f"PSNR {psnr(made[: len(right)], right).mean():.2f} dB", flush=True)
 
 
+class Sharpening:
+    """Training of a decoder with a critic of its pictures; resumes from ``checkpoint``."""
+
+    def __init__(self, tokenizer: BSQ, judge: Judge, checkpoint: Path, steps: int):
+        torch.manual_seed(SEED)
+        self.judge, self.checkpoint, self.steps, self.step = judge, checkpoint, steps, 0
+        self.judge.requires_grad_(False)
+        self.decoder = compiled(tokenizer).decoder.requires_grad_(True)
+        device = self.decoder.conv_in.weight.device
+        self.critic = Critic().to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.decoder.parameters(), betas=(0.9, 0.95), weight_decay=0.01
+        )
+        self.judging = torch.optim.Adam(self.critic.parameters(), CRITIC_RATE, betas=(0.5, 0.9))
+        if state := resume(checkpoint):
+            self.step = state.pop("step")
+            for name, saved in state.items():
+                self.parts()[name].load_state_dict(saved)
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What a checkpoint has, besides the step."""
+        return {
+            "module": self.decoder,
+            "critic": self.critic,
+            "optimizer": self.optimizer,
+            "judging": self.judging,
+        }
+
+    @property
+    def criticises(self) -> bool:
+        """Whether the critic learns by now."""
+        return self.step / self.steps >= LEARNS
+
+    def update(self, f_hat: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """One step on the sums of maps f_hat (B, d, h, w); returns the parts of the loss.
+
+        right: the pictures (n, 3, H, W) of the first n; for the others only the critic counts.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, PEAK, WARMUP)
+        with autocast(right.device):
+            decoded = self.decoder(f_hat).float()
+            made = decoded.detach().requires_grad_()
+            found = errors(self.judge, made[: len(right)], right)
+            (gradient,) = torch.autograd.grad(found["loss"], made)
+            if self.criticises:
+                share = CRITIC * (self.step / self.steps - SAYS) / (WHOLLY - SAYS)
+                gradient = criticised(self.critic, made, gradient, min(max(share, 0.0), CRITIC))
+        self.optimizer.zero_grad(set_to_none=True)
+        decoded.backward(gradient)
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        self.optimizer.step()
+        if self.criticises:
+            with autocast(right.device):
+                real, fake = self.critic(right).float(), self.critic(made.detach()).float()
+            fooled = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            self.judging.zero_grad(set_to_none=True)
+            fooled.backward()
+            self.judging.step()
+            found["critic"] = fooled
+        self.step += 1
+        return {name: part.detach() for name, part in found.items()}
+
+    def save(self) -> bool:
+        """Write the checkpoint after every 100 steps and the last; whether it did."""
+        due = self.step % 100 == 0 or self.step == self.steps
+        if due:
+            state = {name: part.state_dict() for name, part in self.parts().items()}
+            save(self.checkpoint, state | {"step": self.step})
+        return due
+
+
 def train_decoder(args: argparse.Namespace) -> None:
     """Train the decoder on real pictures' bits, and on what the transformer draws."""
     half, tokenizer = parts(args)
     judge = load_judge(load(args.full), args.folder / "judge-full.ckpt", JUDGE_STEPS)
     prompts = [concept.prompt for concept in load(args.data).concepts]
     drawn = drawn_by(args.models, prompts, half, args.folder / f"drawn-{args.data.name}.pt")
-    checkpoint, decoder = args.folder / "decoder.ckpt", compiled(tokenizer).decoder
-    judge.requires_grad_(False)
-    torch.manual_seed(SEED)
-    critic = Critic().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        decoder.requires_grad_(True).parameters(), betas=(0.9, 0.95), weight_decay=0.01
-    )
-    judging = torch.optim.Adam(critic.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.9))
-    state = resume(checkpoint) or {"step": 0}
-    if state["step"]:
-        critic.load_state_dict(state["critic"])
-        optimizer.load_state_dict(state["optimizer"])
-        judging.load_state_dict(state["judging"])
+    run = Sharpening(tokenizer, judge, args.folder / "decoder.ckpt", args.steps)
     pictures, schedule, log = Pictures(args.data, args.full), square(SIDES), Log(every=20)
     right = torch.cat([one[:: len(one) // 12][:12] for one in pictures.sets])
     shown = right, torch.cat((reread(half, right), drawn[:: len(drawn) // 24][:24].float()))
-    for step in range(state["step"], args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, PEAK, WARMUP)
-        done = step / args.steps
-        criticises, share = done >= LEARNS, CRITIC * (done - SAYS) / (WHOLLY - SAYS)
-        batch = pictures.batch(step)[: BATCH - DRAWN if criticises else BATCH]
-        generator = torch.Generator().manual_seed(SEED + step)
+    while run.step < args.steps:
+        batch = pictures.batch(run.step)[: BATCH - DRAWN if run.criticises else BATCH]
+        generator = torch.Generator().manual_seed(SEED + run.step)
         with torch.no_grad(), autocast():
             features = half.encoder(to_model(halved(batch))).float()
         seen = [
@@ -282,40 +338,12 @@ def train_decoder(args: argparse.Namespace) -> None:
         ]
         right = to_model(torch.cat((batch[::2], batch[1::2])))
         right = right.contiguous(memory_format=torch.channels_last)
-        if criticises:
+        if run.criticises:
             places = torch.randint(len(drawn), (DRAWN,), generator=generator)
             seen.append(drawn[places].float())
-        with autocast():
-            decoded = decoder(torch.cat(seen)).float()
-            made = decoded.detach().requires_grad_()
-            found = errors(judge, made[: len(right)], right)
-            (gradient,) = torch.autograd.grad(found["loss"], made)
-            if criticises:
-                gradient = criticised(
-                    critic, made, gradient[: len(right)], min(max(share, 0.0), CRITIC)
-                )
-        optimizer.zero_grad(set_to_none=True)
-        decoded.backward(gradient)
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        if criticises:
-            with autocast():
-                real, fake = critic(right).float(), critic(made.detach()).float()
-            fooled = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            judging.zero_grad(set_to_none=True)
-            fooled.backward()
-            judging.step()
-            found["critic"] = fooled
-        log(step + 1, {name: part.detach() for name, part in found.items()})
-        if (step + 1) % 100 == 0 or step + 1 == args.steps:
-            state = {
-                "module": decoder.state_dict(),
-                "critic": critic.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "judging": judging.state_dict(),
-            }
-            save(checkpoint, state | {"step": step + 1})
-            draw_sheet(tokenizer, shown, args.folder / f"decoder-{step + 1:05d}.png")
+        log(run.step + 1, run.update(torch.cat(seen), right))
+        if run.save():
+            draw_sheet(tokenizer, shown, args.folder / f"decoder-{run.step:05d}.png")
     write(tokenizer, args.folder)
 
 
