@@ -46,6 +46,7 @@ COARSE = 5  # maps of the included model
 EVERY = 4  # one step in so many is of the first maps only
 MORE = 4  # times as many pictures in such a step
 TRANSFORMER_PEAK = 1e-3
+CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)  # guided, the new maps' colours are patchy
 NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each
 
 
@@ -145,7 +146,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
-        export(run.average["model"], run.text(), args.export, known)
+        export(run.average["model"], run.text(), args.export, known, cfg_list=CFG)
         return
 
     device = torch.device(args.device)

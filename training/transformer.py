@@ -120,7 +120,7 @@ def sample_sheet(
 
 
 def export(
-    model: Infinity, text: TextEncoder, folder: Path, prompts: Sequence[str] = (), **facts: str
+    model: Infinity, text: TextEncoder, folder: Path, prompts: Sequence[str] = (), **facts: object
 ) -> None:
     """Write transformer and text encoder as bfloat16 safetensors in the official layouts.
 

@@ -288,3 +288,19 @@ def test_many_missing_blocks_are_refused_quickly(kind, tensors, text_encoder, tm
     with pytest.raises(CheckpointError, match=r"number of blocks must be .* to 200, not \d+"):
         (load_text_encoder if kind == "text encoder" else load_model)(tmp_path / "m.pth")
     assert time.process_time() - started < 10
+
+
+def test_a_models_own_guidance_is_its_official_one(infinity_case, tmp_path):
+    """Of a model with its own maps: guided as if these numbers were asked for."""
+    file, tensors = tmp_path / "m.safetensors", load_file(infinity_case.model)
+    sides, cfg = [1, 2, 4], [3, 2.5, 1]
+    save_file(tensors, file, {"patch_nums": json.dumps(sides), "cfg_list": json.dumps(cfg)})
+    assert load_model(file).defaults().cfg == (3.0, 2.5, 1.0)
+
+
+@pytest.mark.parametrize("cfg", [[4, 1], 4, "4", [4, 1, None], [4, 1, -1], [4, 1, float("nan")]])
+def test_impossible_guidance_is_refused_at_load(cfg, infinity_case, tmp_path):
+    file, tensors = tmp_path / "m.safetensors", load_file(infinity_case.model)
+    save_file(tensors, file, {"patch_nums": "[1, 2, 4]", "cfg_list": json.dumps(cfg)})
+    with pytest.raises(CheckpointError, match="cfg_list must be a number from 0 to 100 for each"):
+        load_model(file)
