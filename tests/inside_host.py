@@ -83,7 +83,7 @@ def load(name: str, **options):
 
 def file(family: str) -> str:
     """The choice of a family's transformer, or VAE."""
-    return family if family == "emoji" else f"{family}.safetensors"
+    return family if family == "emoji-small" else f"{family}.safetensors"
 
 
 @torch.inference_mode()

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 from comfy_host import ROOT
 
-MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji"}
+MODELS = {"infinity": "infinity_tiny.safetensors", "var": "var_d16.pth", "emoji": "emoji-small"}
 VAES = MODELS | {"var": "vae_ch160v4096z32.pth"}
-TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji"}
+TEXT_ENCODERS = {"infinity": "t5_tiny", "emoji": "emoji-small"}
 PIXELS = {"infinity": 256, "var": 96, "emoji": 128}  # along a side
 HIGH, WIDE = 60, 96  # the image's own size; the model's square is 256
 NAMES = (ROOT / "nodes" / "imagenet_classes.txt").read_text().splitlines()
@@ -109,7 +109,7 @@ def on_small_model(template: dict, prompt: str = "red apple", seed: int = 0) -> 
             node["inputs"]["text"] = prompt
     clip = {"clip_name": "emoji_unlisted"}
     nodes["clip"] = {"class_type": "DiverseVARLoadCLIP", "inputs": clip}
-    nodes["vae"] = {"class_type": "DiverseVARLoadVAE", "inputs": {"vae_name": "emoji"}}
+    nodes["vae"] = {"class_type": "DiverseVARLoadVAE", "inputs": {"vae_name": "emoji-small"}}
     return nodes
 
 

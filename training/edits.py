@@ -166,7 +166,7 @@ def sample_sheet(run: WarmRun, tokenizer: BSQ, pool: Pool, maker: Maker, path: P
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.edits", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
-    parser.add_argument("--start", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--start", type=Path, default=Path("models/emoji-small"))
     parser.add_argument("--folder", type=Path, default=Path("edit-training"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--export", type=Path, help="only write the checkpoint's weights here")

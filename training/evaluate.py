@@ -68,7 +68,7 @@ class Row:
 
     name: str
     kind: str
-    cfg: tuple[float, ...] = (4.0,)
+    cfg: tuple[float, ...] | None = None  # None: the model's own
     tau: tuple[float, ...] = (0.5,)
     chain: Chain = PLAIN
     guidance_start: int = 0
@@ -136,7 +136,8 @@ class Bench:
         """
         text = Text(self.text([self.data.concepts[concept].prompt]))
         guided = {"guidance_start": row.guidance_start, "guidance_end": row.guidance_end}
-        settings = Settings(row.cfg, "flat", row.tau, 0, 0.97, **guided)
+        cfg = row.cfg or self.model.defaults().cfg
+        settings = Settings(cfg, "flat", row.tau, 0, 0.97, **guided)
         models, schedule = (self.model, self.tokenizer), self.model.schedule()
         how = (text.repeat(self.seeds), schedule, settings, SEED * (1 + concept), row.chain)
         steps = list(draw(*models, *how).steps)[-len(schedule) :]

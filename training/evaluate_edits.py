@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate_edits", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"))
     parser.add_argument("--folder", type=Path, default=Path("edit-training"))
-    parser.add_argument("--tokenizer", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("models/emoji-small"))
     parser.add_argument("--models", type=Path, default=Path("models/emoji-edit"))
     parser.add_argument("--edits", type=int, default=80, help="of every kind")
     parser.add_argument("--cfg", type=float, default=2.0)

@@ -1,9 +1,9 @@
-"""Give the emoji model two more maps, of sides 12 and 16: ``python -m training.finer``.
+"""Give the small emoji model two more maps, of sides 12 and 16: ``python -m training.finer``.
 
 Its maps are then Infinity's at 0.06M, and a token covers 8 pixels where it covered 16.
-``tokenizer`` starts from the included VAE without its level of full resolution. While it trains,
-the mean of each 2 x 2 of its features is held near the included encoder's, so that the first five
-maps mean what the transformer knows. ``transformer`` goes on from the included transformer and text
+``tokenizer`` starts from the small VAE without its level of full resolution. While it trains, the
+mean of each 2 x 2 of its features is held near the small encoder's, so that the first five maps
+mean what the transformer knows. ``transformer`` goes on from the small transformer and text
 encoder; every fourth step is of the first five maps, the others of all. ``decoder`` then learns to
 show what the transformer in ``--models`` draws. All resume from their checkpoints.
 """
@@ -41,8 +41,8 @@ from .transformer import WarmRun, export, read
 
 SIDES = SQUARE_SIDES[:7]
 PEAK, WARMUP, SEED = 1.5e-3, 50, 5
-ALIKE = 4.0  # weight of the difference from the included encoder's features
-COARSE = 5  # maps of the included model
+ALIKE = 4.0  # weight of the difference from the small encoder's features
+COARSE = 5  # maps of the small model
 EVERY = 4  # one step in so many is of the first maps only
 MORE = 4  # times as many pictures in such a step
 TRANSFORMER_PEAK = 1e-3
@@ -68,7 +68,7 @@ def shrunk(vae: BSQ) -> BSQ:
 def tokenizer_losses(
     tokenizer: BSQ, judge: Judge, pictures: Tensor, coarse: Tensor
 ) -> dict[str, Tensor]:
-    """The loss and its parts for pictures (B, 3, H, W) with the included features (B, d, 8, 8)."""
+    """The loss and its parts for pictures (B, 3, H, W) with the small features (B, d, 8, 8)."""
     schedule = square(SIDES)
     features = tokenizer.encoder(pictures).float()
     bits = tokenizer.quantize_maps(features.detach(), schedule)
@@ -87,11 +87,11 @@ def tokenizer_losses(
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
-    """Fine-tune the included VAE at half its stride."""
+    """Fine-tune the small VAE at half its stride."""
     device = torch.device(args.device)
-    included = load_vae(args.models / "vae.safetensors", device)
+    small = load_vae(args.models / "vae.safetensors", device)
     torch.manual_seed(SEED)
-    tokenizer = compiled(shrunk(included).to(device))
+    tokenizer = compiled(shrunk(small).to(device))
     judge, _ = read_judge(args.judge)
     judge.to(device).requires_grad_(False)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
@@ -109,7 +109,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
         right = right.contiguous(memory_format=torch.channels_last)
         with autocast(device):
             with torch.no_grad():
-                coarse = included.encoder(right).float()
+                coarse = small.encoder(right).float()
             parts = tokenizer_losses(tokenizer, judge, right, coarse)
         optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
@@ -138,7 +138,7 @@ def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
 
 
 def train_transformer(args: argparse.Namespace) -> None:
-    """Fine-tune the included transformer and text encoder on all seven maps."""
+    """Fine-tune the small transformer and text encoder on all seven maps."""
     known = included.prompts(args.models / "text_encoder.safetensors")
     data = known_pictures(load(args.data), frozenset(known))
     prompts = [concept.prompt for concept in data.concepts]
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("part", choices=("tokenizer", "transformer", "decoder"))
     parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
-    parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="the start")
+    parser.add_argument("--models", type=Path, default=Path("models/emoji-small"), help="the start")
     parser.add_argument("--judge", type=Path, default=Path("tests/judge.safetensors"))
     parser.add_argument("--folder", type=Path, default=Path("finer-training"))
     parser.add_argument("--steps", type=int, default=1500)

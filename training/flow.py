@@ -1,8 +1,8 @@
 """Train a small SD3 on the emoji: ``python -m training.flow --comfyui ComfyUI``.
 
 A diffusion model that stock ComfyUI nodes load, for what the pack says of other models. Rectified
-flow as in Stable Diffusion 3, arXiv 2403.03206: ComfyUI's own transformer, the included text
-encoder, and what the included VAE decodes. Resumes from its checkpoint, and ends with
+flow as in Stable Diffusion 3, arXiv 2403.03206: ComfyUI's own transformer, the text
+encoder of emoji-small, and what its VAE decodes. Resumes from its checkpoint, and ends with
 ``flow.safetensors``, for ComfyUI's ``models/checkpoints`` or ``diffusion_models``.
 """
 
@@ -65,7 +65,7 @@ def build(comfyui: Path) -> nn.Module:
 
 
 class FlowRun(Run):
-    """The training state; words: the included text encoder's, which stay."""
+    """The training state; words: the text encoder's, which stay."""
 
     def __init__(self, model: nn.Module, words: Tokenizer):
         self.words, self.models = words, nn.ModuleDict({"model": model})
@@ -97,8 +97,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     args = parser.parse_args()
 
-    data, vae = load(args.data), load_vae(included.VAE)
-    encoder = load_text_encoder(included.TEXT_ENCODER)
+    small = included.FOLDER / "emoji-small"
+    data, vae = load(args.data), load_vae(small / "vae.safetensors")
+    encoder = load_text_encoder(small / "text_encoder.safetensors")
     prompts = [concept.prompt for concept in data.concepts]
     with torch.no_grad():
         features = torch.cat([vae.features(to_model(p)) for p in data.pictures.split(64)])
@@ -116,7 +117,7 @@ def main() -> None:
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
         # a batch's prompts are as long as each other, or all dropped: the transformer has no mask,
-        # and ComfyUI does not pad what the included text encoder reads
+        # and ComfyUI does not pad what this text encoder reads
         length = lengths[torch.randint(len(lengths), (), generator=generator)]
         places = (lengths == length).nonzero().squeeze(1)
         places = places[torch.randint(len(places), (BATCH,), generator=generator)]

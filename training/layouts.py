@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.layouts", description=__doc__)
     parser.add_argument("part", choices=("tokenizer", "transformer"))
     parser.add_argument("--data", type=Path, default=Path("layout-data"))
-    parser.add_argument("--start", type=Path, default=Path("models/emoji"))
+    parser.add_argument("--start", type=Path, default=Path("models/emoji-small"))
     parser.add_argument("--half", type=Path, default=HALF, help="tokenizer to start from")
     parser.add_argument("--folder", type=Path, default=Path("layout-training"))
     parser.add_argument("--steps", type=int, default=400)

@@ -353,7 +353,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument("--half", type=Path, default=Path("emoji-training/half/vae.safetensors"))
-    parser.add_argument("--models", type=Path, default=Path("models/emoji"), help="what draws")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models/emoji-small"), help="what draws"
+    )
     parser.add_argument("--folder", type=Path, default=Path("emoji-training"))
     parser.add_argument("--steps", type=int, default=4000)
     args = parser.parse_args()

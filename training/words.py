@@ -1,4 +1,4 @@
-"""Write other phrases for a small model's prompts into its text encoder's header:
+"""Write other phrases for an included model's prompts into its text encoder's header:
 ``python -m training.words``.
 
 From Unicode's CLDR, by the npm package emojibase-data: the emoji itself, its names in English,
@@ -166,7 +166,7 @@ def main() -> None:
 
     path = args.models / "text_encoder.safetensors"
     header = read_header(path)["__metadata__"]
-    unclear = {*WORDS["unclear"].split("|")}
+    unclear = {*WORDS["unclear"].get(args.models.name, "").split("|")}
     prompts = [prompt for prompt in json.loads(header["prompts"]) if prompt not in unclear]
     phrases = phrases_for(prompts, read_emoji(args.folder / "npm"))
     header["prompts"] = json.dumps(prompts)

@@ -113,5 +113,5 @@ class DiverseVAR(Method):
 
 
 # The paper acts on "scales 4 and 6, all blocks". Its alpha and beta are not public; these are the
-# largest strengths without a measurable loss of alignment (emoji model, docs/emoji-model-card.md).
+# largest strengths without a measurable loss of alignment on an earlier emoji model of five maps.
 PAPER = DiverseVAR(ssr=0.25, sar=0.125)

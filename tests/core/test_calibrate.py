@@ -31,17 +31,18 @@ from diversevar_core.sampling.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
 
+SMALL = included.FOLDER / "emoji-small"
 FREE = Settings(cfg=(1.0,), cfg_schedule="flat", tau=(1.0,), top_k=0, top_p=0.0)
 
 
 @pytest.fixture(scope="module")
 def emoji():
-    return load_model(included.MODEL), load_vae(included.VAE)
+    return load_model(SMALL / "transformer.safetensors"), load_vae(SMALL / "vae.safetensors")
 
 
 @pytest.fixture(scope="module")
 def read():
-    return load_text_encoder(included.TEXT_ENCODER)
+    return load_text_encoder(SMALL / "text_encoder.safetensors")
 
 
 def free_likelihood(pair, condition):
@@ -133,7 +134,7 @@ def test_images_are_decoded_one_by_one(task, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("part", ["head", "word_embed"])
 def test_a_model_of_nan_is_refused(task, tmp_path, part):
-    model = load_model(included.MODEL)
+    model = load_model(SMALL / "transformer.safetensors")
     getattr(model, part).weight.data[:] = torch.nan
     path = tmp_path / "x.diversity.json"
     with pytest.raises(UserError, match="NaN or infinite|finite"):

@@ -297,7 +297,7 @@ def test_an_image_out_of_range_is_clamped_and_not_wrapped():
 def test_training_sees_what_the_sampler_computes():
     """Teacher forcing of all maps at once equals the sampler's maps one by one."""
     path = INCLUDED / "transformer.safetensors"
-    model, vae = load_model(path), load_vae(included.VAE)
+    model, vae = load_model(path), load_vae(included.FOLDER / "emoji-small" / "vae.safetensors")
     rows = load_text_encoder(INCLUDED / "text_encoder.safetensors")(["make it blue"])
     image = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
     source, schedule = vae.features(image), model.schedule()

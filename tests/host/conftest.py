@@ -52,7 +52,7 @@ def host(tmp_path_factory):
     write_infinity(models)
     write_var(models)
     write_edit(models)
-    emoji = ROOT / "models" / "emoji" / "transformer.safetensors"
+    emoji = ROOT / "models" / "emoji-small" / "transformer.safetensors"
     shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
     checkpoint = models / "checkpoints" / "sd_xl_base_1.0.safetensors"  # as the template says
     shutil.copy(ROOT / "tests" / "flow.safetensors", checkpoint)

@@ -35,7 +35,7 @@ def test_the_seeds_of_edits_are_saved_with_them(host):
 
 def test_the_node_shows_its_seeds_and_what_the_model_does_not_know(host):
     prompt = graph(seed=5, batch_size=2)
-    for name, file in (("model", "emoji-edit"), ("clip", "emoji-edit"), ("vae", "emoji")):
+    for name, file in (("model", "emoji-edit"), ("clip", "emoji-edit"), ("vae", "emoji-small")):
         prompt[name]["inputs"][f"{name}_name"] = file
     for words, said in (("make it blue", ""), ("make the car blue", "left out: car")):
         prompt["text"]["inputs"]["text"] = words

@@ -139,9 +139,9 @@ def test_odd_files_are_ignored(models):
     in_doubt = {"null.safetensors", "\udcff.safetensors"}
     kinds = [set(names) - in_doubt for names in json.loads(listed)]
     assert kinds == [
-        {"emoji", "emoji-edit", "good.safetensors"},
-        {"emoji", "good.safetensors"},
-        {"emoji", "emoji-edit", "good", "good/model.safetensors"},
+        {"emoji", "emoji-small", "emoji-edit", "good.safetensors"},
+        {"emoji", "emoji-small", "good.safetensors"},
+        {"emoji", "emoji-small", "emoji-edit", "good", "good/model.safetensors"},
     ]
     assert refused.startswith("There is no 'xxx")
 

@@ -172,7 +172,7 @@ def edited(inside, image: torch.Tensor, **inputs) -> torch.Tensor:
     """An edit of images (B, H, W, C)."""
     (model,), (vae,) = (
         inside.node("LoadModel", model_name="emoji-edit", weight_dtype="default", task="auto"),
-        inside.node("LoadVAE", vae_name="emoji"),
+        inside.node("LoadVAE", vae_name="emoji-small"),
     )
     chosen = {"sampling": {"sampling": "official (cfg 3)"}, "batch_size": 1, "seed": 1}
     chosen |= {"guidance_start": 0, "guidance_end": 0, "exact_batch": False} | inputs

@@ -14,14 +14,14 @@ from cases import write_case, write_text_encoder
 from comfy_host import DYNAMIC, ROOT, Host, find
 from safetensors.torch import load_file, save_file
 
-EMOJI = ROOT / "models" / "emoji" / "transformer.safetensors"
+EMOJI = ROOT / "models" / "emoji-small" / "transformer.safetensors"
 TYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-FAMILIES = ("emoji", "infinity", "var")
+FAMILIES = ("emoji-small", "infinity", "var")
 # how weights are kept -> the type that the blocks' matrices then have, None as in the file
 WAYS = {
     "default": None,
@@ -37,7 +37,11 @@ WAYS = {
 }
 
 
-QUANTIZED = {"emoji": "marks", "infinity": "old", "var": "header"}  # format of a file's scales
+QUANTIZED = {
+    "emoji-small": "marks",
+    "infinity": "old",
+    "var": "header",
+}  # format of a file's scales
 
 
 # how else trainers call the same layers: of which LoRA, what of its names, and what in its place
@@ -75,7 +79,7 @@ def write_models(models: Path) -> None:
     """The tiny models under the names of their families, and what becomes of them in each type."""
     for folder in ("diffusion_models", "vae", "text_encoders", "loras"):
         (models / folder).mkdir(parents=True)
-    files = {"emoji": EMOJI}
+    files = {"emoji-small": EMOJI}
     for family in ("infinity", "var"):
         case = write_case(f"{family}_plain", models)
         for path, folder in ((case.model, "diffusion_models"), (case.vae, "vae")):
@@ -424,7 +428,7 @@ def test_the_vae_that_compares_starts_is_loaded_by_the_host(inside):
 
 def test_images_in_half_precision_are_edited_within_a_mask(inside):
     """The host's --fp16-intermediates."""
-    model, (vae,) = inside.load("emoji-edit"), inside.node("LoadVAE", vae_name="emoji")
+    model, (vae,) = inside.load("emoji-edit"), inside.node("LoadVAE", vae_name="emoji-small")
     inputs = {"model": model, "vae": vae, "positive": inside.text("emoji-edit"), "seed": 1}
     inputs |= {"batch_size": 1, "sampling": {"sampling": "official (cfg 3)"}}
     inputs |= {"guidance_start": 0, "guidance_end": 0, "exact_batch": False}
@@ -509,7 +513,7 @@ def test_wrong_files_are_refused_by_layers_that_start_empty(inside, name, words)
 @pytest.mark.parametrize("mode", ["plain", "dynamic"])
 def test_weights_stay_in_the_file_as_they_are(inside, mode):
     with under(inside, mode):
-        model = inside.load("emoji").model
+        model = inside.load("emoji-small").model
     assert all(map(inside.is_mapped, model.parameters()))
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
@@ -517,8 +521,8 @@ def test_weights_stay_in_the_file_as_they_are(inside, mode):
 def test_under_dynamic_vram_the_host_knows_where_weights_lie_in_the_file(inside):
     """So that it reads them from the file straight to the card."""
     with inside.dynamic():
-        (vae,) = inside.node("LoadVAE", vae_name="emoji")
-        parts = inside.load("emoji").model, vae.first_stage_model
+        (vae,) = inside.node("LoadVAE", vae_name="emoji-small")
+        parts = inside.load("emoji-small").model, vae.first_stage_model
     for part in parts:
         for name, weight in part.named_parameters():
             place = getattr(weight.untyped_storage(), "_comfy_tensor_file_slice", None)
@@ -533,9 +537,9 @@ def test_without_mmap_no_weight_is_in_a_file_that_may_be_cut(inside, tmp_path):
         inside.patched(inside.args, "disable_mmap", True),
         inside.patched(inside.comfy.utils, "DISABLE_MMAP", True),
     ):
-        models = [inside.load(name) for name in ("emoji", "pickled.pth")]
-        (vae,) = inside.node("LoadVAE", vae_name="emoji")
-        (clip,) = inside.node("LoadCLIP", clip_name="emoji")
+        models = [inside.load(name) for name in ("emoji-small", "pickled.pth")]
+        (vae,) = inside.node("LoadVAE", vae_name="emoji-small")
+        (clip,) = inside.node("LoadCLIP", clip_name="emoji-small")
     parts = [model.model for model in models] + [vae.first_stage_model, clip.cond_stage_model]
     assert not any(inside.is_mapped(weight) for part in parts for weight in part.parameters())
 
@@ -572,11 +576,11 @@ def test_previews_have_the_images_shape_and_the_hosts_size(inside):
 
 def test_the_memory_that_is_requested_is_what_a_batch_takes(inside, tmp_path):
     """Within a fourth; the allocator says what it takes."""
-    model, batch = inside.load("emoji"), 16
-    (room,) = inside.rooms("emoji", model, batch=batch)
+    model, batch = inside.load("emoji-small"), 16
+    (room,) = inside.rooms("emoji-small", model, batch=batch)
     activity = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activity, profile_memory=True) as profile:
-        inside.image("emoji", model, batch=batch)
+        inside.image("emoji-small", model, batch=batch)
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     decoding = min(e["ts"] for e in events if e.get("name") == "aten::conv2d")
@@ -665,8 +669,8 @@ def test_a_batch_is_computed_together_or_one_by_one(inside, plain):
 def test_the_host_can_load_a_copy(inside, plain):
     model = inside.load("infinity.safetensors")
     (vae,), (clip,) = (
-        inside.node("LoadVAE", vae_name="emoji"),
-        inside.node("LoadCLIP", clip_name="emoji"),
+        inside.node("LoadVAE", vae_name="emoji-small"),
+        inside.node("LoadCLIP", clip_name="emoji-small"),
     )
     copies = [patcher.clone(force_deepcopy=True) for patcher in (model, vae.patcher, clip.patcher)]
     for patcher, copy in zip((model, vae.patcher, clip.patcher), copies, strict=True):
@@ -676,7 +680,7 @@ def test_the_host_can_load_a_copy(inside, plain):
 
 def test_decoding_counts_more_memory_on_amd(inside):
     def estimate() -> float:
-        (vae,) = inside.node("LoadVAE", vae_name="emoji")
+        (vae,) = inside.node("LoadVAE", vae_name="emoji-small")
         return vae.memory_used_decode((1, 1, 8, 8), torch.float32)
 
     other = estimate()

@@ -11,7 +11,7 @@ from PIL import Image
 from prompts import PIXELS, VAES, encoded, graph, pixels
 from safetensors.torch import load_file
 
-from diversevar_core.checkpoints.included import VAE
+from diversevar_core.checkpoints.included import FOLDER
 from diversevar_core.checkpoints.loading import load_vae
 from diversevar_core.schedule import square
 from diversevar_core.vae.autoencoder import to_image
@@ -242,8 +242,8 @@ def included(**sampler) -> dict:
     """``graph`` with a copy of the model that comes with the pack."""
     prompt = graph("infinity", prompt="octopus", **sampler)
     prompt["model"]["inputs"]["model_name"] = "emoji_copy.safetensors"
-    prompt["vae"]["inputs"]["vae_name"] = "emoji"
-    prompt["clip"]["inputs"]["clip_name"] = "emoji"
+    prompt["vae"]["inputs"]["vae_name"] = "emoji-small"
+    prompt["clip"]["inputs"]["clip_name"] = "emoji-small"
     return prompt
 
 
@@ -278,7 +278,7 @@ def test_stock_conditioning_nodes_work(host):
 def through_tokens(host, family: str) -> np.ndarray:
     """That image, taken through the vae without the host: (H, W, 3)."""
     file = host.base / "models" / "vae" / VAES[family]
-    vae = load_vae(VAE if family == "emoji" else file)
+    vae = load_vae(FOLDER / "emoji-small" / "vae.safetensors" if family == "emoji" else file)
     schedule, side = square(MAPS[family]), PIXELS[family]
     red, blue = (torch.tensor(c).div(255)[:, None, None] for c in ((192, 64, 32), (32, 64, 192)))
     image = torch.where(torch.arange(side) < side // 2, red, blue).repeat(1, side, 1)[None]
