@@ -22,7 +22,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         choices=[*PRESETS, CALIBRATION],
         default=["SSR + SAR (DiverseVAR)", "balanced", "most different"],
     )
-    command.set_defaults(prompts=["octopus"], batch=8)
+    command.set_defaults(prompts=["birthday cake"], batch=8)
 
 
 def run(args: argparse.Namespace) -> None:
