@@ -119,8 +119,8 @@ def page(rows: Sequence[Row], prompts: Sequence[str], templates: Sequence[Path])
         "",
         f"The included model, seeds 0 to {SEEDS - 1}; made by `python -m benchmarks.gallery`. The "
         f"prompts are the three shortest of those it knows: {named}. Figures are in the "
-        "[model's card](emoji-model-card.md#figures). FastVAR and ScaleKV are for images of many "
-        "tokens; this model's, of 16 x 16, they spoil.",
+        "[model's card](emoji-model-card.md#figures). FastVAR is for images of many tokens; "
+        "this model's, of 16 x 16, it spoils.",
         "",
     ]
     for row in rows:

@@ -11,6 +11,7 @@ show what the transformer in ``--models`` draws. All resume from their checkpoin
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
             write(tokenizer, args.folder)
 
 
-def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
+def known_pictures(data: Data, prompts: Sequence[str]) -> Data:
     """The pictures of concepts that the transformer knows."""
     known = torch.tensor([concept.prompt in prompts for concept in data.concepts])
     kept = known[data.concept]
@@ -140,7 +141,7 @@ def known_pictures(data: Data, prompts: frozenset[str]) -> Data:
 def train_transformer(args: argparse.Namespace) -> None:
     """Fine-tune the small transformer and text encoder on all seven maps."""
     known = included.prompts(args.models / "text_encoder.safetensors")
-    data = known_pictures(load(args.data), frozenset(known))
+    data = known_pictures(load(args.data), known)
     prompts = [concept.prompt for concept in data.concepts]
     run = WarmRun(args.models, prompts, args.device, SIDES)
     checkpoint = args.folder / "transformer.ckpt"
@@ -232,7 +233,7 @@ def train_decoder(args: argparse.Namespace) -> None:
     judge, _ = read_judge(args.judge)
     run = Sharpening(tokenizer, judge.to(device), args.folder / "decoder.ckpt", args.steps)
     known = included.prompts(args.models / "text_encoder.safetensors")
-    data = known_pictures(load(args.data), frozenset(known))
+    data = known_pictures(load(args.data), known)
     features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
     path, prompts = args.folder / "redrawn.pt", [c.prompt for c in data.concepts]
     if not path.exists():
@@ -258,9 +259,12 @@ def train_decoder(args: argparse.Namespace) -> None:
             write(tokenizer, args.folder)
 
 
+PARTS = {"tokenizer": train_tokenizer, "transformer": train_transformer, "decoder": train_decoder}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.finer", description=__doc__)
-    parser.add_argument("part", choices=("tokenizer", "transformer", "decoder"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument("--models", type=Path, default=Path("models/emoji-small"), help="the start")
@@ -271,8 +275,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--export", type=Path, help="only write transformer and text encoder here")
     args = parser.parse_args()
-    train = {"tokenizer": train_tokenizer, "transformer": train_transformer}
-    (train | {"decoder": train_decoder})[args.part](args)
+    PARTS[args.part](args)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ From Unicode's CLDR, by the npm package emojibase-data: the emoji itself, its na
 Chinese and Japanese, its names in chats, and those of its keywords that name the thing (as "kitten"
 does for a cat, and "pet" does not). ``words.json`` lists these, and chooses where several prompts
 share a word. Other names and keywords are new to the model, and get three prompts near in meaning.
-It also names the prompts whose images people could not name (``unclear``); they are taken off the
-list of what the model knows. The weights stay as they are.
+It also names the prompts of each model whose images could not be named, or that it was not trained
+on to the end (``unclear``); they are taken off the list of what the model knows. The weights stay
+as they are.
 """
 
 from __future__ import annotations

@@ -22,5 +22,5 @@ def all_of(file: str) -> dict[str, Path]:
 
 
 def prompts(text_encoder: Path = TEXT_ENCODER) -> list[str]:
-    """All prompts that an included model was trained on."""
+    """The prompts that an included model knows."""
     return json.loads(read_header(text_encoder)["__metadata__"]["prompts"])
