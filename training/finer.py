@@ -129,19 +129,23 @@ def train_tokenizer(args: argparse.Namespace) -> None:
             write(tokenizer, args.folder)
 
 
-def known_pictures(data: Data, prompts: Sequence[str]) -> Data:
-    """The pictures of concepts that the transformer knows."""
+def known_pictures(
+    data: Data, prompts: Sequence[str], tokenizer: BSQ, path: Path
+) -> tuple[Data, Tensor]:
+    """The pictures of these prompts, and their features; those of all are kept at ``path``."""
+    features = encoded(tokenizer, data.pictures, path)
     known = torch.tensor([concept.prompt in prompts for concept in data.concepts])
     kept = known[data.concept]
-    return data._replace(
+    data = data._replace(
         pictures=data.pictures[kept], concept=data.concept[kept], design=data.design[kept]
     )
+    return data, features[kept]
 
 
 def train_transformer(args: argparse.Namespace) -> None:
     """Fine-tune the small transformer and text encoder on all seven maps."""
     known = included.prompts(args.models / "text_encoder.safetensors")
-    data = known_pictures(load(args.data), known)
+    data = load(args.data)
     prompts = [concept.prompt for concept in data.concepts]
     run = WarmRun(args.models, prompts, args.device, SIDES)
     checkpoint = args.folder / "transformer.ckpt"
@@ -155,7 +159,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     judge, names = read_judge(args.judge)
     asked = known[:: len(known) // NAMED][:NAMED]
     asked = [prompt for prompt in asked for _ in range(EACH)]
-    features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
+    data, features = known_pictures(data, known, tokenizer, args.folder / "features.pt")
     ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
     model = run.models["model"]
     whole = model.schedule()
@@ -233,13 +237,15 @@ def train_decoder(args: argparse.Namespace) -> None:
     judge, _ = read_judge(args.judge)
     run = Sharpening(tokenizer, judge.to(device), args.folder / "decoder.ckpt", args.steps)
     known = included.prompts(args.models / "text_encoder.safetensors")
-    data = known_pictures(load(args.data), known)
-    features = encoded(tokenizer, data.pictures, args.folder / "features.pt")
-    path, prompts = args.folder / "redrawn.pt", [c.prompt for c in data.concepts]
-    if not path.exists():
-        asked = [prompts[concept] for concept in data.concept.tolist()]
-        save(path, {"f_hat": redrawn(args.models, tokenizer, features, asked)})
-    drawn = torch.load(path, weights_only=True)["f_hat"]
+    path = args.folder / "features.pt"
+    data, features = known_pictures(load(args.data), known, tokenizer, path)
+    prompts = [data.concepts[concept].prompt for concept in data.concept.tolist()]
+    state = resume(args.folder / "redrawn.pt")
+    if state is None or state["prompts"] != prompts:  # they may have become fewer
+        made = redrawn(args.models, tokenizer, features, prompts)
+        state = {"f_hat": made, "prompts": prompts}
+        save(args.folder / "redrawn.pt", state)
+    drawn = state["f_hat"]
     pictures, log, schedule = Pictures(args.data, args.full), Log(every=20), square(SIDES)
     shown = torch.arange(24) * (len(drawn) // 24)
     order = batches(len(drawn), args.batch // 2, SEED, run.step)
