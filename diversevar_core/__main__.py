@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     for module in (sample, compare, explore, calibrate, encode, convert):
         name, about = module.__name__.rpartition(".")[2], module.__doc__
         command = commands.add_parser(name, help=about.splitlines()[0], description=about)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, out=Path(f"{name}.png"))
         module.add_options(command)
     return top
 

@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, required=True, help="text file with a prompt or class per line"
     )
     command.add_argument("--seeds", type=whole(2, 64), default=6, help="images per prompt")
-    command.add_argument("--out", type=Path, default=Path("diversevar.png"), help="the plot")
+    command.add_argument("--out", type=Path, help="the plot (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

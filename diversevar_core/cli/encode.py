@@ -20,9 +20,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--vae", required=True, help="VAE")
     command.add_argument("--image", required=True, help="image file")
     command.add_argument("--sides", type=integers, required=True, help="of its maps: 1,2,4,6,8")
-    command.add_argument(
-        "--out", type=Path, default=Path("diversevar.png"), help="the decoded image"
-    )
+    command.add_argument("--out", type=Path, help="the decoded image (default %(default)s)")
 
 
 @torch.no_grad()

@@ -107,6 +107,4 @@ def add_sampling_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--top-p", type=float, help="0 is off")
     how.add_argument("--more-smooth", action="store_true", default=None, help="VAR: blend rows")
     out = command.add_argument_group("output")
-    out.add_argument(
-        "--out", type=Path, default=Path("diversevar.png"), help="image file (several: a grid)"
-    )
+    out.add_argument("--out", type=Path, help="image file, of several a grid (default %(default)s)")
