@@ -35,7 +35,7 @@ from .growth import encoded, sampled
 from .judge import Judge, read_judge
 from .loop import Log, autocast, batches, learning_rate, resume, save
 from .sharp import LEVEL, Pictures, Sharpening, compiled, draw_sheet, errors, write
-from .teacher import Teacher, forward, losses, self_correcting
+from .teacher import Teacher, by_map, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import COMMITMENT, ENTROPY, entropy_term, initialise, psnr, rebuilt, summed
 from .transformer import WarmRun, export, read
@@ -44,9 +44,9 @@ SIDES = SQUARE_SIDES[:7]
 PEAK, WARMUP, SEED = 1.5e-3, 50, 5
 ALIKE = 4.0  # weight of the difference from the small encoder's features
 COARSE = 5  # maps of the small model
-EVERY = 4  # one step in so many is of the first maps only
+EVERY = 8  # one step in so many is of the first maps only
 MORE = 4  # times as many pictures in such a step
-TRANSFORMER_PEAK = 1e-3
+TRANSFORMER_PEAK = 1.5e-3
 CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)  # guided, the new maps' colours are patchy
 NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each
 
@@ -148,10 +148,12 @@ def train_transformer(args: argparse.Namespace) -> None:
     data = load(args.data)
     prompts = [concept.prompt for concept in data.concepts]
     run = WarmRun(args.models, prompts, args.device, SIDES)
+    for models in (run.models, run.average):
+        models["model"].config = replace(models["model"].config, cfg=CFG)
     checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
-        export(run.average["model"], run.text(), args.export, known, cfg_list=CFG)
+        export(run.average["model"], run.text(), args.export, known)
         return
 
     device = torch.device(args.device)
@@ -166,11 +168,11 @@ def train_transformer(args: argparse.Namespace) -> None:
     sizes = {COARSE: MORE * args.batch, len(SIDES): args.batch}
     teachers = {n: Teacher.of(model, whole[:n], device) for n in sizes}
     orders = {n: batches(len(features), size, SEED + n, run.step) for n, size in sizes.items()}
-    # on a CPU the gradient of plain matrix products is faster, but not for long sequences
-    short, long = [SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    if device.type != "cpu":
-        short = long = [SDPBackend.EFFICIENT_ATTENTION]
-    kernels = {COARSE: short, len(SIDES): long}
+    kernel = SDPBackend.EFFICIENT_ATTENTION
+    if device.type == "cpu":  # there the gradient of plain matrix products is faster
+        kernel = SDPBackend.MATH
+        for block in model.blocks:
+            block.sa.attention = by_map(whole)
     for block in model.blocks:
         block.compile()  # twice as fast
     logs = {n: Log(every=25) for n in sizes}
@@ -182,10 +184,13 @@ def train_transformer(args: argparse.Namespace) -> None:
         concept = data.concept[places].to(device)
         seen = features[places].float().to(device)
         batch = self_correcting(tokenizer, seen, whole[:maps], generator)
-        with autocast(device), sdpa_kernel(kernels[maps]):
+        with autocast(device), sdpa_kernel(kernel):
             rows = read(run.models, ids[concept], lengths[concept], generator)
             logits = forward(model, teachers[maps], rows, batch.inputs, ids.shape[1])
-        parts = losses(logits, batch.targets, teachers[maps])
+        # in the new maps a bit costs what its error changes, as half of all are close to neither
+        fine = teachers[maps].level >= COARSE
+        cost = torch.where(fine[:, None], batch.distance, 1.0)
+        parts = losses(logits, batch.targets, teachers[maps], cost)
         rate = learning_rate(run.step, args.steps, TRANSFORMER_PEAK, WARMUP)
         run.update(parts["loss"], rate)
         logs[maps](

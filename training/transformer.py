@@ -132,6 +132,8 @@ def export(
         re.sub("^blocks", "block_chunks.0.module", n): t for n, t in model.state_dict().items()
     }
     facts = {"patch_nums": model.config.sides} | facts
+    if model.config.cfg is not None:
+        facts["cfg_list"] = model.config.cfg
     header = {name: json.dumps(value) for name, value in facts.items()}
     write(folder / "transformer.safetensors", tensors, header)
     known = {"prompts": json.dumps(list(prompts))} if prompts else {}
