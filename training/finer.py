@@ -11,6 +11,7 @@ show what the transformer in ``--models`` draws. All resume from their checkpoin
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,9 @@ COARSE = 5  # maps of the small model
 EVERY = 8  # one step in so many is of the first maps only
 MORE = 4  # times as many pictures in such a step
 TRANSFORMER_PEAK = 1.5e-3
-CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)  # guided, the new maps' colours are patchy
+# what the new maps draw is decided by then: guided, or warmer, their colours are patchy
+CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)
+TAU = (0.5,) * COARSE + (0.05,) * (len(SIDES) - COARSE)
 NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each
 
 
@@ -149,7 +152,7 @@ def train_transformer(args: argparse.Namespace) -> None:
     prompts = [concept.prompt for concept in data.concepts]
     run = WarmRun(args.models, prompts, args.device, SIDES)
     for models in (run.models, run.average):
-        models["model"].config = replace(models["model"].config, cfg=CFG)
+        models["model"].config = replace(models["model"].config, cfg=CFG, tau=TAU)
     checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
@@ -245,10 +248,12 @@ def train_decoder(args: argparse.Namespace) -> None:
     path = args.folder / "features.pt"
     data, features = known_pictures(load(args.data), known, tokenizer, path)
     prompts = [data.concepts[concept].prompt for concept in data.concept.tolist()]
+    files = [args.models / f"{name}.safetensors" for name in ("transformer", "text_encoder")]
+    drawn_by = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     state = resume(args.folder / "redrawn.pt")
-    if state is None or state["prompts"] != prompts:  # they may have become fewer
+    if state is None or state["drawn_by"] != drawn_by:
         made = redrawn(args.models, tokenizer, features, prompts)
-        state = {"f_hat": made, "prompts": prompts}
+        state = {"f_hat": made, "drawn_by": drawn_by}
         save(args.folder / "redrawn.pt", state)
     drawn = state["f_hat"]
     pictures, log, schedule = Pictures(args.data, args.full), Log(every=20), square(SIDES)

@@ -131,10 +131,9 @@ def export(
     tensors = {
         re.sub("^blocks", "block_chunks.0.module", n): t for n, t in model.state_dict().items()
     }
-    facts = {"patch_nums": model.config.sides} | facts
-    if model.config.cfg is not None:
-        facts["cfg_list"] = model.config.cfg
-    header = {name: json.dumps(value) for name, value in facts.items()}
+    config = model.config
+    facts |= {"patch_nums": config.sides, "cfg_list": config.cfg, "tau_list": config.tau}
+    header = {name: json.dumps(fact) for name, fact in facts.items() if fact is not None}
     write(folder / "transformer.safetensors", tensors, header)
     known = {"prompts": json.dumps(list(prompts))} if prompts else {}
     write(folder / "text_encoder.safetensors", text.encoder.state_dict(), known)

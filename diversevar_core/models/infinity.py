@@ -56,7 +56,7 @@ from .family import Family, State
 TASKS = ("generate", "edit")
 LEVELS = 15  # rows of lvl_embed
 ROTARY_BASE = 10000.0
-MOST_CFG = 100
+MOST = 100  # guidance or temperature
 RELEASED_PIXELS = {(768, 12): "0.06M"}  # (width, depth) of the releases that are not 1M
 
 
@@ -69,8 +69,8 @@ class InfinityConfig:
     depth: before the first only); full_map_positions: whether rotary positions are those of the 1M
     schedule's last map (``rope2d_normalized_by_hw`` 2) or each map's own (0); sides: of the model's
     own square maps, None for the official schedules; pixels: the budget that it was trained for;
-    edits: whether it edits a source image (VAREdit); cfg: its own guidance of every map, None for
-    the official one.
+    edits: whether it edits a source image (VAREdit); cfg, tau: its own guidance and temperature of
+    every map, None for the official one.
     """
 
     width: int
@@ -86,21 +86,27 @@ class InfinityConfig:
     pixels: str
     edits: bool = False
     cfg: tuple[float, ...] | None = None
+    tau: tuple[float, ...] | None = None
 
 
-def checked_cfg(cfg: object, maps: int) -> tuple[float, ...]:
-    """Check a model's own guidance of its maps. Raises UserError."""
+def own_values(
+    facts: Mapping[str, object], name: str, maps: int, least: float
+) -> tuple[float, ...] | None:
+    """A model's own guidance or temperature of each of its maps, if it has. Raises UserError."""
+    values = facts.get(name)
+    if values is None:
+        return None
     good = (
-        isinstance(cfg, list)
-        and len(cfg) == maps
-        and all(type(g) in (int, float) and 0 <= g <= MOST_CFG for g in cfg)
+        isinstance(values, list)
+        and len(values) == maps
+        and all(type(value) in (int, float) and least <= value <= MOST for value in values)
     )
     if not good:
         raise UserError(
-            f"cfg_list must be a number from 0 to {MOST_CFG} for each of the {maps} maps of "
-            f"patch_nums, not {quote(cfg)}"
+            f"{name} must be a number from {least} to {MOST} for each of the {maps} maps of "
+            f"patch_nums, not {quote(values)}"
         )
-    return tuple(map(float, cfg))
+    return tuple(map(float, values))
 
 
 @dataclass
@@ -304,9 +310,9 @@ class Infinity(Family):
 
         facts: the original constructor's arguments ``add_lvl_embeding_only_first_block``,
         ``rope2d_normalized_by_hw`` and ``pn``; ``patch_nums``, the sides of the model's own maps;
-        ``cfg_list``, their guidance; ``task``, generate or edit. Defaults are those of the
-        text-to-image releases. Raises KeyError if a tensor is missing, UserError if a size or a
-        fact is not valid.
+        ``cfg_list`` and ``tau_list``, their guidance and temperature; ``task``, generate or edit.
+        Defaults are those of the text-to-image releases. Raises KeyError if a tensor is missing,
+        UserError if a size or a fact is not valid.
         """
         places = {chunk_place(key) for key in state_dict} - {None}
         chunks = len({chunk for chunk, _ in places}) or 1
@@ -324,9 +330,7 @@ class Infinity(Family):
         if sides is not None:
             sides = checked_sides(sides, "patch_nums")
             check_range("the number of patch_nums", len(sides), 1, LEVELS)
-        cfg = facts.get("cfg_list")
-        if cfg is not None:
-            cfg = checked_cfg(cfg, len(sides or ()))
+        maps = len(sides or ())
         pixels = facts.get("pn") or RELEASED_PIXELS.get((width, depth), "1M")
         check_choice("pn", pixels, PIXELS)
         return InfinityConfig(
@@ -342,18 +346,18 @@ class Infinity(Family):
             sides=sides,
             pixels=pixels,
             edits=facts.get("task") == "edit",
-            cfg=cfg,
+            cfg=own_values(facts, "cfg_list", maps, 0),
+            tau=own_values(facts, "tau_list", maps, 0.001),
         )
 
     def defaults(self) -> Settings:
         """The settings of the official 2B script; for editing, of VAREdit's README.
 
-        A model with its own maps may have its own guidance.
+        A model with its own maps may have its own guidance and temperature of each.
         """
         cfg, tau = (3.0, 0.1) if self.edits else (4.0, 0.5)
-        return Settings(
-            cfg=self.config.cfg or (cfg,), cfg_schedule="flat", tau=(tau,), top_k=900, top_p=0.97
-        )
+        cfg, tau = self.config.cfg or (cfg,), self.config.tau or (tau,)
+        return Settings(cfg=cfg, cfg_schedule="flat", tau=tau, top_k=900, top_p=0.97)
 
     def schedule(self, aspect: float = 1.0, pixels: str | None = None) -> Schedule:
         if self.config.sides is None:

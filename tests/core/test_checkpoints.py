@@ -290,17 +290,25 @@ def test_many_missing_blocks_are_refused_quickly(kind, tensors, text_encoder, tm
     assert time.process_time() - started < 10
 
 
-def test_a_models_own_guidance_is_its_official_one(infinity_case, tmp_path):
-    """Of a model with its own maps: guided as if these numbers were asked for."""
+def test_a_models_own_guidance_and_temperature_are_its_official_ones(infinity_case, tmp_path):
+    """Of a model with its own maps: as if these numbers were asked for."""
     file, tensors = tmp_path / "m.safetensors", load_file(infinity_case.model)
-    sides, cfg = [1, 2, 4], [3, 2.5, 1]
-    save_file(tensors, file, {"patch_nums": json.dumps(sides), "cfg_list": json.dumps(cfg)})
-    assert load_model(file).defaults().cfg == (3.0, 2.5, 1.0)
+    sides, cfg, tau = [1, 2, 4], [3, 2.5, 1], [0.5, 0.5, 0.1]
+    facts = {"patch_nums": sides, "cfg_list": cfg, "tau_list": tau}
+    save_file(tensors, file, {name: json.dumps(fact) for name, fact in facts.items()})
+    settings = load_model(file).defaults()
+    assert settings.cfg == (3.0, 2.5, 1.0)
+    assert settings.tau == (0.5, 0.5, 0.1)
 
 
-@pytest.mark.parametrize("cfg", [[4, 1], 4, "4", [4, 1, None], [4, 1, -1], [4, 1, float("nan")]])
-def test_impossible_guidance_is_refused_at_load(cfg, infinity_case, tmp_path):
+@pytest.mark.parametrize(("name", "least"), [("cfg_list", "0"), ("tau_list", "0.001")])
+@pytest.mark.parametrize(
+    "values", [[4, 1], 4, "4", [4, 1, None], [4, 1, -1], [4, 1, float("nan")], [4, 1, 101]]
+)
+def test_an_impossible_guidance_or_temperature_is_refused_at_load(
+    values, name, least, infinity_case, tmp_path
+):
     file, tensors = tmp_path / "m.safetensors", load_file(infinity_case.model)
-    save_file(tensors, file, {"patch_nums": "[1, 2, 4]", "cfg_list": json.dumps(cfg)})
-    with pytest.raises(CheckpointError, match="cfg_list must be a number from 0 to 100 for each"):
+    save_file(tensors, file, {"patch_nums": "[1, 2, 4]", name: json.dumps(values)})
+    with pytest.raises(CheckpointError, match=f"{name} must be a number from {least} to 100 for"):
         load_model(file)
