@@ -69,7 +69,7 @@ class Row:
     name: str
     kind: str
     cfg: tuple[float, ...] | None = None  # None: the model's own
-    tau: tuple[float, ...] = (0.5,)
+    tau: tuple[float, ...] | None = None
     chain: Chain = PLAIN
     guidance_start: int = 0
     guidance_end: int = 0
@@ -136,8 +136,9 @@ class Bench:
         """
         text = Text(self.text([self.data.concepts[concept].prompt]))
         guided = {"guidance_start": row.guidance_start, "guidance_end": row.guidance_end}
-        cfg = row.cfg or self.model.defaults().cfg
-        settings = Settings(cfg, "flat", row.tau, 0, 0.97, **guided)
+        own = self.model.defaults()
+        cfg, tau = row.cfg or own.cfg, row.tau or own.tau
+        settings = Settings(cfg, "flat", tau, 0, 0.97, **guided)
         models, schedule = (self.model, self.tokenizer), self.model.schedule()
         how = (text.repeat(self.seeds), schedule, settings, SEED * (1 + concept), row.chain)
         steps = list(draw(*models, *how).steps)[-len(schedule) :]

@@ -43,7 +43,7 @@ OTHERS = {
     "cats": drawn("cat"),
     "foxes": drawn("fox"),
     "strawberries": drawn("strawberry"),
-    "mice": drawn("mouse"),
+    "mice": drawn("mouse face"),
     "wolves": drawn("wolf"),
     "tomatoes": drawn("tomato"),
     "Butterflies": drawn("butterfly"),
