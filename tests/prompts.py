@@ -91,7 +91,7 @@ def encoded(family: str, **sampler) -> dict:
 def on_small_model(template: dict, prompt: str = "red apple", seed: int = 0) -> dict:
     """A template for any checkpoint with what the small diffusion model needs; the rest stays.
 
-    The model of training/flow.py is a transformer only: text encoder and VAE are the included ones.
+    The model of training/flow.py is a transformer only: text encoder and VAE are emoji-small's.
     """
     nodes = copy.deepcopy(template)
     (loader,) = (n for n, node in nodes.items() if node["class_type"] == "CheckpointLoaderSimple")

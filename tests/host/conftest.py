@@ -10,8 +10,6 @@ from cases import REFERENCE, state_dict, write_case, write_text_encoder
 from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
 from safetensors.torch import load_file, save_file
 
-from diversevar_core.checkpoints import included
-
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
 
@@ -52,15 +50,16 @@ def host(tmp_path_factory):
     write_infinity(models)
     write_var(models)
     write_edit(models)
-    emoji = ROOT / "models" / "emoji-small" / "transformer.safetensors"
-    shutil.copy(emoji, models / "diffusion_models" / "emoji_copy.safetensors")
+    small = ROOT / "models" / "emoji-small"
+    copy = models / "diffusion_models" / "emoji_copy.safetensors"
+    shutil.copy(small / "transformer.safetensors", copy)
     checkpoint = models / "checkpoints" / "sd_xl_base_1.0.safetensors"  # as the template says
     shutil.copy(ROOT / "tests" / "flow.safetensors", checkpoint)
-    # the included text encoder for a model that knows other prompts: without their list
+    # the text encoder of this diffusion model, which knows other prompts: without their list
     encoder = models / "text_encoders" / "emoji_unlisted"
     encoder.mkdir()
-    save_file(load_file(included.TEXT_ENCODER), encoder / "model.safetensors")
-    shutil.copy(included.TEXT_ENCODER.with_name("tokenizer.json"), encoder)
+    save_file(load_file(small / "text_encoder.safetensors"), encoder / "model.safetensors")
+    shutil.copy(small / "tokenizer.json", encoder)
     host = Host(*found, base, OTHER_PACK)
     yield host
     host.stop()
