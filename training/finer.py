@@ -48,7 +48,7 @@ COARSE = 5  # maps of the small model
 EVERY = 8  # one step in so many is of the first maps only
 MORE = 4  # times as many pictures in such a step
 TRANSFORMER_PEAK = 1.5e-3
-# what the new maps draw is decided by then: guided, or warmer, their colours are patchy
+# what the new maps draw is decided by then: as warm as the others, their colours are patchy
 CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)
 TAU = (0.5,) * COARSE + (0.05,) * (len(SIDES) - COARSE)
 NAMED, EACH = 60, 2  # prompts whose samples the classifier names while it trains, and of each

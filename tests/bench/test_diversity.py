@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.diversity import emoji
 from diversevar_core.analysis.judge import self_alignment
 from diversevar_core.checkpoints import included
 from diversevar_core.checkpoints.loading import load_model, load_vae
@@ -313,3 +314,8 @@ def test_a_missing_reference_is_named(coco, tmp_path):
     (folder / "annotations").symlink_to(coco / "annotations")
     with pytest.raises(SystemExit, match="10 of 10 reference pictures are missing, first .*jpg"):
         run("--bench", "coco2017-5k", "--data", folder, "--out", tmp_path / "out")
+
+
+def test_the_included_model_knows_every_emoji_prompt():
+    asked = [prompt.text for prompt in emoji.protocol(None).prompts]
+    assert set(asked) <= set(included.prompts())
