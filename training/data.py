@@ -25,16 +25,17 @@ SETS = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emoj
 PIXELS = 128
 
 # The categories of each set of concepts. "first" (small enough to train on two cores in an hour)
-# has concepts with all six designs; "grown" and "full" those with at least four. None has people in
-# five skin tones, flags, letters or buttons.
+# has concepts with all six designs; the others those with at least four. "wide" also has those of
+# added.txt, people, faces and objects chosen by hand. None has people in five skin tones, flags,
+# letters or buttons.
+GROWN = ("Activities", "Animals & Nature", "Food & Drink", "Travel & Places")
 CATEGORIES = {
     "first": ("Animals & Nature", "Food & Drink"),
-    "grown": ("Activities", "Animals & Nature", "Food & Drink", "Travel & Places"),
-    "full": (
-        "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body",
-        "Smileys & Emotion", "Symbols", "Travel & Places",
-    ),
-}  # fmt: skip
+    "grown": GROWN,
+    "wide": GROWN,
+    "full": (*GROWN, "Objects", "People & Body", "Smileys & Emotion", "Symbols"),
+}
+ADDED = Path(__file__).with_name("added.txt").read_text().splitlines()
 LEFT_OUT = re.compile(r"skin-tone|flag|button|keycap|input-|letter|oclock|thirty|japanese-.*-")
 
 # Pictures with text in them, or with a direction in their name, have no mirrored copies.
@@ -141,7 +142,8 @@ def select(sets: Sequence[dict], categories: dict[str, str], chosen: str) -> lis
 
     def belongs(name: str, group: str) -> bool:
         designs = len(SETS) if group == "first" else 4
-        return len(drawn[name]) >= designs and categories[name] in CATEGORIES[group]
+        added = group == "wide" and name.replace("-", " ") in ADDED
+        return len(drawn[name]) >= designs and (added or categories[name] in CATEGORIES[group])
 
     named = [name for name in drawn if name in categories and not LEFT_OUT.search(name)]
     first = {name for name in named if belongs(name, "first")}
@@ -211,6 +213,8 @@ def main() -> None:
                 "category": categories[name],
             }
         )
+    missing = {*ADDED} - {concept["prompt"] for concept in concepts}
+    assert args.concepts != "wide" or not missing, missing  # fewer than four designs
     np.savez_compressed(
         args.folder / "emoji.npz", pictures=np.stack(pictures), concept=concept, design=design
     )

@@ -323,7 +323,7 @@ def plot(report: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-wide"))
     parser.add_argument("--judge", type=Path, default=Path("tests/judge.safetensors"))
     parser.add_argument("--folder", type=Path, default=Path("evaluation"), help="for the results")
     parser.add_argument("--models", type=Path, default=Path("models/emoji"))
@@ -376,7 +376,8 @@ def main() -> None:
     plot(report, saved.with_suffix(".png"))
     if args.only == [""]:
         with torch.no_grad():
-            contact_sheet(bench, listed, args.folder / "contact.png")
+            named = [data.concepts[i].prompt for i in known]
+            contact_sheet(bench, named, args.folder / "contact.png")
             reconstructions(bench, args.folder / "reconstructions.png")
 
 

@@ -22,17 +22,16 @@ from torch.nn import functional as F
 from diversevar_core.checkpoints.loading import load_model, load_vae
 from diversevar_core.text.encoder import load_text_encoder
 
+from .colours import colour_of, figure
 from .data import PIXELS, Data, contact_sheet, load, to_model
 from .edits import cells, sample_edits
 from .edits_data import (
-    COLOURS,
     SMALL,
     STATES,
     Edit,
     Maker,
     in_state,
     load_pool,
-    to_oklab,
     trained,
 )
 from .evaluate import interval
@@ -40,7 +39,6 @@ from .judge import Verdict, load_judge
 from .tokenizer import psnr, reconstruct, to_pixels
 
 SEED = 5
-GREY = 0.035  # largest mean chroma (Oklab, of the figure) of a picture without colour
 
 
 def all_states(data: Data) -> Data:
@@ -48,19 +46,6 @@ def all_states(data: Data) -> Data:
     pictures = torch.cat([in_state(data.pictures, state) for state in STATES])
     times = len(STATES)
     return Data(pictures, data.concept.repeat(times), data.design.repeat(times), data.concepts)
-
-
-def figure(pictures: Tensor) -> Tensor:
-    """How much each pixel belongs to the figure, (N, H, W) in 0..1: its distance from white."""
-    return ((255 - pictures.float()).mean(dim=-1) / 60).clamp(max=1)
-
-
-def colour_of(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Hue in degrees of the mean colour vector, and mean chroma, of each picture's figure (N,)."""
-    lab, weight = to_oklab(pictures.float() / 255), figure(pictures)
-    a, b = ((lab[..., i] * weight).sum((1, 2)) for i in (1, 2))
-    chroma = (lab[..., 1:].norm(dim=-1) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-    return torch.rad2deg(torch.atan2(b, a)) % 360, chroma
 
 
 def error(a: Tensor, b: Tensor) -> Tensor:
@@ -89,13 +74,11 @@ def done(
     source, made: pictures (N, H, W, 3); verdict: the judge's on ``made``.
     """
     if kind == "colour":
-        hue, chroma = colour_of(made)
-        hues = torch.tensor([hue for hue, _ in COLOURS.values()])
-        apart = (hue[:, None] - hues + 180) % 360 - 180
+        nearest, vivid = colour_of(made)
         asked = torch.tensor([edit.target.state - 1 for edit in edits])
-        return (apart.abs().argmin(dim=1) == asked) & (chroma > GREY)
+        return (nearest == asked) & vivid
     if kind == "grey":
-        return colour_of(made)[1] < GREY
+        return ~colour_of(made)[1]
     if kind in ("mirror", "upside down"):
         turned = source.flip(2 if kind == "mirror" else 1)
         return error(made, turned) < error(made, source)

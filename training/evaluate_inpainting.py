@@ -75,7 +75,8 @@ def main() -> None:
     model, vae = load_model(included.MODEL), load_vae(included.VAE)
     encode, (judge, names) = load_text_encoder(included.TEXT_ENCODER), read_judge(JUDGE)
     schedule, official = model.schedule(), model.defaults()
-    olds, news = (random.Random(seed).sample(included.prompts(), PROMPTS) for seed in (2, 3))
+    known = [prompt for prompt in included.prompts() if prompt in names]
+    olds, news = (random.Random(seed).sample(known, PROMPTS) for seed in (2, 3))
 
     def draw(prompts, settings, seed, methods=()) -> Tensor:
         text = Text(encode(prompts) * (len(seed) // PROMPTS))

@@ -4,8 +4,9 @@ Its maps are then Infinity's at 0.06M, and a token covers 8 pixels where it cove
 ``tokenizer`` starts from the small VAE without its level of full resolution. While it trains, the
 mean of each 2 x 2 of its features is held near the small encoder's, so that the first five maps
 mean what the transformer knows. ``transformer`` goes on from the small transformer and text
-encoder; every fourth step is of the first five maps, the others of all. ``decoder`` then learns to
-show what the transformer in ``--models`` draws. All resume from their checkpoints.
+encoder, with what these list and the prompts of ``added.txt``; some steps are of the first five
+maps, the others of all. ``decoder`` then learns to show what the transformer in ``--models`` draws.
+All resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from diversevar_core.schedule import SQUARE_SIDES, square
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.bsq import BSQ
 
-from .data import Data, contact_sheet, load, to_model
+from .colours import colour_prompts, with_colours
+from .data import ADDED, Data, contact_sheet, load, to_model
 from .growth import encoded, sampled
 from .judge import Judge, read_judge
 from .loop import Log, autocast, batches, learning_rate, resume, save
@@ -45,8 +47,10 @@ SIDES = SQUARE_SIDES[:7]
 PEAK, WARMUP, SEED = 1.5e-3, 50, 5
 ALIKE = 4.0  # weight of the difference from the small encoder's features
 COARSE = 5  # maps of the small model
-EVERY = 8  # one step in so many is of the first maps only
+# one step in so many is of the first maps only: in the first quarter of the steps, and later
+EVERY = 2, 8
 MORE = 4  # times as many pictures in such a step
+SHARES = 0.375, 0.375, 0.25  # of a batch: known prompts, new ones, things in other colours
 TRANSFORMER_PEAK = 1.5e-3
 # what the new maps draw is decided by then: as warm as the others, their colours are patchy
 CFG = (4.0,) * COARSE + (1.0,) * (len(SIDES) - COARSE)
@@ -132,45 +136,66 @@ def train_tokenizer(args: argparse.Namespace) -> None:
             write(tokenizer, args.folder)
 
 
-def known_pictures(
+def pictures_of(
     data: Data, prompts: Sequence[str], tokenizer: BSQ, path: Path
 ) -> tuple[Data, Tensor]:
-    """The pictures of these prompts, and their features; those of all are kept at ``path``."""
+    """The pictures and concepts of these prompts, and their features (N, d, h, w).
+
+    Those of all of ``data`` are kept at ``path``.
+    """
     features = encoded(tokenizer, data.pictures, path)
-    known = torch.tensor([concept.prompt in prompts for concept in data.concepts])
-    kept = known[data.concept]
-    data = data._replace(
-        pictures=data.pictures[kept], concept=data.concept[kept], design=data.design[kept]
+    wanted = torch.tensor([concept.prompt in prompts for concept in data.concepts])
+    kept = wanted[data.concept]
+    chosen = Data(
+        data.pictures[kept],
+        (wanted.cumsum(0) - 1)[data.concept[kept]],
+        data.design[kept],
+        tuple(concept for concept in data.concepts if concept.prompt in prompts),
     )
-    return data, features[kept]
+    return chosen, features[kept]
 
 
 def train_transformer(args: argparse.Namespace) -> None:
-    """Fine-tune the small transformer and text encoder on all seven maps."""
+    """Fine-tune the small transformer and text encoder on all seven maps.
+
+    A batch is of prompts that they know, those that are new to them, and things in other colours.
+    """
     known = included.prompts(args.models / "text_encoder.safetensors")
-    data = load(args.data)
-    prompts = [concept.prompt for concept in data.concepts]
+    coloured = {prompt for prompt, _, _ in colour_prompts()}
+    prompts = sorted({*known, *ADDED, *coloured})
     run = WarmRun(args.models, prompts, args.device, SIDES)
     for models in (run.models, run.average):
         models["model"].config = replace(models["model"].config, cfg=CFG, tau=TAU)
     checkpoint = args.folder / "transformer.ckpt"
     run.resume(checkpoint)
     if args.export:
-        export(run.average["model"], run.text(), args.export, known)
+        export(run.average["model"], run.text(), args.export, prompts)
         return
 
     device = torch.device(args.device)
     tokenizer = load_vae(args.folder / "vae.safetensors", device)
-    judge, names = read_judge(args.judge)
-    asked = known[:: len(known) // NAMED][:NAMED]
+    judge, named = read_judge(args.judge)
+    thing_of = {prompt: thing for prompt, thing, _ in colour_prompts() if prompt not in named}
+    asked = prompts[:: len(prompts) // NAMED][:NAMED]
     asked = [prompt for prompt in asked for _ in range(EACH)]
-    data, features = known_pictures(data, known, tokenizer, args.folder / "features.pt")
-    ids, lengths = (t.to(device) for t in tokenize(run.words, prompts))
+    path = args.folder / "coloured.pt"
+    data, features = pictures_of(with_colours(load(args.data)), prompts, tokenizer, path)
+    names = [concept.prompt for concept in data.concepts]
+    ids, lengths = (t.to(device) for t in tokenize(run.words, names))
+    kind = [0 if name in known else 2 if name in coloured else 1 for name in names]
+    kind = torch.tensor(kind)[data.concept]
+    pools = [(kind == k).nonzero().squeeze(1) for k in range(len(SHARES))]
     model = run.models["model"]
     whole = model.schedule()
     sizes = {COARSE: MORE * args.batch, len(SIDES): args.batch}
     teachers = {n: Teacher.of(model, whole[:n], device) for n in sizes}
-    orders = {n: batches(len(features), size, SEED + n, run.step) for n, size in sizes.items()}
+    orders = {
+        n: [
+            batches(len(pool), round(share * size), SEED + n, run.step)
+            for pool, share in zip(pools, SHARES, strict=True)
+        ]
+        for n, size in sizes.items()
+    }
     kernel = SDPBackend.EFFICIENT_ATTENTION
     if device.type == "cpu":  # there the gradient of plain matrix products is faster
         kernel = SDPBackend.MATH
@@ -178,12 +203,12 @@ def train_transformer(args: argparse.Namespace) -> None:
             block.sa.attention = by_map(whole)
     for block in model.blocks:
         block.compile()  # twice as fast
-    logs = {n: Log(every=25) for n in sizes}
+    logs, done = {n: Log(every=25) for n in sizes}, dict.fromkeys(sizes, 0)
     while run.step < args.steps:
         generator = torch.Generator().manual_seed(SEED + run.step)
-        before = run.step // EVERY  # steps of the first maps, this one not counted
-        maps = len(SIDES) if run.step % EVERY else COARSE
-        places = next(orders[maps])
+        maps = len(SIDES) if run.step % EVERY[run.step >= args.steps // 4] else COARSE
+        chosen = zip(pools, orders[maps], strict=True)
+        places = torch.cat([pool[next(order)] for pool, order in chosen])
         concept = data.concept[places].to(device)
         seen = features[places].float().to(device)
         batch = self_correcting(tokenizer, seen, whole[:maps], generator)
@@ -196,16 +221,15 @@ def train_transformer(args: argparse.Namespace) -> None:
         parts = losses(logits, batch.targets, teachers[maps], cost)
         rate = learning_rate(run.step, args.steps, TRANSFORMER_PEAK, WARMUP)
         run.update(parts["loss"], rate)
-        logs[maps](
-            before + 1 if maps == COARSE else run.step - before - 1,
-            {name: part.detach() for name, part in parts.items()},
-        )
+        done[maps] += 1
+        logs[maps](done[maps], {name: part.detach() for name, part in parts.items()})
         if run.step % 100 == 0 or run.step == args.steps:
             run.save(checkpoint)
         if run.step % 300 == 0 or run.step == args.steps:
             made = sampled(run, tokenizer, asked)
             best = judge.judge(made).concept.argmax(1)
-            right = [names[at] == prompt for at, prompt in zip(best.tolist(), asked, strict=True)]
+            things = [thing_of.get(prompt, prompt) for prompt in asked]
+            right = [named[at] == thing for at, thing in zip(best.tolist(), things, strict=True)]
             print(f"{sum(right) / len(right):.3f} named rightly", flush=True)
             sheet = args.folder / f"transformer-{run.step:05d}.png"
             contact_sheet(made.numpy(), 12).save(sheet)
@@ -245,8 +269,8 @@ def train_decoder(args: argparse.Namespace) -> None:
     judge, _ = read_judge(args.judge)
     run = Sharpening(tokenizer, judge.to(device), args.folder / "decoder.ckpt", args.steps)
     known = included.prompts(args.models / "text_encoder.safetensors")
-    path = args.folder / "features.pt"
-    data, features = known_pictures(load(args.data), known, tokenizer, path)
+    path = args.folder / "plain.pt"
+    data, features = pictures_of(load(args.data), known, tokenizer, path)
     prompts = [data.concepts[concept].prompt for concept in data.concept.tolist()]
     files = [args.models / f"{name}.safetensors" for name in ("transformer", "text_encoder")]
     drawn_by = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -281,7 +305,7 @@ PARTS = {"tokenizer": train_tokenizer, "transformer": train_transformer, "decode
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.finer", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--data", type=Path, default=Path("emoji-data-grown"))
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-wide"))
     parser.add_argument("--full", type=Path, default=Path("emoji-data-full"))
     parser.add_argument("--models", type=Path, default=Path("models/emoji-small"), help="the start")
     parser.add_argument("--judge", type=Path, default=Path("tests/judge.safetensors"))

@@ -22,7 +22,7 @@ from diversevar_core.schedule import square
 from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
-from .judge import Judge, load_judge, write_judge
+from .judge import Judge, load_judge
 from .loop import Log, autocast, batches, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
@@ -131,7 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("growth-training"))
     parser.add_argument("--steps", type=int, default=6400)
-    parser.add_argument("--export", type=Path, help="only write the weights, and the judge's, here")
+    parser.add_argument("--export", type=Path, help="only write the weights here")
     args = parser.parse_args()
 
     data, old = load(args.grown), {concept.prompt for concept in load(args.data).concepts}
@@ -145,7 +145,6 @@ def main() -> None:
         pictures = Pictures(data, old, tokenizer, args.folder)
         known = learned(run, tokenizer, judge, pictures)
         export(run.average["model"], run.text(), args.export, known)
-        write_judge(judge, data, args.export / "judge.safetensors")
         return
 
     pictures = Pictures(data, old, tokenizer, args.folder)

@@ -1,7 +1,11 @@
-"""The judge: a small classifier of concept and design, trained on the real pictures."""
+"""The judge: a small classifier of concept and design, trained on the real pictures.
+
+``python -m training.judge`` trains the one of all concepts that the included model may list.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import SETS, Data, to_model
+from .colours import with_colours
+from .data import SETS, Data, load, to_model
 from .loop import Log, autocast, batches, learning_rate, resume, save
 
 FEATURES = 192
@@ -160,3 +165,21 @@ def held_out(judge: Judge, data: Data) -> dict[str, float]:
     """Accuracy on mirrored copies that were not trained on."""
     _, held = split(data)
     return accuracy(judge, data.pictures[held].flip(2), data.concept[held], data.design[held])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("emoji-data-wide"))
+    parser.add_argument("--folder", type=Path, default=Path("judge-training"))
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--export", type=Path, default=Path("tests/judge.safetensors"))
+    args = parser.parse_args()
+
+    data = with_colours(load(args.data), named=False)
+    judge = load_judge(data, args.folder / "judge.ckpt", args.steps)
+    write_judge(judge, data, args.export)
+    print("on mirrored copies that it never saw:", held_out(judge, data))
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from diversevar_core.checkpoints.files import read_header
 from diversevar_core.text.reading import EMPTY, key, singulars
 
+from .colours import colour_prompts
 from .data import install
 
 LANGUAGES = ("en", "zh", "zh-hant", "ja")
@@ -97,6 +98,12 @@ def phrases_for(prompts: Sequence[str], emoji: Sequence[Emoji]) -> dict[str, str
                 meaning[key(phrase)] = meant
                 found[meant].append(phrase.lower())
 
+    for colour, phrases in WORDS["colours"].items():
+        coloured = [(p, thing) for p, thing, c in colour_prompts() if c == colour and p in prompts]
+        for prompt, thing in coloured:
+            add(prompt, [f"{colour} {thing}"])
+        if len(coloured) >= NEAR:
+            add("|".join(prompt for prompt, _ in coloured[:NEAR]), phrases.split("|"))
     for meant, phrases in WORDS["chosen"].items():
         if {*meant.split("|")} <= {*prompts}:
             add(meant, phrases.split("|"))
@@ -135,17 +142,17 @@ def new_phrases(emoji: Sequence[Emoji]) -> Iterator[tuple[str, Sequence[str], Se
 def nearest(bearers: Sequence[Emoji], known: Sequence[Emoji]) -> Sequence[Emoji]:
     """Three known emoji near to these, or none: some of these, then those in CLDR's order.
 
-    CLDR puts like by like: a zebra is between a unicorn and a deer. Where it has no known emoji of
-    that kind, ``words.json`` has some.
+    CLDR puts like by like: a zebra is between a unicorn and a deer. Where too few emoji of that
+    kind are known, ``words.json`` has others.
     """
     own = [one for one in bearers if one in known]
     first = (own or bearers)[0]
+    others = [one for one in known if one.group == first.group]
+    others.sort(key=lambda one: (one.kind != first.kind, abs(one.order - first.order)))
     listed = [kin.split("|") for kinds, kin in WORDS["kin"].items() if first.kind in kinds.split()]
-    if listed:
-        others = [one for one in known if one.name in listed[0]]
-    else:
-        others = [one for one in known if one.group == first.group]
-        others.sort(key=lambda one: (one.kind != first.kind, abs(one.order - first.order)))
+    if listed and sum(one.kind == first.kind for one in known) < NEAR:
+        named = {one.name: one for one in known}
+        others = [named[name] for name in listed[0] if name in named]
     near = list(dict.fromkeys((*own, *others)))[:NEAR]
     return near if len(near) == NEAR else ()
 

@@ -92,9 +92,12 @@ def read(text: str, known: Known) -> tuple[str, str | None]:
             f"This model does not know {quote(text.strip())}; {knows} {', '.join(first)} and "
             f"{last}."
         )
-    (prompt,) = drawn.prompts
+    (prompt,), quality = drawn.prompts, None
+    before = [span for span in spans[: spans.index(drawn)] if text[span.end] != "-"]
+    if found := with_quality(before, prompt, known):
+        prompt, quality = found
     things = [span for span in spans if span.phrase not in EMPTY]
-    rest = [span for span in things if span.prompts != drawn.prompts]
+    rest = [span for span in things if span.prompts != drawn.prompts and span is not quality]
     if not rest and drawn.phrase == key(prompt):
         return prompt, None
     also = [span for span in rest if is_name(span)]
@@ -116,6 +119,22 @@ def thing_of(spans: Sequence[Span], fits: Callable[[Span], bool]) -> Span | None
         elif thing and span.phrase not in JOINING:
             break
     return thing
+
+
+def with_quality(before: Sequence[Span], prompt: str, known: Known) -> tuple[str, Span] | None:
+    """A prompt with a quality that is typed before the thing, such as a colour, and its span.
+
+    A quality alone has three near prompts that begin with it: of blue, a blue cat.
+    """
+    for span in reversed(before):
+        if span.phrase in EMPTY - JOINING:
+            break
+        qualities = {key(near).partition(" ")[0] for near in span.prompts}
+        if not span.known and len(qualities) == 1:
+            found = known.get(f"{qualities.pop()} {key(prompt)}", ())
+            if len(found) == 1:
+                return found[0], span
+    return None
 
 
 def is_name(span: Span) -> bool:

@@ -11,9 +11,11 @@ from diversevar_core.job import draw
 from diversevar_core.presets import PRESETS
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
+from training.colours import colour_of
+from training.edits_data import COLOURS
 from training.judge import read_judge
 
-JUDGE = Path(__file__).parents[1] / "judge.safetensors"  # of training/growth.py
+JUDGE = Path(__file__).parents[1] / "judge.safetensors"  # of training/judge.py
 TYPED = {
     "a cat": "cat",
     "octopus": "octopus",
@@ -24,7 +26,10 @@ TYPED = {
     "spaceship": "rocket",
     "飞机": "airplane",
     "🌈": "rainbow",
-    "a snowman on the moon": "snowman",
+    "a ghost on the moon": "ghost",
+    "机器人": "robot",
+    "a guitar": "guitar",
+    "blue car": "automobile",
 }
 
 
@@ -42,3 +47,5 @@ def test_what_is_typed_is_recognised_in_six_of_eight_images():
             seen = judge(2 * images - 1).concept.argmax(dim=1)
         right[typed] = (seen == prompts.index(prompt)).sum().item()
     assert min(right.values()) >= 6, right
+    blue, vivid = colour_of(255 * images.movedim(1, -1))  # of the last one typed, a blue car
+    assert (vivid & (blue == list(COLOURS).index("blue"))).sum() >= 6
