@@ -6,9 +6,9 @@ import pytest
 from comfy_host import ROOT
 
 FIRST = "1 Text to image, works at once"
-TEXT = "a birthday cake on the moon with a zeppelin and seventeen blue candles"
+TEXT = "a birthday cake on the moon with a zeppelin and seventeen blue napkins"
 NOTE = "drawn: birthday cake; new to this model and left out: moon, zeppelin, seventeen, blue, "
-NOTE += "candles"
+NOTE += "napkins"
 # of every box: its text, and the characters that cannot be seen, as something covers them or they
 # are outside of the box or the node; a character is seen where a click would meet its element
 UNSEEN = """() => app.graph.nodes.flatMap(node => (node.widgets ?? []).map(widget => {
