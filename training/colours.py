@@ -54,9 +54,9 @@ def figure(pictures: Tensor) -> Tensor:
     return ((255 - pictures.float()).mean(dim=-1) / 60).clamp(max=1)
 
 
-def colour_of(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour nearest to the mean colour of each picture's figure, as a place in ``COLOURS``,
-    and whether the figure has a colour at all; both (N,).
+def colour_of(pictures: Tensor) -> Tensor:
+    """The colour nearest to the mean colour of each picture's figure, (N,): its place in
+    ``COLOURS``, -1 for a figure without colour.
     """
     lab, weight = to_oklab(pictures.float() / 255), figure(pictures)
     a, b = ((lab[..., i] * weight).sum((1, 2)) for i in (1, 2))
@@ -64,4 +64,4 @@ def colour_of(pictures: Tensor) -> tuple[Tensor, Tensor]:
     hue = torch.rad2deg(torch.atan2(b, a))
     hues = torch.tensor([hue for hue, _ in COLOURS.values()])
     apart = (hue[:, None] - hues + 180) % 360 - 180
-    return apart.abs().argmin(dim=1), chroma > GREY
+    return torch.where(chroma > GREY, apart.abs().argmin(dim=1), -1)

@@ -74,11 +74,9 @@ def done(
     source, made: pictures (N, H, W, 3); verdict: the judge's on ``made``.
     """
     if kind == "colour":
-        nearest, vivid = colour_of(made)
-        asked = torch.tensor([edit.target.state - 1 for edit in edits])
-        return (nearest == asked) & vivid
+        return colour_of(made) == torch.tensor([edit.target.state - 1 for edit in edits])
     if kind == "grey":
-        return ~colour_of(made)[1]
+        return colour_of(made) == -1
     if kind in ("mirror", "upside down"):
         turned = source.flip(2 if kind == "mirror" else 1)
         return error(made, turned) < error(made, source)

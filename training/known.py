@@ -56,8 +56,7 @@ def main() -> None:
             made = to_pixels(vae.decode(last.f_hat))
         right = judge.judge(made).concept.argmax(1) == named.index(thing)
         if colour:
-            nearest, vivid = colour_of(made)
-            right &= vivid & (nearest == list(COLOURS).index(colour))
+            right &= colour_of(made) == list(COLOURS).index(colour)
         if right.float().mean() >= RIGHT:
             kept.append(prompt)
             shown.append(made[:2])
