@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,8 @@ import comfy_aimdo.control  # noqa: E402
 
 import nodes  # noqa: E402
 
-asyncio.run(nodes.load_custom_node(str(ROOT)))
+with ThreadPoolExecutor(1) as own:  # a browser's test leaves this thread with a running event loop
+    own.submit(asyncio.run, nodes.load_custom_node(str(ROOT))).result()
 sys.path.append(sys.path.pop(sys.path.index(str(path))))
 ours = sys.modules[nodes.NODE_CLASS_MAPPINGS["DiverseVARLoadModel"].__module__].host
 comfy_aimdo.control.init()  # as the host does for Dynamic VRAM; without a card it can map files
