@@ -64,7 +64,7 @@ class EncodePrompts(io.ComfyNode):
                 notes += said_of(encoded[-1])
         if not prompts:
             raise unknown[0]
-        lines = [f"{len(prompts)} prompts: {', '.join(prompts)}"] if len(prompts) > 1 else []
+        lines = [f"{len(prompts)} prompts: {' | '.join(prompts)}"] if len(prompts) > 1 else []
         return io.NodeOutput(encoded, prompts, ui=shown(notes, *lines))
 
 

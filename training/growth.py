@@ -34,7 +34,6 @@ OLD = 0.5  # share of a batch that shows what it knows already
 CLEAR = 18.5  # least mean PSNR in dB of a new concept's pictures through the tokenizer
 JUDGE_STEPS = 2500
 NAMED, SAMPLES = 32, 2  # while it trains: prompts of either kind, and pictures of each
-ASKED, RIGHT = 8, 6  # at the end: pictures of every prompt, and how many must show it
 
 
 class Pictures:
@@ -107,21 +106,6 @@ def named(
     return right.view(-1, each).float().mean(1), pixels
 
 
-def learned(run: WarmRun, tokenizer: BSQ, judge: Judge, pictures: Pictures) -> list[str]:
-    """The prompts of which ``RIGHT`` of ``ASKED`` pictures show what they say; prints how many."""
-    known = []
-    for kind in ("old", "new"):
-        asked = pictures.concept[getattr(pictures, kind)].unique()
-        shares, _ = named(run, tokenizer, judge, pictures.prompts, asked, ASKED)
-        kept = shares >= RIGHT / ASKED
-        known += [pictures.prompts[concept] for concept in asked[kept]]
-        print(
-            f"{kind}: {len(asked)} prompts, top-1 {shares.mean():.3f}; "
-            f"{kept.sum()} are known, top-1 {shares[kept].mean():.3f}"
-        )
-    return sorted(known)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.growth", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("emoji-data"), help="what it knows")
@@ -140,14 +124,13 @@ def main() -> None:
     run.resume(checkpoint)
     args.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_vae(args.models / "vae.safetensors")
+    pictures = Pictures(data, old, tokenizer, args.folder)
     if args.export:
-        judge = load_judge(data, args.folder / "judge.ckpt", JUDGE_STEPS)
-        pictures = Pictures(data, old, tokenizer, args.folder)
-        known = learned(run, tokenizer, judge, pictures)
-        export(run.average["model"], run.text(), args.export, known)
+        trained = pictures.concept[torch.cat((pictures.old, pictures.new))].unique()
+        prompts = sorted(pictures.prompts[concept] for concept in trained)
+        export(run.average["model"], run.text(), args.export, prompts)
         return
 
-    pictures = Pictures(data, old, tokenizer, args.folder)
     ids, lengths = tokenize(run.words, pictures.prompts)
     model = run.models["model"]
     schedule = model.schedule()

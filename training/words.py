@@ -101,7 +101,8 @@ def phrases_for(prompts: Sequence[str], emoji: Sequence[Emoji]) -> dict[str, str
     for colour, phrases in WORDS["colours"].items():
         coloured = [(p, thing) for p, thing, c in colour_prompts() if c == colour and p in prompts]
         for prompt, thing in coloured:
-            add(prompt, [f"{colour} {thing}"])
+            alike = [other for other, own in WORDS["alike"].items() if own == thing]
+            add(prompt, [f"{colour} {name}" for name in (thing, *alike)])
         if len(coloured) >= NEAR:
             add("|".join(prompt for prompt, _ in coloured[:NEAR]), phrases.split("|"))
     for meant, phrases in WORDS["chosen"].items():

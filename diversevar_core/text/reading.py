@@ -122,19 +122,23 @@ def thing_of(spans: Sequence[Span], fits: Callable[[Span], bool]) -> Span | None
 
 
 def with_quality(before: Sequence[Span], prompt: str, known: Known) -> tuple[str, Span] | None:
-    """A prompt with a quality that is typed before the thing, such as a colour, and its span.
-
-    A quality alone has three near prompts that begin with it: of blue, a blue cat.
-    """
+    """A prompt with a quality that is typed before the thing, such as a colour, and its span."""
     for span in reversed(before):
         if span.phrase in EMPTY - JOINING:
             break
-        qualities = {key(near).partition(" ")[0] for near in span.prompts}
-        if not span.known and len(qualities) == 1:
-            found = known.get(f"{qualities.pop()} {key(prompt)}", ())
+        if quality := quality_of(span.prompts):
+            if key(prompt).startswith(f"{quality} "):  # of a red apple, red is said already
+                return prompt, span
+            found = known.get(f"{quality} {key(prompt)}", ())
             if len(found) == 1:
                 return found[0], span
     return None
+
+
+def quality_of(prompts: Sequence[str]) -> str | None:
+    """The quality that a phrase names, as its near prompts all begin with it: of blue, blue cat."""
+    first = {key(prompt).partition(" ")[0] for prompt in prompts}
+    return first.pop() if len(prompts) > 1 and len(first) == 1 else None
 
 
 def is_name(span: Span) -> bool:
@@ -167,7 +171,9 @@ def spans_of(text: str, known: Known) -> Iterator[Span]:
     while i < len(units):
         for j in range(min(i + longest, len(units)), i, -1):
             phrase = " ".join(folded[i:j])
-            prompts = () if j == i + 1 and in_word(folded, i) else look_up(phrase, known)
+            prompts = look_up(phrase, known)
+            if j == i + 1 and in_word(folded, i) and not quality_of(prompts):
+                prompts = ()
             if prompts:
                 break
         yield Span(units[i].start(), units[j - 1].end(), phrase, prompts)

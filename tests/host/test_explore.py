@@ -78,7 +78,7 @@ def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host)
     outcome = host.run(exploring("fox\nwooden owl"))
     lines = outcome.text_of("text").splitlines()
     assert lines[0] == "drawn: owl; new to this model and left out: wooden"
-    assert lines[1:] == ["2 prompts: fox, wooden owl"]
+    assert lines[1:] == ["2 prompts: fox | wooden owl"]
     executed = [data["node"] for data in outcome.of("executed")]
     assert executed.index("text") < executed.index("sampler")
     assert host.run(exploring("fox")).text_of("text") == ""
@@ -86,7 +86,7 @@ def test_what_is_left_out_is_shown_under_the_text_before_anything_is_drawn(host)
 
 @pytest.mark.parametrize(
     ("line", "knows"),
-    [("zebra", "near in meaning it knows"), ("the", "it knows, for example,")],
+    [("accordion", "near in meaning it knows"), ("the", "it knows, for example,")],
 )
 def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host, line, knows):
     prompt = exploring(f"fox\n{line}\nwooden owl", row=2)
@@ -95,7 +95,7 @@ def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host, line, kn
     assert said.startswith(f"This model does not know '{line}'; {knows} '")
     assert said.endswith("'. This prompt is left out.")
     assert lines[0] == "drawn: owl; new to this model and left out: wooden"
-    assert lines[1:] == ["2 prompts: fox, wooden owl"]
+    assert lines[1:] == ["2 prompts: fox | wooden owl"]
     assert shown(host, prompt, ["text", 1]) == ["fox", "wooden owl"]
     assert shown(host, prompt, ["sampler", 1]) == ["5, 6"] * 2
     (picked,) = images_of(host, prompt, "save")
@@ -104,8 +104,8 @@ def test_a_line_that_the_model_does_not_know_is_left_out_and_said(host, line, kn
 
 
 def test_only_a_text_without_a_line_that_the_model_knows_is_an_error(host):
-    outcome = host.run(exploring("zebra\nlobster"))
-    assert outcome.error.startswith("This model does not know 'zebra'; ")
+    outcome = host.run(exploring("accordion\nabacus"))
+    assert outcome.error.startswith("This model does not know 'accordion'; ")
     assert "\n" not in outcome.error and not outcome.of("executed")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from comfy_host import ROOT
 
-FIRST = "1 Text to image, works at once"
+FIRST, EXPLORE = "1 Text to image, works at once", "2 Explore prompts"
 TEXT = "a birthday cake on the moon with a zeppelin and seventeen blue napkins"
 NOTE = "drawn: birthday cake; new to this model and left out: moon, zeppelin, seventeen, blue, "
 NOTE += "napkins"
@@ -45,13 +45,12 @@ def page(host, page, request):
     host.fetch("/settings/Comfy.VueNodes.Enabled", False)
 
 
-def open_with(page, text: str) -> None:
-    """Open the first template with a text."""
-    graph = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text())
-    for node in graph["nodes"]:
-        if node["type"] == "DiverseVAREncodePrompts":
-            node["widgets_values"] = [text]
-    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, FIRST])
+def open_with(page, text: str, name: str = FIRST) -> None:
+    """Open a template with a text."""
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    encode = next(node for node in graph["nodes"] if node["type"] == "DiverseVAREncodePrompts")
+    encode["widgets_values"] = [text]
+    page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
     page.wait_for_timeout(2000)
 
 
@@ -90,14 +89,24 @@ def test_the_words_that_were_left_out_are_seen(page):
 def test_an_error_is_seen_in_place_of_what_was_said_before(page):
     open_with(page, TEXT)
     run(page)
-    page.evaluate("text => app.graph.getNodeById(4).widgets[0].value = text", "a zebra")
-    said = "This model does not know 'a zebra'; "
+    page.evaluate("text => app.graph.getNodeById(4).widgets[0].value = text", "an accordion")
+    said = "This model does not know 'an accordion'; "
     run(page, "execution_error", said)
     (text, unseen), *_ = page.evaluate(UNSEEN)
     assert text.startswith(said) and unseen == ""
     assert toast(page, NOTE).count() == 0
     of_page = page.get_by_test_id("error-overlay").bounding_box()
     assert toast(page, said).bounding_box()["y"] > of_page["y"] + of_page["height"]
+
+
+def test_an_error_is_gone_once_the_node_has_run(page):
+    open_with(page, "a fox", EXPLORE)
+    row = "row => app.graph.nodes.find(n => n.type === 'DiverseVARPick').widgets[0].value = row"
+    page.evaluate(row, 2)
+    run(page, "execution_error", "There is no row 2 on the sheet, only 1.")
+    page.evaluate(row, 1)
+    run(page)
+    assert not any("no row" in text for text, _ in page.evaluate(UNSEEN))
 
 
 def test_an_app_tells_the_words_that_were_left_out(page):

@@ -33,8 +33,8 @@ function textBox(node) {
 }
 
 function show(node, output) {
-  if (!node?.type.startsWith("DiverseVAR") || !output.text) return;
-  const lines = new Set(output.text.join("\n").split("\n")); // a list of prompts repeats them
+  if (!node?.type.startsWith("DiverseVAR")) return;
+  const lines = new Set((output.text ?? []).join("\n").split("\n")); // a list of prompts repeats them
   const text = [...lines].join("\n");
   const shown = node.widgets?.find(({ name }) => name === NAME);
   if (text) (shown ?? textBox(node)).value = text;
