@@ -26,7 +26,7 @@ PIXELS = 128
 
 # The categories of each set of concepts. "first" (small enough to train on two cores in an hour)
 # has concepts with all six designs; the others those with at least four. "wide" also has those of
-# added.txt, people, faces and objects chosen by hand. None has people in five skin tones, flags,
+# added.txt, people, faces and objects among them. None has people in five skin tones, flags,
 # letters or buttons.
 GROWN = ("Activities", "Animals & Nature", "Food & Drink", "Travel & Places")
 CATEGORIES = {

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from diversevar_core.checkpoints.files import read_header
 from diversevar_core.text.reading import EMPTY, key, singulars
 
-from .colours import colour_prompts
+from .colours import THINGS, colour_prompts
 from .data import install
 
 LANGUAGES = ("en", "zh", "zh-hant", "ja")
@@ -112,8 +112,10 @@ def phrases_for(prompts: Sequence[str], emoji: Sequence[Emoji]) -> dict[str, str
     for one in known:
         add(prompt_of[one.name], one.names)
     plain = sorted(known, key=lambda one: one.name.count(" "))  # a cat before a cat's face
-    for one in plain:
-        add(prompt_of[one.name], one.chats)
+    for one in plain:  # a "red car" is the car in another colour
+        own = WORDS["colours"] if prompt_of[one.name] in THINGS else ()
+        chats = (name for name in one.chats if name.partition(" ")[0] not in own)
+        add(prompt_of[one.name], chats)
     naming = {language: {*words.split()} for language, words in WORDS["keywords"].items()}
     for one in plain:
         for language, words in one.keywords.items():

@@ -94,7 +94,7 @@ def read(text: str, known: Known) -> tuple[str, str | None]:
         )
     (prompt,), quality = drawn.prompts, None
     before = [span for span in spans[: spans.index(drawn)] if text[span.end] != "-"]
-    if found := with_quality(before, prompt, known):
+    if found := with_quality(before, drawn, known):
         prompt, quality = found
     things = [span for span in spans if span.phrase not in EMPTY]
     rest = [span for span in things if span.prompts != drawn.prompts and span is not quality]
@@ -121,24 +121,27 @@ def thing_of(spans: Sequence[Span], fits: Callable[[Span], bool]) -> Span | None
     return thing
 
 
-def with_quality(before: Sequence[Span], prompt: str, known: Known) -> tuple[str, Span] | None:
-    """A prompt with a quality that is typed before the thing, such as a colour, and its span."""
+def with_quality(before: Sequence[Span], drawn: Span, known: Known) -> tuple[str, Span] | None:
+    """The prompt of a thing with a quality that is typed before it, such as a colour, and its span.
+
+    A quality alone has three near prompts that begin with it: of blue, a blue cat.
+    """
+    thing = key(drawn.prompts[0])
     for span in reversed(before):
         if span.phrase in EMPTY - JOINING:
             break
-        if quality := quality_of(span.prompts):
-            if key(prompt).startswith(f"{quality} "):  # of a red apple, red is said already
-                return prompt, span
-            found = known.get(f"{quality} {key(prompt)}", ())
+        near = span.prompts
+        if span.end == drawn.start:  # of 红猫 it is a letter in a word, which names nothing alone
+            near = near or look_up(span.phrase, known)
+        qualities = {key(prompt).partition(" ")[0] for prompt in near}
+        if len(near) > 1 and len(qualities) == 1:
+            (quality,) = qualities
+            if thing.startswith(f"{quality} "):  # of a red apple, red is said already
+                return drawn.prompts[0], span
+            found = known.get(f"{quality} {thing}", ())
             if len(found) == 1:
                 return found[0], span
     return None
-
-
-def quality_of(prompts: Sequence[str]) -> str | None:
-    """The quality that a phrase names, as its near prompts all begin with it: of blue, blue cat."""
-    first = {key(prompt).partition(" ")[0] for prompt in prompts}
-    return first.pop() if len(prompts) > 1 and len(first) == 1 else None
 
 
 def is_name(span: Span) -> bool:
@@ -171,9 +174,7 @@ def spans_of(text: str, known: Known) -> Iterator[Span]:
     while i < len(units):
         for j in range(min(i + longest, len(units)), i, -1):
             phrase = " ".join(folded[i:j])
-            prompts = look_up(phrase, known)
-            if j == i + 1 and in_word(folded, i) and not quality_of(prompts):
-                prompts = ()
+            prompts = () if j == i + 1 and in_word(folded, i) else look_up(phrase, known)
             if prompts:
                 break
         yield Span(units[i].start(), units[j - 1].end(), phrase, prompts)

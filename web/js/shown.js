@@ -33,8 +33,8 @@ function textBox(node) {
 }
 
 function show(node, output) {
-  if (!node?.type.startsWith("DiverseVAR")) return;
-  const lines = new Set((output.text ?? []).join("\n").split("\n")); // a list of prompts repeats them
+  if (!node?.type.startsWith("DiverseVAR") || !output?.text) return;
+  const lines = new Set(output.text.join("\n").split("\n")); // a list of prompts repeats them
   const text = [...lines].join("\n");
   const shown = node.widgets?.find(({ name }) => name === NAME);
   if (text) (shown ?? textBox(node)).value = text;
@@ -53,6 +53,7 @@ function showAll(outputs) {
 const TITLE = "DiverseVAR";
 const LIFE = 20000;
 const toasts = new Map(); // of this run: text -> what closes it
+const failed = new Set(); // nodes that show its error
 
 function openToast(detail, severity) {
   const { toast } = app.extensionManager;
@@ -67,12 +68,16 @@ function openToast(detail, severity) {
 
 function tell(notes, severity = "info") {
   const text = [...new Set(notes)].join("\n");
-  if (text && !toasts.has(text)) toasts.set(text, openToast(text, severity)); // the sampler repeats it
+  if (!text) return;
+  toasts.get(text)?.(); // the sampler repeats it, after the first is gone if it took long
+  toasts.set(text, openToast(text, severity));
 }
 
-function closeToasts() {
+function begin() {
   toasts.forEach((close) => close());
   toasts.clear();
+  failed.forEach((node) => show(node, { text: [] }));
+  failed.clear();
 }
 
 // An older page puts toasts over its own words on an error.
@@ -87,7 +92,9 @@ function keepErrorFree() {
 function tellError({ detail: { node_id, exception_type, exception_message } }) {
   if (!/\.diversevar_core\..*Error$/.test(exception_type)) return;
   const nodeIn = (outer, id) => (outer ? outer.subgraph : app.rootGraph).getNodeById(id);
-  show(String(node_id).split(":").reduce(nodeIn, null), { text: [exception_message.trim()] });
+  const node = String(node_id).split(":").reduce(nodeIn, null);
+  show(node, { text: [exception_message.trim()] });
+  failed.add(node);
   tell([exception_message.trim()], "error");
 }
 
@@ -99,12 +106,12 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       show(this, output);
-      tell(output.notes ?? []);
+      tell(output?.notes ?? []);
     };
   },
   setup() {
     keepErrorFree();
-    api.addEventListener("execution_start", closeToasts);
+    api.addEventListener("execution_start", begin);
     api.addEventListener("execution_error", tellError);
   },
   onNodeOutputsUpdated: showAll, // another tab
