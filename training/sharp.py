@@ -113,12 +113,18 @@ def perceptual(judge: Judge, made: Tensor, pictures: Tensor) -> Tensor:
     return torch.stack([one.sum(dim=1).mean() for one in apart]).mean()
 
 
-def errors(judge: Judge, made: Tensor, pictures: Tensor) -> dict[str, Tensor]:
-    """The loss and its parts; made: decoded pictures, pictures: the targets, (B, 3, H, W)."""
+def errors(
+    judge: Judge, made: Tensor, pictures: Tensor, weight: Tensor | float = 1.0
+) -> dict[str, Tensor]:
+    """The loss and its parts; made: decoded pictures, pictures: the targets, (B, 3, H, W).
+
+    weight: (B, 1, H, W), of an error of a pixel's colour.
+    """
     pairs = zip(differences(made), differences(pictures), strict=True)
+    apart = made - pictures
     parts = {
-        "l1": F.l1_loss(made, pictures),
-        "mse": F.mse_loss(made, pictures),
+        "l1": (weight * apart.abs()).mean(),
+        "mse": (weight * apart.square()).mean(),
         "edges": sum(F.l1_loss(a, b) for a, b in pairs),
         "perceptual": perceptual(judge, made, pictures),
     }
@@ -278,17 +284,20 @@ class Sharpening:
         """Whether the critic learns by now."""
         return self.step / self.steps >= LEARNS
 
-    def update(self, f_hat: Tensor, right: Tensor) -> dict[str, Tensor]:
+    def update(
+        self, f_hat: Tensor, right: Tensor, weight: Tensor | float = 1.0
+    ) -> dict[str, Tensor]:
         """One step on the sums of maps f_hat (B, d, h, w); returns the parts of the loss.
 
         right: the pictures (n, 3, H, W) of the first n; for the others only the critic counts.
+        weight: as ``errors`` takes it.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, PEAK, WARMUP)
         with autocast(right.device):
             decoded = self.decoder(f_hat).float()
             made = decoded.detach().requires_grad_()
-            found = errors(self.judge, made[: len(right)], right)
+            found = errors(self.judge, made[: len(right)], right, weight)
             (gradient,) = torch.autograd.grad(found["loss"], made)
             if self.criticises:
                 share = CRITIC * (self.step / self.steps - SAYS) / (WHOLLY - SAYS)
