@@ -1,9 +1,10 @@
 """Keep in an included model's list what it draws: ``python -m training.known``.
 
 Eight images of every prompt, as published, are named by the classifier (``judge.py``), four of a
-thing in a colour. A prompt of which three of four are right stays in the text encoder's header,
-which ``finer --export`` wrote. Two images of each are saved, to be looked at: what cannot be named
-from these belongs in ``words.json`` (``unclear``), which ``words.py`` takes off the list.
+thing in a colour. A prompt of which three of four are right stays in the text encoder's header, as
+``growth --export`` or ``finer --export`` wrote it. Two images of each are saved, to be looked at:
+what cannot be named from these belongs in ``words.json`` (``unclear``), which ``words.py`` takes
+off the list.
 """
 
 from __future__ import annotations
