@@ -27,11 +27,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_subject_options(command)
     add_sampling_options(command)
-    add_method_options(command)
-
-
-def add_method_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the methods."""
     diverse = command.add_argument_group("DiverseVAR (arXiv 2511.17074)")
     diverse.add_argument("--ssr", type=float, help="suppression strength, 0 is off")
     diverse.add_argument("--sar", type=float, help="amplification strength, 0 is off")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 from types import ModuleType
 from typing import NamedTuple
@@ -85,14 +84,6 @@ class KVCache:
         self.k = self.v = None
         return q
 
-    def fork(self) -> KVCache:
-        """A copy that can be extended without changing this cache's contents.
-
-        Both share one allocation and write after the filled part, so use only one at a time: once
-        another one is extended, earlier copies are no longer valid.
-        """
-        return copy(self)
-
     def halve(self) -> None:
         """Drop the second half of the rows."""
         if self.k is not None:
@@ -109,15 +100,11 @@ class SourceCache:
     def __init__(self, k: Tensor, v: Tensor, cache: KVCache):
         self.k, self.v, self.cache = k, v, cache
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``KVCache.extend``, with the source's keys and values before the maps'."""
-        k, v = self.cache.extend(q, k, v)
-        k = prepend(self.k, k)  # the keys without the source are freed before the values are joined
-        return k, prepend(self.v, v)
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attend) -> Tensor:
         """``KVCache.attend``, to the source too."""
-        return attention(q, *self.extend(q, k, v))
+        k, v = self.cache.extend(q, k, v)
+        k = prepend(self.k, k)  # the keys without the source are freed before the values are joined
+        return attention(q, k, prepend(self.v, v))
 
 
 def prepend(source: Tensor, x: Tensor) -> Tensor:

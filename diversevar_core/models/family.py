@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -28,8 +29,12 @@ class State:
     prepared: dict[int, NamedTuple] = field(default_factory=dict)  # by block, from the condition
 
     def fork(self) -> State:
-        """A copy that goes on without changing this one; see ``KVCache.fork``."""
-        caches = [cache.fork() for cache in self.caches]
+        """A copy that goes on without changing this one's contents.
+
+        Both caches share one allocation and write after the filled part, so use only one at a time:
+        once another one goes on, earlier copies are no longer valid.
+        """
+        caches = [copy(cache) for cache in self.caches]
         return replace(self, caches=caches, prepared=dict(self.prepared))
 
     def drop_unconditional(self) -> None:

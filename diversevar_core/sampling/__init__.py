@@ -1,1 +1,1 @@
-"""The scale loop and its inputs: settings, schedule, conditions, seeds."""
+"""The scale loop, seeds, and what methods can change."""

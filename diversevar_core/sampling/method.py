@@ -43,7 +43,7 @@ class BatchState:
     features: Tensor | None = None  # (B, n, D), the next map's input
 
     def fork(self) -> BatchState:
-        """A copy that goes on without changing this one; see ``KVCache.fork``."""
+        """A copy that goes on without changing this one; see ``State.fork``."""
         return replace(self, model=self.model.fork())
 
     def drop_unconditional(self) -> None:

@@ -46,11 +46,6 @@ class Shared:
 Stream = PerImage | Shared
 
 
-def stream_of(seeds: Sequence[int], device: torch.device, shared: bool) -> Stream:
-    """One stream per image or, if shared, one for all of the first seed."""
-    return Shared(seeds[0], device) if shared else PerImage(seeds)
-
-
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Set the logits of unlikely choices (last axis) to -inf.
 

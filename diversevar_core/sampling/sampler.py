@@ -22,7 +22,7 @@ from ..vae.vae import VAE
 from .finite import check_finite
 from .method import BatchState, Context, Method, Methods, Step
 from .pairing import check_pair
-from .random import Stream, mixture, pick, stream_of, truncate
+from .random import PerImage, Shared, Stream, mixture, pick, truncate
 
 
 def sample(
@@ -57,7 +57,7 @@ def sample(
     loops = []
     for part, images in groups:
         own = [seeds[i] for i in images]
-        stream = stream_of(own, condition.device, shared)
+        stream = Shared(own[0], condition.device) if shared else PerImage(own)
         choices, depth = model.token_kind.choices, model.depth
         context = Context(schedule, images, own, part, plan, choices, depth)
         loops.append(scale_loop(model, vae, context, settings, stream, method))
