@@ -8,6 +8,7 @@ names samples of old and of new prompts. Resumes from its checkpoint.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
 from .judge import Judge, load_judge
-from .loop import Log, autocast, batches, learning_rate
+from .loop import Log, autocast, batches, learning_rate, resume, save
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import SIDES, psnr, rebuilt, to_pixels
@@ -71,13 +72,19 @@ def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
 
 @torch.no_grad()
 def encoded(tokenizer: BSQ, pictures: Tensor, path: Path) -> Tensor:
-    """Features (N, d, h, w) float16 of uint8 pictures, kept at ``path``."""
-    if not path.exists():
+    """Features (N, d, h, w) float16 of uint8 pictures, kept at ``path`` as long as both stay."""
+    weights = [weight.detach().cpu() for weight in tokenizer.encoder.parameters()]
+    digest = hashlib.sha256()
+    for tensor in (pictures, *weights):
+        digest.update(tensor.contiguous().numpy())
+    state = resume(path)
+    if state is None or state["of"] != digest.hexdigest():
         device, parts = next(tokenizer.parameters()).device, pictures.split(64)
         with autocast(device):
             parts = [tokenizer.encoder(to_model(part.to(device))).half().cpu() for part in parts]
-        torch.save(torch.cat(parts), path)
-    return torch.load(path, weights_only=True)
+        state = {"features": torch.cat(parts), "of": digest.hexdigest()}
+        save(path, state)
+    return state["features"]
 
 
 @torch.compiler.set_stance("force_eager")

@@ -10,6 +10,7 @@ from diversevar_core.conditions import Text
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.settings import Settings
 from diversevar_core.text.encoder import load_text_encoder
+from training.growth import encoded
 from training.teacher import Teacher, by_map, forward
 
 
@@ -44,3 +45,13 @@ def test_attention_by_map_is_attention_with_the_mask(maps):
     weights = torch.randn(shape, generator=generator)
     gradients = (torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (made, right))
     torch.testing.assert_close(*gradients)
+
+
+@torch.no_grad()
+def test_features_that_are_kept_belong_to_the_pictures_asked_for(tmp_path):
+    vae, path = load_vae(included.VAE), tmp_path / "features.pt"
+    pictures = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 128, 128, 3) * 40
+    encoded(vae, pictures, path)
+    torch.testing.assert_close(
+        encoded(vae, pictures[3:], path), encoded(vae, pictures, tmp_path / "all.pt")[3:]
+    )
