@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -35,6 +36,15 @@ comfy.memory_management.aimdo_enabled = True
 comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 NODE_CLASS_MAPPINGS = {}
 """
+# of the page; a help page opens the panel
+USUAL = {
+    "TutorialCompleted": True,
+    "OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
+    "RightSidePanel.IsOpen": False,
+    "Execution.PreviewMethod": "default",
+    "VueNodes.Enabled": False,
+    "Locale": "en",
+}
 # Timeouts for a very busy machine: of the start, and of a prompt that sends no message.
 START_SECONDS, PROMPT_SECONDS = 600, 600
 HOW_TO = (
@@ -290,3 +300,29 @@ def fill(inputs: dict, schema: dict, within: str = "") -> None:
 def chromium() -> str | None:
     """The browser for the page's tests."""
     return shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@contextmanager
+def opened(host: Host, browser, settings: dict | None = None):
+    """The host's page, empty, as a user has it from the second day on.
+
+    The host's own templates are a package of their own that is not here: its lists are empty.
+    """
+    for name, value in (USUAL | (settings or {})).items():
+        host.fetch(f"/settings/Comfy.{name}", value)
+    host.fetch("/history", {"clear": True})  # a page cannot read odd prompts
+    host.fetch("/free", {"free_memory": True})  # no result of an earlier page's run is kept
+    from playwright.sync_api import TimeoutError
+
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
+    nothing = {"body": "", "content_type": "text/plain"}  # the search keeps its own settings
+    page.route("**/templates/fuse_options.json", lambda route: route.fulfill(**nothing))
+    page.set_default_timeout(1000 * START_SECONDS)
+    try:
+        page.goto(f"http://{host.address}")
+        page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
+    except TimeoutError as error:
+        raise RuntimeError(host.failed("The page did not open", START_SECONDS)) from error
+    yield page
+    page.close()

@@ -23,13 +23,13 @@ from .protocols import Judge, Pictures, Prompt, Protocol, only, text_of
 
 # prompts of one word that the included model knows
 WORDS = """
-amphora ant avocado bacon banana bat bear bird blossom blowfish bread bug burrito butterfly cactus
+amphora ant avocado banana bat bear bird blossom blowfish bread bug burrito butterfly cactus
 camel candy carrot cat cherries chestnut chicken chipmunk crab croissant cucumber custard dango
 deer doughnut duck eagle egg eggplant elephant ewe fish fox frog goat gorilla grapes hamburger
 hamster herb hibiscus honeybee horse koala lemon leopard lion lizard lollipop melon moose mushroom
 octopus owl panda peach peanuts pear penguin pig pineapple pizza poodle popcorn potato rooster
 rose seedling shamrock shark shortcake shrimp snake spider spoon strawberry sunflower taco
-tangerine tomato tulip turkey turtle unicorn watermelon whale wolf
+tangerine tomato tulip turkey turtle unicorn watermelon whale wolf zebra
 """
 
 

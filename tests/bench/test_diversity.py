@@ -224,7 +224,7 @@ def test_dpg_output_has_the_scorers_layout(tmp_path):
 def test_emoji_with_its_judge(tmp_path):
     data, out = tmp_path / "emoji-data", tmp_path / "out"
     data.mkdir()
-    words = ("ant", "bacon", "amphora", "bat", "owl")
+    words = ("ant", "avocado", "amphora", "bat", "owl")
     concepts = [{"prompt": word, "mirrored": True, "designs": 6} for word in words]
     (data / "concepts.json").write_text(json.dumps(concepts))
     pictures = np.stack([np.asarray(noise(64, 64, i)) for i in range(30)])

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import REFERENCE, state_dict, write_case, write_text_encoder
-from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find
+from comfy_host import HOW_TO, ROOT, START_SECONDS, Host, chromium, find, opened
 from safetensors.torch import load_file, save_file
 
 QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
 QUIET += " disable-component-update disable-sync"
-
 # a CLIP vision model, as the host's loader knows the large ones only
 OTHER_PACK = """
 import torch
@@ -138,25 +137,6 @@ def browser():
 
 @pytest.fixture
 def page(host, browser):
-    """The host's page, empty, as a user has it from the second day on.
-
-    The host's own templates are a package of their own that is not here: its lists are empty.
-    """
-    host.fetch("/settings/Comfy.TutorialCompleted", True)
-    host.fetch("/settings/Comfy.RightSidePanel.IsOpen", False)  # a help page opens it
-    host.fetch("/history", {"clear": True})  # a page cannot read odd prompts
-    host.fetch("/settings/Comfy.OnboardingCoachmarks.Seen", ["appMode", "firstRun"])
-    from playwright.sync_api import TimeoutError
-
-    page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
-    nothing = {"body": "", "content_type": "text/plain"}  # the search keeps its own settings
-    page.route("**/templates/fuse_options.json", lambda route: route.fulfill(**nothing))
-    page.set_default_timeout(1000 * START_SECONDS)
-    try:
-        page.goto(f"http://{host.address}")
-        page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
-    except TimeoutError as error:
-        raise RuntimeError(host.failed("The page did not open", START_SECONDS)) from error
-    yield page
-    page.close()
+    """The host's page, for one test."""
+    with opened(host, browser) as page:
+        yield page

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfy_host import ROOT
+from comfy_host import ROOT, opened
 
 FIRST, EXPLORE = "1 Text to image, works at once", "2 Explore prompts"
 TEXT = "a birthday cake on the moon with a zeppelin and seventeen blue napkins"
@@ -34,15 +34,12 @@ RUN = """async () => {
 }"""
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "Nodes 2.0"])
-def page(host, page, request):
-    """The page with classic nodes or Nodes 2.0."""
-    host.fetch("/settings/Comfy.VueNodes.Enabled", request.param)
-    page.reload()
-    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
-    page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
-    yield page
-    host.fetch("/settings/Comfy.VueNodes.Enabled", False)
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "Nodes 2.0"])
+def page(host, browser, request):
+    """A page with classic nodes or Nodes 2.0, for all tests here."""
+    with opened(host, browser, {"VueNodes.Enabled": request.param}) as page:
+        page.wait_for_function("'DiverseVARSampler' in LiteGraph.registered_node_types")
+        yield page
 
 
 def open_with(page, text: str, name: str = FIRST) -> None:

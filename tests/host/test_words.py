@@ -5,7 +5,7 @@ import re
 from io import BytesIO
 
 import pytest
-from comfy_host import PACK, ROOT
+from comfy_host import PACK, ROOT, opened
 from PIL import Image
 
 SELECT = """type => {
@@ -119,17 +119,15 @@ def test_every_word_is_translated(host, language):
         assert all(entry["name"] for entry in entries)
 
 
-@pytest.fixture(params=("en", *LANGUAGES))
-def language(host, page, request):
+@pytest.fixture(scope="module", params=("en", *LANGUAGES))
+def translated(host, browser, request):
     """A language, and the page in it."""
-    host.fetch("/settings/Comfy.Locale", request.param)
-    page.reload()
-    page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow")
-    yield request.param
-    host.fetch("/settings/Comfy.Locale", "en")
+    with opened(host, browser, {"Locale": request.param}) as page:
+        yield request.param, page
 
 
-def test_the_page_shows_the_words_of_its_language(host, page, language):
+def test_the_page_shows_the_words_of_its_language(host, translated):
+    language, page = translated
     words = host.get("/i18n").get(language, {"nodeDefs": {}, "nodeCategories": {}})
     categories = {
         name: node["category"] for name, node in page.evaluate("app.getNodeDefs()").items()
@@ -146,7 +144,8 @@ def test_the_page_shows_the_words_of_its_language(host, page, language):
             assert shown["labels"][each] == own.get("inputs", {}).get(key(each), english)["name"]
 
 
-def test_help_opens_for_every_node_and_fits(host, page, language):
+def test_help_opens_for_every_node_and_fits(host, translated):
+    language, page = translated
     words = host.get("/i18n").get(language, {"nodeDefs": {}})["nodeDefs"]
     for name, node in ours(host).items():
         page.evaluate(SELECT, name)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from comfy_host import PACK, ROOT
+from comfy_host import PACK, ROOT, opened
 from PIL import Image
 from prompts import on_small_model
 
@@ -67,7 +67,7 @@ def save(page, name: str) -> None:
 
 def browse_templates(page) -> None:
     page.get_by_role("button", name="Templates", exact=True).click()
-    page.get_by_text(PACK, exact=True).click()
+    page.get_by_role("dialog").get_by_text(PACK, exact=True).click()
 
 
 def open_template(page, name: str) -> None:
@@ -118,14 +118,12 @@ def assert_apart(page) -> None:
         assert all(holds(b, box) for _, b in touched), (title, touched)
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "Nodes 2.0"])
-def growing(host, request):
-    """A page with classic nodes or Nodes 2.0, and previews on the samplers."""
-    host.fetch("/settings/Comfy.VueNodes.Enabled", request.param)
-    host.fetch("/settings/Comfy.Execution.PreviewMethod", "auto")
-    yield request.getfixturevalue("page")
-    host.fetch("/settings/Comfy.VueNodes.Enabled", False)
-    host.fetch("/settings/Comfy.Execution.PreviewMethod", "default")
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "Nodes 2.0"])
+def growing(host, browser, request):
+    """A page with classic nodes or Nodes 2.0, and previews on the samplers; for all templates."""
+    settings = {"VueNodes.Enabled": request.param, "Execution.PreviewMethod": "auto"}
+    with opened(host, browser, settings) as page:
+        yield page
 
 
 def post_for_small_model(route) -> None:
@@ -202,7 +200,7 @@ def test_a_template_opens_and_runs_and_nothing_covers_anything_else(host, growin
     page.wait_for_timeout(500)
     assert_apart(page)
     if name == ANY_MODEL:
-        page.route("**/api/prompt", post_for_small_model)
+        page.route("**/api/prompt", post_for_small_model, times=1)
     images = run_on_page(host, page)
     page.evaluate(CUSTOM)
     page.wait_for_timeout(2000)
