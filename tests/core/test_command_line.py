@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diversevar_core.analysis.calibrate import CANDIDATES
 from diversevar_core.checkpoints import included
 from diversevar_core.conditions import Text
 from diversevar_core.errors import UserError
@@ -155,13 +155,13 @@ def test_calibrate_saves_its_choice_where_the_preset_reads_it(command_line, tmp_
     one = ["--prompt", "octopus", "--preset", "my calibration"]
     assert "no finished calibration" in command_line("sample", *files, *one).stderr
     assert "No such file" in command_line("calibrate", *files, "--prompts", prompts).stderr
-    prompts.write_text("octopus\n\n")
+    prompts.write_text("telephone\n\n")
     done = command_line("calibrate", *files, "--prompts", prompts, "--seeds", "2")
     assert done.returncode == 0, done.stderr
     assert "s left" in done.stderr
     assert Image.open(plot).width > 600
     chosen = json.loads((tmp_path / "transformer.safetensors.diversity.json").read_text())["chosen"]
-    assert Preset(**chosen) in CANDIDATES
+    assert chosen != asdict(Preset())
     assert command_line("sample", *files, *one).returncode == 0
 
 
