@@ -12,9 +12,9 @@ All resume from their checkpoints.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ from .colours import colour_prompts, figure, with_colours
 from .data import ADDED, Data, contact_sheet, load, to_model
 from .growth import encoded, sampled
 from .judge import Judge, read_judge
-from .loop import Log, autocast, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, kept, learning_rate, resume, save
 from .sharp import LEVEL, Pictures, Sharpening, compiled, draw_sheet, errors, write
 from .teacher import Teacher, by_map, forward, losses, self_correcting
 from .text import tokenize
@@ -292,13 +292,9 @@ def train_decoder(args: argparse.Namespace) -> None:
     data, features = pictures_of(load(args.data), known, tokenizer, path)
     prompts = [data.concepts[concept].prompt for concept in data.concept.tolist()]
     files = [args.models / f"{name}.safetensors" for name in ("transformer", "text_encoder")]
-    drawn_by = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    state = resume(args.folder / "redrawn.pt")
-    if state is None or state["drawn_by"] != drawn_by:
-        made = redrawn(args.models, tokenizer, features, prompts)
-        state = {"f_hat": made, "drawn_by": drawn_by}
-        save(args.folder / "redrawn.pt", state)
-    drawn = state["f_hat"]
+    made_of = (features, *(file.read_bytes() for file in files))
+    make = partial(redrawn, args.models, tokenizer, features, prompts)
+    drawn = kept(args.folder / "redrawn.pt", made_of, make)
     pictures, log, schedule = Pictures(args.data, args.full), Log(every=20), square(SIDES)
     shown = torch.arange(24) * (len(drawn) // 24)
     order = batches(len(drawn), args.batch // 2, SEED, run.step)

@@ -8,7 +8,6 @@ names samples of old and of new prompts. Resumes from its checkpoint.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from diversevar_core.vae.bsq import BSQ
 
 from .data import Data, contact_sheet, load, to_model
 from .judge import Judge, load_judge
-from .loop import Log, autocast, batches, learning_rate, resume, save
+from .loop import Log, autocast, batches, kept, learning_rate
 from .teacher import Teacher, forward, losses, self_correcting
 from .text import tokenize
 from .tokenizer import SIDES, psnr, rebuilt, to_pixels
@@ -60,31 +59,29 @@ class Pictures:
 
 @torch.no_grad()
 def clearness(tokenizer: BSQ, data: Data, path: Path) -> Tensor:
-    """Mean PSNR in dB of every concept's pictures through the tokenizer, kept at ``path``."""
-    if not path.exists():
+    """Mean PSNR in dB of every concept's pictures through the tokenizer, ``kept`` at ``path``."""
+
+    def make() -> Tensor:
         with autocast():
             made = rebuilt(tokenizer, data.pictures, square(SIDES))
         each = psnr(made, data.pictures)
         means = [each[data.concept == concept].mean() for concept in range(len(data.concepts))]
-        torch.save(torch.stack(means), path)
-    return torch.load(path, weights_only=True)
+        return torch.stack(means)
+
+    return kept(path, (data.pictures, data.concept, *tokenizer.parameters()), make)
 
 
 @torch.no_grad()
 def encoded(tokenizer: BSQ, pictures: Tensor, path: Path) -> Tensor:
-    """Features (N, d, h, w) float16 of uint8 pictures, kept at ``path`` as long as both stay."""
-    weights = [weight.detach().cpu() for weight in tokenizer.encoder.parameters()]
-    digest = hashlib.sha256()
-    for tensor in (pictures, *weights):
-        digest.update(tensor.contiguous().numpy())
-    state = resume(path)
-    if state is None or state["of"] != digest.hexdigest():
+    """Features (N, d, h, w) float16 of uint8 pictures, ``kept`` at ``path``."""
+
+    def make() -> Tensor:
         device, parts = next(tokenizer.parameters()).device, pictures.split(64)
         with autocast(device):
             parts = [tokenizer.encoder(to_model(part.to(device))).half().cpu() for part in parts]
-        state = {"features": torch.cat(parts), "of": digest.hexdigest()}
-        save(path, state)
-    return state["features"]
+        return torch.cat(parts)
+
+    return kept(path, (pictures, *tokenizer.encoder.parameters()), make)
 
 
 @torch.compiler.set_stance("force_eager")
