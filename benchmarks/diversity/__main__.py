@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     judges.add_argument("--inception", type=Path, help="pt_inception-2015-12-05-6726825d.pth")
     judges.add_argument("--clip", type=Path, help="CLIP folder of the transformers library")
     judges.add_argument("--image-reward", type=Path, help="ImageReward.pt, tokenizer.json")
-    judges.add_argument("--judge", type=Path, help="emoji and layouts: judge.ckpt of training")
+    judges.add_argument("--judge", type=Path, help="emoji and layouts: the judge of training")
     top.add_argument("--shard", metavar="I/N", help="this process's share (default: torchrun's)")
     return top
 

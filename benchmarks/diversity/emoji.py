@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from training.metrics import designs_and_modes
 
-from .features import Encode, Encoder, digest, read_tensors
+from .features import Encode, Encoder, digest
 from .protocols import Judge, Pictures, Prompt, Protocol, only, text_of
 
 # prompts of one word that the included model knows
@@ -46,21 +45,16 @@ def protocol(folder: Path | None) -> Protocol:
         lambda i: Image.fromarray(pictures[i]),
         digest(folder / "emoji.npz"),
     )
-    own = Judge(partial(judge, folder), within_prompts)
-    return Protocol("emoji", prompts, 12, only(known, prompts), own)
+    return Protocol("emoji", prompts, 12, only(known, prompts), Judge(judge, within_prompts))
 
 
-def judge(folder: Path, path: Path) -> Encoder:
-    """The trained judge at ``path``; folder: the data that it was trained on."""
+def judge(path: Path) -> Encoder:
+    """The judge at ``path``, of ``python -m training.judge``."""
 
     def load() -> Encode:
-        from training import judge as training
-        from training.data import load as load_data
+        from training.judge import read_judge
 
-        concepts = [concept.prompt for concept in load_data(folder).concepts]
-        network = training.Judge(len(concepts))
-        network.load_state_dict(read_tensors(path))
-        network.eval()
+        network, concepts = read_judge(path)
 
         def encode(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
             pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])

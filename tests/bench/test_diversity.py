@@ -26,7 +26,8 @@ from diversevar_core.methods.starts import Starts, choose_starts
 from diversevar_core.sampling.sampler import sample
 from diversevar_core.text.encoder import load_text_encoder
 from diversevar_core.vae.autoencoder import to_image
-from training.judge import Judge
+
+JUDGE = Path(__file__).parents[1] / "judge.safetensors"  # of training/judge.py
 
 CAPTIONS = ("penguin", "pizza", "red apple", "fox", "cat face", "sunflower", "owl", "octopus")
 
@@ -227,12 +228,10 @@ def test_emoji_with_its_judge(tmp_path):
     words = ("ant", "avocado", "amphora", "bat", "owl")
     concepts = [{"prompt": word, "mirrored": True, "designs": 6} for word in words]
     (data / "concepts.json").write_text(json.dumps(concepts))
-    pictures = np.stack([np.asarray(noise(64, 64, i)) for i in range(30)])
+    pictures = np.stack([np.asarray(noise(128, 128, i)) for i in range(30)])
     concept, design = np.divmod(np.arange(30), 6)
     np.savez(data / "emoji.npz", pictures=pictures, concept=concept, design=design)
-    torch.manual_seed(0)
-    torch.save(Judge(5).state_dict(), tmp_path / "judge.ckpt")
-    options = ("--data", data, "--judge", tmp_path / "judge.ckpt", "--out", out)
+    options = ("--data", data, "--judge", JUDGE, "--out", out)
     run("--bench", "emoji", "--prompts", 2, "--each", 4, "--rows", "vanilla", *options)
     report = json.loads((out / "report.json").read_text())
     assert report["references"] == 12  # of the first two prompts, amphora and ant
